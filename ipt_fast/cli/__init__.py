@@ -1,0 +1,48 @@
+"""``ipt-fast``: one command, one module per subcommand, each loaded only when it is asked for.
+
+A subcommand module has ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args) -> int``.
+"""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "info": "which backend each op takes on this machine, and why not the others",
+    "index": "check every image of a folder once and write an index",
+    "demo": "pre-train the tiny preset on packaged photos (make pretrain)",
+    "restore": "restore images: super-resolution, denoising, deraining",
+    "eval": "PSNR and SSIM on test sets, beside the paper's tables",
+    "finetune": "fine-tune a checkpoint on one task",
+    "visualize": "draw what the embeddings of a checkpoint have learnt",
+    "convert": "convert a checkpoint to or from safetensors",
+    "export": "write one task's network as a torch.export program or ONNX",
+    "bench": "run the benchmarks; table, JSON, CSV and plots",
+}
+
+
+class CommandError(Exception):
+    """An error of the user's making: printed as one line, exit code 2."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``ipt-fast``. Returns the exit code: 0 done, 1 failed, 2 wrong usage or input."""
+    parser = argparse.ArgumentParser(prog="ipt-fast", description="Image Processing Transformer, fast.")
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="; ".join(COMMANDS))
+    parser.epilog = "commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv[:1])
+    module = importlib.import_module(f"ipt_fast.cli.{args.command}")
+    sub = argparse.ArgumentParser(
+        prog=f"ipt-fast {args.command}",
+        description=COMMANDS[args.command],
+        epilog=getattr(module, "EXAMPLE", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(sub)
+    try:
+        return module.run(sub.parse_args(argv[1:]))
+    except CommandError as error:
+        print(f"ipt-fast {args.command}: {error}", file=sys.stderr)
+        return 2

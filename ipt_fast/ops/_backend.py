@@ -1,0 +1,83 @@
+"""Which backend serves a call: ``impl=`` > ``IPT_FAST_IMPL`` > the first automatic one that can.
+
+An explicit choice that cannot serve raises; only the automatic choice may pass a backend over.
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Mapping
+
+import torch
+
+_VARIABLE = "IPT_FAST_IMPL"
+
+
+def choose(op: str, impl: str | None, why_not: Mapping[str, str | None]) -> str:
+    """The name of the backend to use.
+
+    Args:
+        op: name of the op, for messages and for the per-op form of the variable.
+        impl: the caller's explicit choice, or None.
+        why_not: every backend of the op in order of automatic preference -> None where it can serve this call,
+            otherwise the reason why not.
+
+    ``IPT_FAST_IMPL`` is either one name, which binds the ops that have a backend of that name
+    (``IPT_FAST_IMPL=triton``), or a list per op, which binds strictly
+    (``IPT_FAST_IMPL=patch_attention=sdpa,pixelshuffle_tail=eager``).
+
+    Raises:
+        ValueError: the chosen name is no backend of the op.
+        RuntimeError: the chosen backend cannot serve this call, or no backend can.
+    """
+    source = "impl="
+    if impl is None:
+        impl, source = _from_environment(op, why_not), f"{_VARIABLE}="
+    if impl is not None:
+        if impl not in why_not:
+            raise ValueError(f'{op}: {source}"{impl}" is not a backend; choose one of {", ".join(why_not)}')
+        if why_not[impl] is not None:
+            usable = [name for name, reason in why_not.items() if reason is None]
+            advice = " or ".join(f'impl="{name}"' for name in usable) or "another device or dtype"
+            raise RuntimeError(f'{op}: {source}"{impl}" {why_not[impl]}; use {advice}')
+        return impl
+    for name, reason in why_not.items():
+        if reason is None:
+            return name
+    raise RuntimeError(f"{op}: no backend can serve this call: " + "; ".join(f"{n} {r}" for n, r in why_not.items()))
+
+
+def _from_environment(op: str, backends: Mapping[str, str | None]) -> str | None:
+    value = os.environ.get(_VARIABLE, "").strip()
+    if not value:
+        return None
+    if "=" not in value:
+        return value if value in backends else None
+    choices = dict(part.strip().split("=", 1) for part in value.split(",") if "=" in part)
+    return choices.get(op)
+
+
+@functools.cache
+def module_missing(name: str) -> str | None:
+    """Why a backend that imports ``name`` cannot be used, or None. Looks the module up without importing it."""
+    return None if importlib.util.find_spec(name) else f"needs the package {name}, which is not installed"
+
+
+def interpreting() -> bool:
+    """True where Triton's interpreter runs the kernels on CPU tensors (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def triton_missing(device: torch.device | str) -> str | None:
+    """Why the Triton kernels cannot run on ``device``, or None (sm_80 or newer, or the interpreter)."""
+    if reason := module_missing("triton"):
+        return reason
+    if interpreting():
+        return None
+    device = torch.device(device)
+    if device.type != "cuda":
+        return f"needs a CUDA device of capability 8.0 or newer (found {device.type})"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"needs a CUDA device of capability 8.0 or newer (found {major}.{minor})"
+    return None

@@ -1,0 +1,41 @@
+"""The restoration tasks: their names, order and parameters."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["sr", "derain", "denoise"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One restoration task. ``scale`` is output size over input size; ``sigma`` is in pixel units (0..255)."""
+
+    name: str
+    kind: Kind
+    scale: int = 1
+    sigma: float = 0.0
+
+
+# The order of the released six-task checkpoints: head, tail and task embedding i belong to TASKS[i].
+TASKS = ("sr2", "sr3", "sr4", "derain", "denoise30", "denoise50")
+
+_DENOISE = re.compile(r"denoise(\d+(?:\.\d+)?)")
+
+
+def get_task(name: "str | Task") -> Task:
+    """The task of that name: ``sr2``, ``sr3``, ``sr4``, ``derain``, or ``denoise<sigma>`` for any noise level.
+
+    Raises:
+        ValueError: the name is none of these.
+    """
+    if isinstance(name, Task):
+        return name
+    if name in ("sr2", "sr3", "sr4"):
+        return Task(name, "sr", scale=int(name[2:]))
+    if name == "derain":
+        return Task(name, "derain")
+    match = _DENOISE.fullmatch(name)
+    if match and float(match[1]) > 0:
+        return Task(name, "denoise", sigma=float(match[1]))
+    raise ValueError(f"task {name!r} is not known; choose one of {', '.join(TASKS)}, or denoise<sigma> (sigma > 0)")

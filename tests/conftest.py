@@ -1,0 +1,32 @@
+"""Fixtures for all tests. Real photos and golden numbers lie outside the project; tests that need them skip without."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with golden files and photos: IPT_FAST_SHARED, by default ../shared beside the repository."""
+    path = Path(os.environ.get("IPT_FAST_SHARED", ROOT.parent / "shared"))
+    if not (path / "golden").is_dir():
+        pytest.skip(f"no golden files and photos at {path}; set IPT_FAST_SHARED to their folder")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_seed():
+    torch.manual_seed(0)
