@@ -1,0 +1,169 @@
+"""The contrastive loss between the patches of a batch (Eq. 5 of the paper), and its supervised-contrastive variant."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ipt_fast.ops._backend import choose
+
+_OP = "patch_contrastive_loss"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MODES = ("paper", "supcon")
+_REDUCTIONS = ("mean", "sum", "none")
+_SCOPES = ("local", "global")
+_TEMPERATURE = 0.07
+_NO_DIRECTION = 1e-12  # a token with a norm up to this has no direction
+
+
+def unit_tokens(features: Tensor) -> Tensor:
+    """Tokens scaled to norm 1; zero tokens stay zero with a zero gradient; nan, inf and overflowing norms give nan."""
+    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)  # [B, N, 1]
+    zero = norm <= _NO_DIRECTION
+    norm = norm.masked_fill(norm.isinf(), torch.nan)
+    return torch.where(zero, 0.0, features / norm.masked_fill(zero, 1.0))
+
+
+def patch_contrastive_loss_reference(
+    features: Tensor, mode: str = "paper", temperature: float = _TEMPERATURE, others: Tensor | None = None
+) -> Tensor:
+    """Values per image [B], written as Eq. 5 reads, in the dtype of ``features``; the oracle of every backend.
+
+    ``others`` [K, N, D] are images that serve as negatives and are no anchors themselves (other ranks' images).
+    """
+    B, N, _ = features.shape
+    f = unit_tokens(features)  # [B, N, D]
+    bank = f if others is None else torch.cat([f, unit_tokens(others)])  # [B + K, N, D]
+    d = torch.einsum("jad,kbd->jakb", f, bank)  # [B, N, B + K, N] cosine similarities
+    if mode == "paper":
+        positives = torch.einsum("jad,jbd->jab", f, f)  # [B, N, N]
+        same_image = torch.eye(B, len(bank), dtype=torch.bool, device=d.device)[:, None, :, None]
+        negatives = d.masked_fill(same_image, -torch.inf).logsumexp(2)  # [B, N, N], over the images k != j
+        return (negatives - positives).mean((1, 2))
+    d = d.reshape(B * N, -1) / temperature  # [B N, (B + K) N]
+    same_patch = torch.eye(*d.shape, dtype=torch.bool, device=d.device)
+    log_p = d - d.masked_fill(same_patch, -torch.inf).logsumexp(1, keepdim=True)
+    own = log_p.reshape(B, N, -1, N).diagonal(dim1=0, dim2=2)  # [N, N, B] patches of the same image
+    own = own.movedim(2, 0).masked_fill(torch.eye(N, dtype=torch.bool, device=d.device), 0.0)  # [B, N, N]
+    return -own.sum((1, 2)) / (N * (N - 1))
+
+
+class _AllGather(torch.autograd.Function):
+    """Images of all ranks, in rank order; an image's gradient is the sum of what all ranks have for it."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor) -> Tensor:
+        gathered = [torch.empty_like(features) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, features.contiguous())
+        ctx.images = len(features)
+        return torch.cat(gathered)  # [R B, N, D]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[dist.get_rank() * ctx.images :][: ctx.images]
+
+
+def _world_size(scope: str) -> int:
+    return dist.get_world_size() if scope == "global" and dist.is_available() and dist.is_initialized() else 1
+
+
+def _eager(features: Tensor, mode: str, temperature: float, ranks: int) -> Tensor:
+    features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    others = None
+    if ranks > 1:
+        B, first = len(features), dist.get_rank() * len(features)
+        everyone = _AllGather.apply(features)
+        others = torch.cat([everyone[:first], everyone[first + B :]])  # [(R - 1) B, N, D]
+    with torch.autocast(features.device.type, enabled=False):
+        return patch_contrastive_loss_reference(features, mode, temperature, others)
+
+
+def _check(features: Tensor, mode: str, temperature: float, reduction: str, scope: str) -> None:
+    for name, value, known in (
+        ("mode", mode, _MODES),
+        ("reduction", reduction, _REDUCTIONS),
+        ("scope", scope, _SCOPES),
+    ):
+        if value not in known:
+            raise ValueError(f'{_OP}: {name}="{value}" is unknown; use one of {", ".join(known)}')
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{_OP}: features must be a tensor [B, N, D] (got {type(features).__name__})")
+    if features.dtype not in _DTYPES:
+        raise TypeError(f"{_OP}: features must be float16, bfloat16, float32 or float64 (got {features.dtype})")
+    if features.dim() != 3:
+        raise ValueError(f"{_OP}: features must be [B, N, D] (got shape {list(features.shape)})")
+    B, N, D = features.shape
+    if B * _world_size(scope) < 2 or N < 1 or D < 1:
+        raise ValueError(
+            f"{_OP}: needs at least two images, as the negatives of an image are the others, of at least one token "
+            f"(got B={B}, N={N}, D={D}); use a larger batch or leave the loss out"
+        )
+    if mode == "supcon" and N < 2:
+        raise ValueError(f'{_OP}: mode="supcon" needs N >= 2 tokens an image, the positives are the others (got N={N})')
+    if mode == "supcon" and not 0 < temperature < float("inf"):
+        raise ValueError(f"{_OP}: temperature must be positive and finite (got {temperature})")
+    if mode == "paper" and temperature != _TEMPERATURE:
+        raise ValueError(f'{_OP}: Eq. 5 has no temperature (got {temperature}); leave it out or use mode="supcon"')
+
+
+def patch_contrastive_loss(
+    features: Tensor,
+    mode: str = "paper",
+    *,
+    temperature: float = _TEMPERATURE,
+    reduction: str = "mean",
+    scope: str = "local",
+    impl: str | None = None,
+) -> Tensor:
+    """Patches of one image attract, patches of different images repel each other.
+
+    ``mode="paper"`` is Eq. 5 of "Pre-Trained Image Processing Transformer" (CVPR 2021), with f[j, i] token i of image
+    j and d the cosine similarity; it has no temperature and may be negative; random features give about log(B - 1)::
+
+        1/(B N^2) * sum_{j, i1, i2} [ log sum_{k != j} exp d(f[j, i1], f[k, i2]) - d(f[j, i1], f[j, i2]) ]
+
+    ``mode="supcon"`` is the loss of the authors' MindSpore training code (research/cv/IPT/src/loss.py): with
+    s = d / temperature, the mean over all B N patches of ``log sum_{all other B N - 1 patches} exp s - mean of s over
+    the N - 1 other patches of the same image``.
+
+    Args:
+        features: [B, N, D] float16, bfloat16, float32 or float64, any strides; tokens need not be normalised. A token
+            of norm zero (up to 1e-12) has cosine similarity 0 with everything and gets a zero gradient.
+        mode: "paper" or "supcon".
+        temperature: of mode "supcon" only.
+        reduction: "none" gives the values per image [B], each the mean over that image's pairs; "mean" (Eq. 5 as
+            written) and "sum" are taken over the images.
+        scope: "local" takes the negatives from this process's batch, "global" from all ranks' batches, which must have
+            the same shape. The anchors are always the own images, so "mean" is this rank's share: the mean over ranks
+            is the loss of one process that holds the whole batch, and the gradients are exact in the same sense:
+            averaged over ranks, as DistributedDataParallel does, they are the gradients of that one process.
+            Without a process group the two are the same. Every rank must call forward and backward.
+        impl: backend, see ``backend_status``; None chooses.
+
+    Returns:
+        A scalar, or [B] for "none"; float32 for half precisions, otherwise the dtype of ``features``.
+
+    Raises:
+        ValueError: a batch of one image (over all ranks in scope), features of wrong rank, an unknown name, or, on a
+            CPU, features that hold nan or inf. Elsewhere and in compiled code that check would stop the device, and
+            such features make the loss nan instead.
+        TypeError: features are no floating-point tensor.
+        RuntimeError: the backend asked for cannot serve the call.
+    """
+    _check(features, mode, temperature, reduction, scope)
+    choose(_OP, impl, {"eager": None})
+    per_image = _eager(features, mode, temperature, _world_size(scope))  # [B]
+    if per_image.is_cpu and not torch.compiler.is_compiling() and not per_image.isfinite().all():
+        raise ValueError(f"{_OP}: features hold nan or inf (or a norm beyond {features.dtype}); the loss is undefined")
+    if reduction == "none":
+        return per_image
+    return per_image.mean() if reduction == "mean" else per_image.sum()
+
+
+def backend_status(device: torch.device | str) -> dict[str, str | None]:
+    """Backend -> None where it can serve ``device``, otherwise the reason why not."""
+    return {"eager": None}
+
+
+__all__ = ["backend_status", "patch_contrastive_loss", "patch_contrastive_loss_reference"]
