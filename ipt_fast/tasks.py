@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["sr", "derain", "denoise"]
+Kind = Literal["sr", "derain", "denoise", "deblur"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ _DENOISE = re.compile(r"denoise(\d+(?:\.\d+)?)")
 
 
 def get_task(name: "str | Task") -> Task:
-    """The task of that name: ``sr2``, ``sr3``, ``sr4``, ``derain``, or ``denoise<sigma>`` for any noise level.
+    """The task of that name: ``sr2``, ``sr3``, ``sr4``, ``derain``, ``deblur``, or ``denoise<sigma>`` for any sigma.
+
+    There is no synthetic blur: ``deblur`` is trained on pairs of photos.
 
     Raises:
         ValueError: the name is none of these.
@@ -35,7 +37,11 @@ def get_task(name: "str | Task") -> Task:
         return Task(name, "sr", scale=int(name[2:]))
     if name == "derain":
         return Task(name, "derain")
+    if name == "deblur":
+        return Task(name, "deblur")
     match = _DENOISE.fullmatch(name)
     if match and float(match[1]) > 0:
         return Task(name, "denoise", sigma=float(match[1]))
-    raise ValueError(f"task {name!r} is not known; choose one of {', '.join(TASKS)}, or denoise<sigma> (sigma > 0)")
+    raise ValueError(
+        f"task {name!r} is not known; choose one of {', '.join(TASKS)}, denoise<sigma> (sigma > 0), deblur"
+    )

@@ -1,0 +1,115 @@
+"""The transformer's layers. Pre-norm; no biases in attention; parameter names are the released ones.
+
+Shapes: B images, N tokens, D embedding. ``E`` is a task embedding [N, D], the same for every image and layer.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ipt_fast.ops import patch_attention
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one packed projection and no biases.
+
+    The task embedding is folded in after the projection: W(x + E) = Wx + WE, and WE is [N, D] for the whole batch,
+    so no [B, N, D] tensor with the embedding added exists.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(Tensor(3 * dim, dim))  # rows: q, k, v
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, E: Tensor | None = None) -> Tensor:
+        """Self-attention: q = k = x + E, v = x. x [B, N, D], E [N, D] or None."""
+        q, k, v = F.linear(x, self.in_proj_weight).chunk(3, dim=-1)  # views of [B, N, 3D]
+        q_embed = k_embed = None
+        if E is not None:
+            q_embed, k_embed = F.linear(E, self.in_proj_weight[: 2 * E.shape[-1]]).chunk(2, dim=-1)  # [N, D] each
+        out = patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed, k_embed=k_embed)
+        return self.out_proj(out)
+
+    def cross(self, x: Tensor, memory: Tensor, E: Tensor | None = None) -> Tensor:
+        """Cross-attention: q = x + E, k = v = memory [B, M, D]."""
+        D = x.shape[-1]
+        q_weight, kv_weight = self.in_proj_weight.split([D, 2 * D])
+        q = F.linear(x, q_weight)  # [B, N, D]
+        k, v = F.linear(memory, kv_weight).chunk(2, dim=-1)  # views of [B, M, 2D]
+        q_embed = None if E is None else F.linear(E, q_weight)  # [N, D]
+        return self.out_proj(patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed))
+
+
+class EncoderLayer(nn.Module):
+    """x += MHA(LN1 x); x += FFN(LN2 x)."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.self_attn = Attention(dim, num_heads)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        # The reference: kaiming here, xavier in the decoder.
+        nn.init.kaiming_uniform_(self.self_attn.in_proj_weight, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, D] -> [B, N, D]."""
+        x = x + self.self_attn(self.norm1(x))
+        return x + self.linear2(F.relu(self.linear1(self.norm2(x))))
+
+
+class DecoderLayer(nn.Module):
+    """z += MHA(LN1 z, E); z += MHA(LN2 z, memory, E); z += FFN(LN3 z)."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.self_attn = Attention(dim, num_heads)
+        self.multihead_attn = Attention(dim, num_heads)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.self_attn.in_proj_weight)
+        nn.init.xavier_uniform_(self.multihead_attn.in_proj_weight)
+
+    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
+        """z [B, N, D], memory [B, N, D], E [N, D] or None -> [B, N, D]."""
+        z = z + self.self_attn(self.norm1(z), E)
+        z = z + self.multihead_attn.cross(self.norm2(z), memory, E)
+        return z + self.linear2(F.relu(self.linear1(self.norm3(z))))
+
+
+class Encoder(nn.Module):
+    """num_layers encoder layers, each drawn on its own; no final norm."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, D] -> [B, N, D]."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """num_layers decoder layers over one memory; no final norm."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int, memory_norm: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
+        # Eq. 2 normalises z0. The affine part is absorbed by each layer's own projection, so one norm serves all.
+        self.memory_norm = nn.LayerNorm(dim) if memory_norm else nn.Identity()
+
+    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
+        """z and memory [B, N, D], E [N, D] or None -> [B, N, D]."""
+        memory = self.memory_norm(memory)
+        for layer in self.layers:
+            z = layer(z, memory, E)
+        return z
