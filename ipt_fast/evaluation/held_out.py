@@ -1,0 +1,82 @@
+"""Scores of a model on photos that it never saw: what came in, what came out, what was wanted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from ipt_fast.degradations.bicubic import bicubic_up
+from ipt_fast.evaluation.metrics import psnr_y
+from ipt_fast.inference import restore
+from ipt_fast.ops import degrade
+from ipt_fast.tasks import get_task
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """One photo and one task. Images are float [3, H, W], 0..255, rounded; PSNR-Y in dB.
+
+    ``before`` is the degraded photo (for super-resolution its bicubic enlargement), ``after`` the model's output.
+    """
+
+    task: str
+    photo: str
+    before: Tensor
+    after: Tensor
+    clean: Tensor
+    psnr_before: float
+    psnr_after: float
+
+
+def score_held_out(
+    model: torch.nn.Module, photos: Mapping[str, Tensor], tasks: Sequence[str], seed: int = 0
+) -> list[HeldOutResult]:
+    """Degrade each photo for each task, restore it, and score both against the clean one.
+
+    Args:
+        photos: name -> uint8 [3, H, W]. For super-resolution the photo is cut to a multiple of the scale.
+        seed: of the noise and the rain; the same for every call, so that two models see the same input.
+    """
+    results = []
+    for task in map(get_task, tasks):
+        for number, (name, photo) in enumerate(photos.items()):
+            height, width = (side - side % task.scale for side in photo.shape[1:])
+            seeds = torch.tensor([seed * 1000 + number])
+            before, clean = degrade(photo[None, :, :height, :width], task, seeds=seeds)
+            after = restore(model, before, task=task.name)
+            if task.kind == "sr":
+                before = bicubic_up(before, task.scale)
+            scores = [
+                psnr_y(image.clamp(0, 255).round(), clean, border=task.scale if task.kind == "sr" else 0).item()
+                for image in (before, after)
+            ]
+            images = (image[0].clamp(0, 255).round() for image in (before, after, clean))
+            results.append(HeldOutResult(task.name, name, *images, *scores))
+    return results
+
+
+def mean_scores(results: Sequence[HeldOutResult]) -> dict[str, tuple[float, float]]:
+    """task -> (mean PSNR-Y before, mean PSNR-Y after), in the order of the results."""
+    means = {}
+    for task in dict.fromkeys(r.task for r in results):
+        of_task = [r for r in results if r.task == task]
+        means[task] = (
+            sum(r.psnr_before for r in of_task) / len(of_task),
+            sum(r.psnr_after for r in of_task) / len(of_task),
+        )
+    return means
+
+
+def score_table(results: Sequence[HeldOutResult]) -> Table:
+    """The table that a person reads: per task, PSNR-Y of input and output, and the gain."""
+    photos = ", ".join(dict.fromkeys(r.photo for r in results))
+    table = Table(title=f"PSNR-Y in dB on photos never trained on ({photos})", title_justify="left")
+    table.add_column("task")
+    for column in ("input (SR: bicubic)", "model", "difference"):
+        table.add_column(column, justify="right")
+    for task, (before, after) in mean_scores(results).items():
+        gain = after - before
+        table.add_row(task, f"{before:.2f}", f"{after:.2f}", f"[{'green' if gain > 0 else 'red'}]{gain:+.2f}[/]")
+    return table

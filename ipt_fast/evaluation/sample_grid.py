@@ -1,0 +1,80 @@
+"""Pictures that a person looks at: input | output | clean, one row per photo, PSNR in the captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ipt_fast.evaluation.held_out import HeldOutResult
+from ipt_fast.tasks import get_task
+
+_GAP, _CAPTION, _TITLE = 8, 24, 34
+_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+
+
+def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2) -> Image.Image:
+    """One task's results as one picture: a square of ``crop`` pixels from each photo, enlarged ``zoom`` times.
+
+    Every pixel is repeated, not interpolated, so that what the model did can be seen. The square is the part of the
+    photo with the most detail. The captions give PSNR-Y of the whole photo.
+
+    Raises:
+        ValueError: no results, or results of several tasks.
+    """
+    tasks = {r.task for r in results}
+    if len(tasks) != 1:
+        raise ValueError(f"sample_grid: needs results of one task, got {sorted(tasks) or 'none'}")
+    task = get_task(tasks.pop())
+    first = "bicubic" if task.kind == "sr" else "input"
+    side = crop * zoom
+    width = 3 * side + 4 * _GAP
+    height = _TITLE + len(results) * (side + _CAPTION + _GAP)
+    picture = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    title, small = ImageFont.load_default(18), ImageFont.load_default(14)
+    draw.text((_GAP, 7), f"{task.name}: {first} | output | clean", _INK, title)
+    for row, result in enumerate(results):
+        top = _TITLE + row * (side + _CAPTION + _GAP)
+        y, x = _most_detailed(result.clean, crop)
+        captions = (
+            f"{result.photo}, {first} {result.psnr_before:.2f} dB",
+            f"output {result.psnr_after:.2f} dB ({result.psnr_after - result.psnr_before:+.2f})",
+            "clean",
+        )
+        for column, (image, caption) in enumerate(
+            zip((result.before, result.after, result.clean), captions, strict=True)
+        ):
+            left = _GAP + column * (side + _GAP)
+            tile = _to_pil(image[:, y : y + crop, x : x + crop]).resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(tile, (left, top))
+            draw.text((left, top + side + 3), caption, _INK, small)
+    return picture
+
+
+def write_sample_grids(results: Sequence[HeldOutResult], folder: Path) -> list[Path]:
+    """One PNG per task in ``folder``; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for task in dict.fromkeys(r.task for r in results):
+        path = folder / f"{task}.png"
+        sample_grid([r for r in results if r.task == task]).save(path)
+        paths.append(path)
+    return paths
+
+
+def _most_detailed(image: Tensor, crop: int) -> tuple[int, int]:
+    """Top left corner of the square with the most gradient; on a coarse grid, so that it stays put between tasks."""
+    gray = image.mean(0)
+    detail = torch.zeros_like(gray)
+    detail[1:] += (gray[1:] - gray[:-1]).abs()
+    detail[:, 1:] += (gray[:, 1:] - gray[:, :-1]).abs()
+    crop_h, crop_w = min(crop, gray.shape[0]), min(crop, gray.shape[1])
+    sums = torch.nn.functional.avg_pool2d(detail[None, None], (crop_h, crop_w), stride=16)[0, 0]
+    y, x = divmod(int(sums.argmax()), sums.shape[1])
+    return y * 16, x * 16
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.byte().permute(1, 2, 0).contiguous().numpy())
