@@ -9,11 +9,11 @@ PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 
 if ! command -v "$PYTHON" >/dev/null; then
-    echo "ipt-fast: no '$PYTHON' on the PATH; install Python 3.10 to 3.13, or run: make PYTHON=/path/to/python3.12 $*" >&2
+    echo "ipt-fast: no '$PYTHON' on the PATH; install Python 3.10 to 3.13, or name yours: make PYTHON=/path/to/python3.12 test" >&2
     exit 1
 fi
 if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'; then
-    echo "ipt-fast: $("$PYTHON" --version) found, Python 3.10 to 3.13 needed; choose one with: make PYTHON=python3.12" >&2
+    echo "ipt-fast: $("$PYTHON" --version) found, Python 3.10 to 3.13 needed; choose one with: make PYTHON=python3.12 test" >&2
     exit 1
 fi
 

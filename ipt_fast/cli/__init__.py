@@ -1,6 +1,6 @@
 """``ipt-fast``: one command, one module per subcommand, each loaded only when it is asked for.
 
-A subcommand module has ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args) -> int``.
+A subcommand module has ``EXAMPLE``, ``add_arguments(parser)`` and ``run(args) -> int``.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "info": "which backend each op takes on this machine, and why not the others",
     "index": "check every image of a folder once and write an index",
+    "shard": "pack a folder of images into tar shards",
     "demo": "pre-train the tiny preset on packaged photos (make pretrain)",
     "restore": "restore images: super-resolution, denoising, deraining",
     "eval": "PSNR and SSIM on test sets, beside the paper's tables",
