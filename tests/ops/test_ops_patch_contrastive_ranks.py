@@ -1,0 +1,107 @@
+"""scope="global": gloo ranks that hold a slice each equal one process that holds the whole batch."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ipt_fast.ops import patch_contrastive_loss
+
+IMAGES, N, D = 2, 5, 7  # IMAGES a rank
+IMPLS = ("eager",)
+MODES = ("paper", "supcon")
+WEIGHTS = (0.3, -2.0, 1.5, 0.7, 4.0, 1.1)  # of the values per image, for reduction="none"
+
+
+def whole_batch(ranks):
+    return torch.randn(ranks * IMAGES, N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+
+
+def projection():
+    layer = nn.Linear(D, D, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(D, D, dtype=torch.float64, generator=torch.Generator().manual_seed(8)))
+        layer.bias.zero_()
+    return layer
+
+
+def losses(features, weights, **options):
+    """Value and gradient with respect to ``features``, for every reduction."""
+    found = {}
+    for reduction in ("mean", "sum", "none"):
+        f = features.clone().requires_grad_()
+        loss = patch_contrastive_loss(f, reduction=reduction, **options)
+        (loss @ weights if reduction == "none" else loss).backward()
+        found[reduction] = loss.detach(), f.grad
+    return found
+
+
+def rank_main(rank, ranks, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    mine = slice(rank * IMAGES, (rank + 1) * IMAGES)
+    features, weights = whole_batch(ranks)[mine], torch.tensor(WEIGHTS[mine], dtype=torch.float64)
+    found = {}
+    for impl in IMPLS:
+        for mode in MODES:
+            found[impl, mode] = losses(features, weights, mode=mode, scope="global", impl=impl)
+        model = nn.parallel.DistributedDataParallel(projection())
+        patch_contrastive_loss(model(features), scope="global", impl=impl).backward()
+        found[impl, "ddp"] = model.module.weight.grad
+        one = patch_contrastive_loss(features[:1], scope="global", impl=impl)
+        found[impl, "one image a rank"] = one
+    found["local"] = patch_contrastive_loss(features, scope="local")
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
+def results(request, tmp_path_factory):
+    ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(rank_main, (ranks, folder), nprocs=ranks)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
+
+
+def close(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("mode", MODES)
+def test_ranks_equal_one_process(results, mode, impl):
+    ranks = len(results)
+    features, weights = whole_batch(ranks), torch.tensor(WEIGHTS[: ranks * IMAGES], dtype=torch.float64)
+    want = losses(features, weights, mode=mode, impl="eager")
+    got = [result[impl, mode] for result in results]
+    # The mean over ranks is the loss of the whole batch, and gradients averaged over ranks are its gradients.
+    close(torch.stack([g["mean"][0] for g in got]).mean(), want["mean"][0])
+    close(torch.cat([g["mean"][1] for g in got]) / ranks, want["mean"][1])
+    for reduction in ("sum", "none"):
+        close(torch.cat([g[reduction][1] for g in got]), want[reduction][1])
+    close(torch.stack([g["sum"][0] for g in got]).sum(), want["sum"][0])
+    close(torch.cat([g["none"][0] for g in got]), want["none"][0])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_ddp_has_the_gradients_of_one_process_on_every_rank(results, impl):
+    layer = projection()
+    patch_contrastive_loss(layer(whole_batch(len(results))), impl="eager").backward()
+    for result in results:
+        close(result[impl, "ddp"], layer.weight.grad)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_image_a_rank_has_the_other_ranks_as_negatives(results, impl):
+    whole = whole_batch(len(results))[::IMAGES]
+    got = torch.stack([result[impl, "one image a rank"] for result in results])
+    close(got, patch_contrastive_loss(whole, reduction="none", impl="eager"))
+
+
+def test_local_scope_ignores_the_other_ranks(results):
+    for whole, result in zip(whole_batch(len(results)).split(IMAGES), results, strict=True):
+        close(result["local"], patch_contrastive_loss(whole))
+
+
+def test_without_a_process_group_global_is_local():
+    features = whole_batch(2)
+    close(patch_contrastive_loss(features, scope="global"), patch_contrastive_loss(features))
