@@ -1,0 +1,7 @@
+"""Photos on disk to batches of clean crops: the index, the plan of what is drawn, and the loaders that decode it."""
+
+from ipt_fast.data.index import ImageIndex, NoImagesError, build_index
+from ipt_fast.data.index_file import ImageEntry
+from ipt_fast.data.loader import CropBatch, CropLoader, make_loader
+
+__all__ = ["CropBatch", "CropLoader", "ImageEntry", "ImageIndex", "NoImagesError", "build_index", "make_loader"]

@@ -1,0 +1,69 @@
+"""The PyTorch loader: worker processes that each make whole batches, with simplejpeg or Pillow as the decoder."""
+
+import signal
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ipt_fast.data.cores import cpu_cores
+from ipt_fast.data.decode import simplejpeg
+from ipt_fast.data.loader import CropLoader
+from ipt_fast.data.source import CropSource
+
+
+class _Batches(Dataset):
+    """step -> (crops, bad photos)."""
+
+    def __init__(self, source: CropSource, rank: int, world_size: int) -> None:
+        self._source = source
+        self._rank = rank
+        self._world_size = world_size
+
+    def __getitem__(self, step: int) -> tuple[Tensor, list[tuple[str, str]]]:
+        crops, bad = self._source.crops(self._source.plan.batch(step, self._rank, self._world_size))
+        return torch.from_numpy(crops), bad
+
+
+class TorchLoader(CropLoader):
+    """See ``make_loader``. Batches come in order of their step from any number of workers."""
+
+    def __init__(
+        self, source: CropSource, rank: int, world_size: int, *, workers: int | None, prefetch: int, why: str
+    ) -> None:
+        self._workers = cpu_cores() if workers is None else workers
+        if self._workers < 0:
+            raise ValueError(f"workers is {workers}; it has to be 0 or more")
+        decoder = "simplejpeg" if simplejpeg is not None else "Pillow (pip install simplejpeg for a faster one)"
+        about = f"torch loader, {self._workers} workers, {decoder}"
+        super().__init__(source, rank, world_size, f"{about}; {why}" if why else about)
+        self._prefetch = prefetch
+
+    def _open(self, step: int) -> Iterator[tuple[Tensor, list[tuple[str, str]]]]:
+        loader = DataLoader(
+            _Batches(self._source, self._rank, self._world_size),
+            batch_size=None,
+            sampler=count(step),
+            num_workers=self._workers,
+            prefetch_factor=self._prefetch if self._workers else None,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return iter(loader)
+
+    def _shut(self) -> None:
+        """Nothing to do: the workers end with the last reference to DataLoader's iterator."""
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the trainer stops its workers after the last checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
