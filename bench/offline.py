@@ -1,0 +1,157 @@
+"""Compile every registered Triton kernel for sm_80 and sm_90 without a GPU, and gate on what comes out.
+
+    python -m bench.offline            table on the screen and in bench/results/offline.md
+    python -m bench.offline --check    table and exit code only
+
+A kernel passes where it has tensor-core instructions (if it must), no register spills, and shared memory within
+what a block of that GPU can have. Exit code 1 where any fails.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+from bench.offline_cases import OfflineCase
+from bench.ptx_facts import SHARED_LIMIT, PtxFacts, compile_case
+from ipt_fast.ops._backend import module_missing
+from ipt_fast.text_table import markdown_table, print_table
+
+CASES = Path(__file__).parent / "offline_cases"
+RESULT = Path(__file__).parent / "results" / "offline.md"
+COLUMNS = ("op", "kernel", "dtype and shape", "arch", "registers", "shared bytes", "mma", "spilled bytes", "ok")
+NUMERIC = ("registers", "shared bytes", "mma", "spilled bytes")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One kernel on one GPU. ``facts`` is None where it did not compile; ``problem`` is None where it passes."""
+
+    op: str
+    kernel_name: str
+    label: str
+    capability: int
+    facts: PtxFacts | None
+    problem: str | None
+
+    def row(self) -> tuple[object, ...]:
+        verdict = self.problem or "ok"
+        name = (self.op, self.kernel_name, self.label)
+        if self.facts is None:
+            return (*name, f"sm_{self.capability}" if self.capability else "", "", "", "", "", verdict)
+        f = self.facts
+        return (*name, f.arch, f.registers, f.shared, f.mma, f.spills, verdict)
+
+
+def case_modules() -> list[str]:
+    """Names of all modules that register cases, sorted."""
+    return [f"bench.offline_cases.{path.stem}" for path in sorted(CASES.glob("*.py")) if path.stem != "__init__"]
+
+
+def judge(case: OfflineCase, facts: PtxFacts, capability: int) -> str | None:
+    """Why the compiled kernel fails the gate, or None."""
+    problems = []
+    if facts.spills:
+        problems.append(f"spills {facts.spills} bytes")
+    if facts.shared > SHARED_LIMIT[capability]:
+        problems.append(f"shared memory over the limit of {SHARED_LIMIT[capability]}")
+    if case.needs_tensor_cores and not facts.mma:
+        problems.append("no tensor-core instruction")
+    return "; ".join(problems) or None
+
+
+def check_case(case: OfflineCase, capability: int) -> Outcome:
+    """Compile one case for one GPU and judge it; a kernel that does not compile is an outcome, not an exception."""
+    name = (case.op, case.kernel_name, case.describe(), capability)
+    try:
+        facts = compile_case(case, capability)
+    except Exception as error:  # the compiler raises many types; the table must show every kernel
+        return Outcome(*name, None, f"does not compile: {type(error).__name__}: {str(error).strip()[:300]}")
+    return Outcome(*name, facts, judge(case, facts, capability))
+
+
+def run(modules: Sequence[str], workers: int = 2) -> list[Outcome]:
+    """Compile all cases of ``modules`` in ``workers`` processes where the interpreter is off."""
+    with _without_interpreter(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs: list[tuple[str, int, int]] = []
+        outcomes: list[Outcome] = []
+        for module, listed in zip(modules, pool.map(_list_jobs, modules), strict=True):
+            if isinstance(listed, str):
+                outcomes.append(Outcome(module.rpartition(".")[2], "", "", 0, None, listed))
+            else:
+                jobs += [(module, index, capability) for index, capability in listed]
+        outcomes += pool.map(_check_job, jobs)
+    return sorted(outcomes, key=lambda o: (o.op, o.kernel_name, o.label, o.capability))
+
+
+def _list_jobs(module: str) -> list[tuple[int, int]] | str:
+    try:
+        cases = importlib.import_module(module).offline_cases()
+    except Exception as error:  # a broken case file fails the gate by name, the other files still run
+        return f"cases not listed: {type(error).__name__}: {error}"
+    return [(index, capability) for index, case in enumerate(cases) for capability in case.targets]
+
+
+def _check_job(job: tuple[str, int, int]) -> Outcome:
+    module, index, capability = job
+    return check_case(importlib.import_module(module).offline_cases()[index], capability)
+
+
+@contextmanager
+def _without_interpreter() -> Iterator[None]:
+    """Worker processes started inside see no TRITON_INTERPRET: with it nothing can be compiled."""
+    before = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+def write_markdown(outcomes: Sequence[Outcome], path: Path) -> None:
+    """The table with the versions that made it."""
+    text = (
+        "# Kernels compiled without a GPU\n\n"
+        f"`python -m bench.offline`, triton {version('triton')}, torch {version('torch')}. Registers a thread, "
+        "dynamic and static shared memory a block, tensor-core instructions in the PTX, bytes spilled.\n\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + markdown_table(COLUMNS, [o.row() for o in outcomes], NUMERIC))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 all pass, 1 any fails, 2 Triton is missing."""
+    parser = argparse.ArgumentParser(prog="python -m bench.offline", description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="do not write bench/results/offline.md")
+    parser.add_argument("--only", metavar="OP", help="only the cases of bench/offline_cases/OP.py (writes nothing)")
+    parser.add_argument("--workers", type=int, default=2, help="compiler processes (default 2)")
+    args = parser.parse_args(argv)
+    if reason := module_missing("triton"):
+        print(f"bench.offline: {reason}; pip install triton", file=sys.stderr)
+        return 2
+    modules = [m for m in case_modules() if args.only in (None, m.rpartition(".")[2])]
+    if not modules:
+        known = ", ".join(m.rpartition(".")[2] for m in case_modules()) or "none yet"
+        print(f"bench.offline: no cases for {args.only!r}; ops with cases: {known}", file=sys.stderr)
+        return 2
+    start = time.perf_counter()
+    outcomes = run(modules, args.workers)
+    print_table("kernels compiled without a GPU", COLUMNS, [o.row() for o in outcomes], NUMERIC)
+    failed = [o for o in outcomes if o.problem]
+    print(f"{len(outcomes)} compiled in {time.perf_counter() - start:.1f} s, {len(failed)} failed")
+    if not args.check and args.only is None:
+        write_markdown(outcomes, RESULT)
+        print(f"written: {RESULT.relative_to(Path(__file__).parent.parent)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
