@@ -9,8 +9,6 @@ from PIL import Image, UnidentifiedImageError
 from ipt_fast.data.decode import DECODE_ERRORS, is_jpeg, simplejpeg, to_rgb
 
 _ORIENTATION = 0x0112  # EXIF tag
-# simplejpeg's strict mode also complains of padding after the data, which does no harm.
-_HARMLESS = ("extraneous bytes",)
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,10 @@ def _check_opened(image: Image.Image, data: bytes, name: str, min_size: int) -> 
 def _decode_all(image: Image.Image, data: bytes) -> None:
     """Raise where any part of the image cannot be decoded."""
     if simplejpeg is not None and is_jpeg(data) and image.mode in ("RGB", "L"):
-        try:
-            simplejpeg.decode_jpeg(data, "RGB", strict=True)
-            return
-        except ValueError as error:
-            if not any(harmless in str(error) for harmless in _HARMLESS):
-                raise
-    to_rgb(image)
+        # Strict also refuses data left over after the last row: damage in the middle of a file shows as just that.
+        simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    else:
+        to_rgb(image)
 
 
 def _notes(image: Image.Image, name: str) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def decode_rows(data: bytes, rows: int | None = None, mode: str | None = None) -
     if is_jpeg(data):
         fewer = keep_rows(data, rows) if rows is not None else None
         if simplejpeg is not None and mode in ("RGB", "L"):
-            # Strict where all of it is read; with fewer rows the rest of the file counts as extraneous bytes.
+            # Not strict: what lies below the wanted rows counts as extraneous bytes. The index was strict.
             return simplejpeg.decode_jpeg(data if fewer is None else fewer, "RGB", strict=False)
         data = data if fewer is None else fewer
     with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
@@ -69,10 +69,9 @@ def decode_region(data: bytes, top: int, left: int, height: int, width: int, mod
     pixels = decode_rows(data, top + height, mode)
     region = pixels[top : top + height, left : left + width]
     if region.shape[:2] != (height, width):
-        raise ValueError(
-            f"the image is {pixels.shape[1]}x{pixels.shape[0]} and does not hold the region of {width}x{height} "
-            f"at ({left}, {top})"
-        )
+        wide = pixels.shape[1] < left + width
+        extent = f"{pixels.shape[1]} pixels wide" if wide else f"{pixels.shape[0]} pixels high"
+        raise ValueError(f"the image is {extent} and does not hold the region of {width}x{height} at ({left}, {top})")
     return region
 
 
