@@ -1,0 +1,67 @@
+"""Kernels for test_offline.py: good ones and ones that the gate must refuse."""
+
+import triton
+import triton.language as tl
+
+from bench.offline_cases import OfflineCase
+
+
+@triton.jit
+def product(A, B, C, BLOCK: tl.constexpr, K: tl.constexpr):
+    i, k = tl.arange(0, BLOCK), tl.arange(0, K)
+    a = tl.load(A + i[:, None] * K + k[None, :])
+    b = tl.load(B + i[:, None] * K + k[None, :])
+    tl.store(C + i[:, None] * BLOCK + i[None, :], tl.dot(a, tl.trans(b)))
+
+
+@triton.jit
+def pipelined(A, B, C, n, BLOCK: tl.constexpr, K: tl.constexpr):
+    # Every stage of the pipeline holds its own two tiles in shared memory.
+    i, k = tl.arange(0, BLOCK), tl.arange(0, K)
+    c = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, n, K):
+        a = tl.load(A + i[:, None] * n + start + k[None, :])
+        b = tl.load(B + i[:, None] * n + start + k[None, :])
+        c = tl.dot(a, tl.trans(b), c)
+    tl.store(C + i[:, None] * BLOCK + i[None, :], c)
+
+
+@triton.jit
+def normalise(X, Y, N: tl.constexpr):
+    # The whole row stays in registers between the sum and the division.
+    x = tl.exp(tl.load(X + tl.arange(0, N)))
+    tl.store(Y + tl.arange(0, N), x / tl.sum(x, 0))
+
+
+PRODUCT = {"types": {"A": "*fp16", "B": "*fp16", "C": "*fp32"}, "align16": ("A", "B", "C")}
+ROW = {"types": {"X": "*fp32", "Y": "*fp32"}, "align16": ("X", "Y")}
+
+
+def offline_cases() -> list[OfflineCase]:
+    return [
+        OfflineCase("fixture", "good", product, consts={"BLOCK": 64, "K": 32}, **PRODUCT),
+        OfflineCase("fixture", "memory", normalise, consts={"N": 1024}, needs_tensor_cores=False, **ROW),
+        OfflineCase("fixture", "no tensor cores", normalise, consts={"N": 1024}, targets=(80,), **ROW),
+        OfflineCase(
+            "fixture",
+            "spilling",
+            normalise,
+            consts={"N": 8192},
+            num_warps=1,
+            targets=(80,),
+            needs_tensor_cores=False,
+            **ROW,
+        ),
+        OfflineCase(
+            "fixture",
+            "too much shared",
+            pipelined,
+            types={**PRODUCT["types"], "n": "i32"},
+            consts={"BLOCK": 128, "K": 64},
+            align16=("A", "B", "C", "n"),
+            num_warps=8,
+            num_stages=8,
+            targets=(80,),
+        ),
+        OfflineCase("fixture", "misnamed", product, consts={"BLOCK": 64, "DEPTH": 32}, targets=(80,), **PRODUCT),
+    ]
