@@ -1,0 +1,1 @@
+"""Training: configuration, schedule, steps, checkpoints, logs."""

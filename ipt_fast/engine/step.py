@@ -1,0 +1,147 @@
+"""One training step: degrade, forward, loss, backward, mean over the ranks, optimizer.
+
+The step never makes the host wait for the device. Whether loss and gradient are finite is decided on the device, on
+numbers that are the same on all ranks, and the fused Adam leaves the weights alone where they are not. The host reads
+the outcome later (``StepOutcome.read``).
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ipt_fast.engine.config import TrainConfig
+from ipt_fast.engine.distributed import GradientMean, World
+from ipt_fast.engine.precision import LossScale, resolve_precision
+from ipt_fast.losses import pretrain_loss
+from ipt_fast.model import IPT
+from ipt_fast.tasks import get_task
+
+# Low-resolution pixels that the loader's super-resolution crops have on every side beyond the patch.
+SR_MARGIN = 2
+
+Degrade = Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, as plain numbers; the losses are means over the whole batch, of all ranks.
+
+    ``skipped``: loss or gradient was not finite and the weights are as before. ``rescaled``: that is so because the
+    fp16 loss scale was too high; it has been lowered. ``stop``: a rank was asked to stop.
+    """
+
+    total: float
+    l1: float
+    contrastive: float
+    grad_norm: float
+    skipped: bool
+    rescaled: bool
+    stop: bool
+
+
+class StepOutcome:
+    """The numbers of a step, still on the device."""
+
+    def __init__(self, numbers: Tensor):
+        self.numbers = numbers  # [6] total, l1, contrastive, stop, grad_norm, scale
+
+    def read(self) -> StepResult:
+        """Waits for the step to be done."""
+        total, l1, contrastive, stop, norm, scale = self.numbers.tolist()
+        skipped = not all(map(math.isfinite, (total, l1, contrastive, norm)))
+        return StepResult(total, l1, contrastive, norm, skipped, skipped and scale > 1, stop > 0)
+
+
+class TrainStep:
+    """Model, optimizer and loss scale, and the step that moves them.
+
+    Args:
+        model: on ``world.device``.
+        config: precision, loss and optimizer settings.
+        world: this rank.
+        degrade: ``ipt_fast.ops.degrade`` or a stand-in.
+    """
+
+    def __init__(self, model: IPT, config: TrainConfig, world: World, degrade: Degrade):
+        self.model, self.config, self.world, self.degrade = model, config, world, degrade
+        self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(model) if config.compile else model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            trained,
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.gradients = GradientMean(model, world.size)
+        self.precision = resolve_precision(config.precision, world.device)
+        self.scale = LossScale(self.precision == "fp16", world.device)
+        self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
+
+    def prepare(self, crops: Tensor, task: str, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Crops uint8 [B, 3, S, S] of the loader -> input and target on the device, float32, 0..255."""
+        crops = crops.to(self.world.device, non_blocking=True)
+        margin = SR_MARGIN if get_task(task).kind == "sr" else 0
+        return self.degrade(crops, task, seeds=seeds, margin=margin)
+
+    def __call__(self, x: Tensor, target: Tensor, task: str, lr: float, stop: bool = False) -> StepOutcome:
+        """One step. x [B, 3, S, S] and target [B, 3, rS, rS] of this rank; ``stop`` is passed on to all ranks."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.begin(self.model.task_index(task))
+        total, l1, contrastive = self._loss(x, target, task)
+        (total * self.scale.factor if self.scale.enabled else total).backward()
+        self.gradients.finish()
+
+        numbers = torch.stack([total.detach(), l1, contrastive, total.new_tensor(float(stop))]).float()  # [4]
+        if self.world.size > 1:
+            dist.all_reduce(numbers)
+            numbers /= self.world.size
+        norm = self._update(numbers)
+        return StepOutcome(torch.cat([numbers, torch.stack([norm, self.scale.used])]))
+
+    def _loss(self, x: Tensor, target: Tensor, task: str) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        with self._autocast():
+            y, feats = self.forward(x, task, return_features=True)
+        poison = None
+        if config.lam and feats.is_cpu and not torch.linalg.vector_norm(feats.float(), dim=-1).isfinite().all():
+            # On a CPU the op raises for such features. All ranks must go through backward, so that none waits.
+            feats, poison = feats.nan_to_num(0.0, 0.0, 0.0) * 0.0, torch.nan
+        loss = pretrain_loss(y, target, feats, lam=config.lam, mode=config.contrastive, scope=config.contrastive_scope)
+        if poison is None:
+            return loss.total, loss.l1, loss.contrastive
+        return loss.total * poison, loss.l1, loss.contrastive * poison
+
+    def _autocast(self):
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.world.device.type, dtype=dtype)
+
+    def _update(self, numbers: Tensor) -> Tensor:
+        """Adam, unless anything is not finite. Returns the norm of the (unscaled) gradient."""
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads).float() / self.scale.factor
+        bad = ~(norm.isfinite() & numbers.isfinite().all())
+        divisor = self.scale.factor.clone() if self.scale.enabled else None
+        if self.config.clip_grad:
+            shrink = (norm / self.config.clip_grad).clamp(min=1.0)
+            divisor = shrink if divisor is None else divisor * shrink
+        # The protocol of torch.amp.GradScaler with fused optimizers: divide by the one, do nothing if the other is 1.
+        self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.scale.update(bad)
+        if self.ema is not None:
+            weights = [p.detach() for p in self.model.parameters()]
+            torch._foreach_lerp_(list(self.ema.parameters()), weights, 1 - self.config.ema)
+        return norm
