@@ -3,7 +3,9 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from ipt_fast.ops import _contrastive_cpu
 from ipt_fast.ops._backend import choose
 
 _OP = "patch_contrastive_loss"
@@ -12,6 +14,7 @@ _MODES = ("paper", "supcon")
 _REDUCTIONS = ("mean", "sum", "none")
 _SCOPES = ("local", "global")
 _TEMPERATURE = 0.07
+_MIN_TEMPERATURE = 0.025  # exp(-2 / temperature) is still a float32 number: no maximum has to be subtracted
 _NO_DIRECTION = 1e-12  # a token with a norm up to this has no direction
 
 
@@ -45,6 +48,154 @@ def patch_contrastive_loss_reference(
     own = log_p.reshape(B, N, -1, N).diagonal(dim1=0, dim2=2)  # [N, N, B] patches of the same image
     own = own.movedim(2, 0).masked_fill(torch.eye(N, dtype=torch.bool, device=d.device), 0.0)  # [B, N, N]
     return -own.sum((1, 2)) / (N * (N - 1))
+
+
+def _inverse_norms(features: Tensor) -> Tensor:
+    """[B, N, 1]; 0 for zero tokens, nan where nan, inf or an overflow is in the norm."""
+    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return norm.masked_fill(norm.isinf(), torch.nan).reciprocal_().masked_fill_(norm <= _NO_DIRECTION, 0.0)
+
+
+def _wide(features: Tensor) -> Tensor:
+    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+
+
+def _unit(features: Tensor) -> Tensor:
+    wide = _wide(features)
+    return wide * _inverse_norms(wide)
+
+
+def _through_norm(g: Tensor, features: Tensor, pull: Tensor) -> Tensor:
+    """From the gradient ``g`` of unit tokens, plus ``pull`` [B, D] on each, to that of ``features``; in place of g."""
+    for g_part, part, pull_part in zip(g.split(4), features.split(4), pull.split(4), strict=True):
+        part = _wide(part)
+        inverse = _inverse_norms(part)
+        unit = part * inverse
+        g_part += pull_part[:, None]
+        along = torch.einsum("bnd,bnd->bn", g_part, unit)
+        g_part.addcmul_(unit, along[..., None], value=-1).mul_(inverse)
+    return g
+
+
+def _values(sums: Tensor, unit: Tensor, mode: str, temperature: float) -> tuple[Tensor, Tensor]:
+    """Values per image [B] and token sums [B, D], from the sums over the negatives; positives in closed form."""
+    B, N, _ = unit.shape
+    token_sum = unit.sum(1)  # [B, D]
+    positives = token_sum.square().sum(1)  # of all N^2 ordered pairs
+    if mode == "paper":
+        return sums.log().mean((1, 2)) - positives / N**2, token_sum
+    positives = positives - torch.linalg.vector_norm(unit, dim=(1, 2)) ** 2  # without a token with itself
+    log_sums = sums.log().view(B, N).mean(1) + 1 / temperature
+    return log_sums - positives / (N * (N - 1) * temperature), token_sum
+
+
+def _rates(weights: Tensor, sums: Tensor) -> Tensor:
+    """Gradient of the log-sums in the loss / the sums themselves: [B, N, N], or [B N, 1, 1] for "supcon"."""
+    B, (T, N, _) = len(weights), sums.shape
+    each = weights / (N * N if T == B else T // B)
+    return each.repeat_interleave(T // B)[:, None, None] / sums
+
+
+def _pull(weights: Tensor, token_sum: Tensor, N: int, mode: str, temperature: float) -> Tensor:
+    """Gradient of the positives with respect to each unit token of an image, [B, D]."""
+    pairs = N * N if mode == "paper" else N * (N - 1) * temperature
+    return token_sum * (-2 / pairs * weights)[:, None]
+
+
+def _bf16_products(dtype: torch.dtype, mode: str) -> bool:
+    """Whether the CPU's products may and should be bfloat16: for mode "supcon" the temperature makes them too rough."""
+    permitted = dtype == torch.bfloat16 or (dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium")
+    return permitted and mode == "paper" and _contrastive_cpu.bf16_products_pay()
+
+
+def _tokens_cpu(features: Tensor, mode: str) -> Tensor:
+    """Unit tokens for the products: [B, N, D], or [B N, 1, D] for "supcon", where every token is its own image."""
+    unit = _unit(features).contiguous()
+    unit = unit if mode == "paper" else unit.flatten(0, 1).unsqueeze(1)
+    return unit.bfloat16() if _bf16_products(features.dtype, mode) else unit
+
+
+def _forward_cpu(features: Tensor, others: Tensor | None, mode: str, temperature: float) -> tuple[Tensor, ...]:
+    tau, shift = (1.0, 0.0) if mode == "paper" else (temperature, 1.0)
+    with torch.autocast("cpu", enabled=False):
+        bank = None if others is None else _tokens_cpu(others, mode)
+        sums = _contrastive_cpu.exp_sums(_tokens_cpu(features, mode), bank, tau, shift)
+        return sums, *_values(sums, _unit(features), mode, temperature)
+
+
+def _backward_cpu(
+    features: Tensor,
+    rates: Tensor,
+    pull: Tensor,
+    others: Tensor | None,
+    others_rates: Tensor | None,
+    mode: str,
+    temperature: float,
+) -> Tensor:
+    tau, shift = (1.0, 0.0) if mode == "paper" else (temperature, 1.0)
+    with torch.autocast("cpu", enabled=False):
+        bank = None if others is None else _tokens_cpu(others, mode)
+        f = _tokens_cpu(features, mode)
+        g = _contrastive_cpu.exp_sums_gradient(f, rates, bank, others_rates, tau, shift)
+        return _through_norm(g.view_as(features), features, pull).to(features.dtype)
+
+
+_library = torch.library.Library("ipt_fast", "FRAGMENT")
+_library.define(
+    "patch_contrastive_cpu(Tensor features, Tensor? others, str mode, float temperature) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "patch_contrastive_cpu_backward(Tensor features, Tensor rates, Tensor pull, Tensor? others, Tensor? others_rates, "
+    "str mode, float temperature) -> Tensor"
+)
+_library.impl("patch_contrastive_cpu", _forward_cpu, "CPU")
+_library.impl("patch_contrastive_cpu_backward", _backward_cpu, "CPU")
+
+
+@torch.library.register_fake("ipt_fast::patch_contrastive_cpu")
+def _forward_fake(features, others, mode, temperature):
+    B, N, D = features.shape
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    sums = features.new_empty((B, N, N) if mode == "paper" else (B * N, 1, 1), dtype=dtype)
+    return sums, sums.new_empty(B), sums.new_empty(B, D)
+
+
+@torch.library.register_fake("ipt_fast::patch_contrastive_cpu_backward")
+def _backward_fake(features, rates, pull, others, others_rates, mode, temperature):
+    return torch.empty(features.shape, dtype=features.dtype, device=features.device)
+
+
+def _of_other_ranks(own: Tensor) -> Tensor:
+    """What the other ranks have in place of ``own``, joined in rank order."""
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own.contiguous())
+    del gathered[dist.get_rank()]
+    return torch.cat(gathered)
+
+
+class _Fused(torch.autograd.Function):
+    """Saves the features and the sums over the negatives; the backward recomputes the similarities."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, mode: str, temperature: float, ranks: int) -> Tensor:
+        others = _of_other_ranks(features) if ranks > 1 else None
+        sums, values, token_sum = torch.ops.ipt_fast.patch_contrastive_cpu(features, others, mode, temperature)
+        ctx.save_for_backward(features, sums, token_sum, others)
+        ctx.mode, ctx.temperature = mode, temperature
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, weights: Tensor):
+        features, sums, token_sum, others = ctx.saved_tensors
+        pull = _pull(weights, token_sum, features.shape[1], ctx.mode, ctx.temperature)
+        rates = _rates(weights, sums)
+        # An image's gradient needs the rates of every image it is a negative of: gathered, so that no gradient is sent.
+        others_rates = None if others is None else _of_other_ranks(rates)
+        grad = torch.ops.ipt_fast.patch_contrastive_cpu_backward(
+            features, rates, pull, others, others_rates, ctx.mode, ctx.temperature
+        )
+        return grad, None, None, None
 
 
 class _AllGather(torch.autograd.Function):
@@ -152,8 +303,11 @@ def patch_contrastive_loss(
         RuntimeError: the backend asked for cannot serve the call.
     """
     _check(features, mode, temperature, reduction, scope)
-    choose(_OP, impl, {"eager": None})
-    per_image = _eager(features, mode, temperature, _world_size(scope))  # [B]
+    backend, ranks = choose(_OP, impl, _why_not(features, mode, temperature)), _world_size(scope)
+    if backend == "eager":
+        per_image = _eager(features, mode, temperature, ranks)  # [B]
+    else:
+        per_image = _Fused.apply(features, mode, temperature, ranks)
     if per_image.is_cpu and not torch.compiler.is_compiling() and not per_image.isfinite().all():
         raise ValueError(f"{_OP}: features hold nan or inf (or a norm beyond {features.dtype}); the loss is undefined")
     if reduction == "none":
@@ -162,8 +316,16 @@ def patch_contrastive_loss(
 
 
 def backend_status(device: torch.device | str) -> dict[str, str | None]:
-    """Backend -> None where it can serve ``device``, otherwise the reason why not."""
-    return {"eager": None}
+    """Backend -> None where it can serve ``device``, otherwise the reason why not; in order of preference."""
+    device = torch.device(device)
+    return {"cpu": None if device.type == "cpu" else f"serves CPU tensors (found {device.type})", "eager": None}
+
+
+def _why_not(features: Tensor, mode: str, temperature: float) -> dict[str, str | None]:
+    reasons = backend_status(features.device)
+    if mode == "supcon" and temperature < _MIN_TEMPERATURE:
+        reasons["cpu"] = reasons["cpu"] or f"needs temperature >= {_MIN_TEMPERATURE} (got {temperature})"
+    return reasons
 
 
 __all__ = ["backend_status", "patch_contrastive_loss", "patch_contrastive_loss_reference"]

@@ -4,7 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ipt_fast.ops import patch_contrastive_loss
+from ipt_fast.ops import _contrastive_cpu, patch_contrastive_loss
+from ipt_fast.ops.patch_contrastive_loss import backend_status, patch_contrastive_loss_reference
+
+MODES = ("paper", "supcon")
+
+
+@pytest.fixture(params=["eager", "cpu"])
+def impl(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +21,9 @@ def golden(shared):
 
 
 @pytest.mark.parametrize("case", range(4))
-def test_value_and_gradient_are_the_golden_ones_of_eq5(golden, case):
-    features = golden[f"features.{case}"].requires_grad_()
-    loss = patch_contrastive_loss(features, impl="eager")
+def test_value_and_gradient_are_the_golden_ones_of_eq5(golden, impl, case):
+    features = golden[f"features.{case}"].clone().requires_grad_()
+    loss = patch_contrastive_loss(features, impl=impl)
     loss.backward()
     torch.testing.assert_close(loss, golden[f"loss.{case}"][0], rtol=1e-12, atol=0)
     want = golden[f"grad.{case}"]
@@ -49,21 +57,21 @@ def supcon_in_loops(f, temperature):
 
 
 @pytest.mark.parametrize("B, N, D", [(2, 2, 3), (3, 5, 7), (4, 3, 16)])
-def test_the_reference_is_the_written_sum(B, N, D):
+def test_it_is_the_written_sum(impl, B, N, D):
     features = torch.randn(B, N, D, dtype=torch.float64)
-    got = patch_contrastive_loss(features, reduction="none", impl="eager")
+    got = patch_contrastive_loss(features, reduction="none", impl=impl)
     torch.testing.assert_close(got, eq5_in_loops(features), rtol=1e-12, atol=1e-12)
-    got = patch_contrastive_loss(features, "supcon", temperature=0.2, reduction="none", impl="eager")
+    got = patch_contrastive_loss(features, "supcon", temperature=0.2, reduction="none", impl=impl)
     torch.testing.assert_close(got, supcon_in_loops(features, 0.2), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["paper", "supcon"])
-def test_reductions_agree(mode):
+@pytest.mark.parametrize("mode", MODES)
+def test_reductions_agree(impl, mode):
     features = torch.randn(3, 4, 8)
-    values = patch_contrastive_loss(features, mode, reduction="none")
+    values = patch_contrastive_loss(features, mode, reduction="none", impl=impl)
     assert values.shape == (3,)
-    torch.testing.assert_close(patch_contrastive_loss(features, mode), values.mean())
-    torch.testing.assert_close(patch_contrastive_loss(features, mode, reduction="sum"), values.sum())
+    torch.testing.assert_close(patch_contrastive_loss(features, mode, impl=impl), values.mean())
+    torch.testing.assert_close(patch_contrastive_loss(features, mode, reduction="sum", impl=impl), values.sum())
 
 
 @pytest.mark.parametrize(
@@ -84,6 +92,12 @@ def test_reductions_agree(mode):
         (torch.randn(2, 4, 8), {"mode": "supcon", "temperature": 0.0}, ValueError, "temperature must be positive"),
         (torch.randn(2, 1, 8), {"mode": "supcon"}, ValueError, "N >= 2"),
         (torch.randn(2, 4, 8), {"impl": "cudnn"}, ValueError, "is not a backend"),
+        (
+            torch.randn(2, 4, 8),
+            {"mode": "supcon", "temperature": 0.01, "impl": "cpu"},
+            RuntimeError,
+            r"needs temperature >= 0.025 \(got 0.01\); use impl=\"eager\"",
+        ),
     ],
 )
 def test_wrong_calls_say_what_is_wrong(features, options, error, message):
@@ -91,25 +105,154 @@ def test_wrong_calls_say_what_is_wrong(features, options, error, message):
         patch_contrastive_loss(features, **options)
 
 
-@pytest.mark.parametrize("mode", ["paper", "supcon"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_single_nan_is_never_hidden(mode, value):
+def test_a_single_nan_is_never_hidden(impl, mode, value):
     features = torch.randn(3, 4, 8)
     features[1, 2, 5] = value
     with pytest.raises(ValueError, match="nan or inf"):
-        patch_contrastive_loss(features, mode)
+        patch_contrastive_loss(features, mode, impl=impl)
 
 
-@pytest.mark.parametrize("mode", ["paper", "supcon"])
-def test_zero_tokens_have_cosine_zero_and_no_gradient(mode):
+@pytest.mark.parametrize("mode", MODES)
+def test_zero_tokens_have_cosine_zero_and_no_gradient(impl, mode):
     features = torch.randn(2, 5, 7, dtype=torch.float64)
     features[0, 3] = 0
     features.requires_grad_()
-    loss = patch_contrastive_loss(features, mode)
+    loss = patch_contrastive_loss(features, mode, impl=impl)
     loss.backward()
     assert features.grad.isfinite().all()
     assert (features.grad[0, 3] == 0).all() and (features.grad[0, 2] != 0).any()
     wider = torch.cat([features.detach(), torch.zeros(2, 5, 1, dtype=torch.float64)], -1)
     wider[0, 3, -1] = 1  # orthogonal to every other token: cosine 0 as well, except with itself
     itself = (1 / 25 if mode == "paper" else 0.0) / 2
-    torch.testing.assert_close(loss, patch_contrastive_loss(wider, mode) + itself)
+    torch.testing.assert_close(loss, patch_contrastive_loss(wider, mode, impl=impl) + itself)
+
+
+def value_and_grad(features, weights, **options):
+    features = features.detach().requires_grad_()
+    values = patch_contrastive_loss(features, reduction="none", **options)
+    (values * weights.to(values.dtype)).sum().backward()
+    return values.detach(), features.grad
+
+
+def relative(got, want):
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+# Less than a block and no multiple of one; one image a block and several; one token an image.
+SHAPES = [(2, 256, 64), (3, 59, 7), (5, 255, 48), (7, 257, 16), (300, 2, 33), (4, 16, 1024), (2, 1, 8), (600, 1, 5)]
+EPS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 1e-4}
+
+
+def in_own_dtype(features, weights, mode):
+    """The reference with every operation in the dtype of the features: what 2 x its error allows."""
+    features = features.detach().requires_grad_()
+    values = patch_contrastive_loss_reference(features, mode)
+    (values * weights.to(values.dtype)).sum().backward()
+    return values.detach(), features.grad
+
+
+@pytest.mark.parametrize("dtype", list(EPS), ids=str)
+@pytest.mark.parametrize(
+    "mode, shape", [(m, s) for m in MODES for s in SHAPES if m == "paper" or s[1] > 1], ids=lambda v: str(v)
+)
+def test_cpu_is_as_exact_as_eager(mode, shape, dtype):
+    features, weights = torch.randn(shape, dtype=torch.float64).to(dtype), torch.randn(shape[0], dtype=torch.float64)
+    want = value_and_grad(features.double(), weights, mode=mode, impl="eager")
+    if dtype == torch.bfloat16 and mode == "paper":  # bfloat16 products where the CPU has them
+        budget = in_own_dtype(features, weights, mode)
+    else:
+        budget = value_and_grad(features, weights, mode=mode, impl="eager")
+    got = value_and_grad(features, weights, mode=mode, impl="cpu")
+    assert got[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and got[1].dtype == dtype
+    for g, b, w in zip(got, budget, want, strict=True):
+        assert relative(g, w) <= 2 * relative(b, w) + EPS[dtype]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 2)], ids=str)
+def test_gradients_agree_with_finite_differences(impl, mode, shape):
+    features = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda f: patch_contrastive_loss(f, mode, reduction="none", impl=impl), (features,), fast_mode=False
+    )
+
+
+def test_bf16_products_of_float32_features_are_taken_where_pytorch_permits_them(monkeypatch):
+    features, weights = torch.randn(4, 32, 24), torch.ones(4)
+    exact = value_and_grad(features, weights, impl="cpu")
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    monkeypatch.setattr(_contrastive_cpu, "bf16_products_pay", lambda: True)
+    rough = value_and_grad(features, weights, impl="cpu")
+    for r, e in zip(rough, exact, strict=True):
+        assert r.dtype == torch.float32 and 1e-7 < relative(r, e.double()) < 4e-3
+
+
+def test_no_token_gradient_points_along_the_token(impl):
+    features = torch.randn(3, 6, 9, dtype=torch.float64, requires_grad=True)
+    patch_contrastive_loss(features, impl=impl).backward()
+    assert ((features.grad * features).sum(-1).abs() < 1e-16).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_strided_features_and_expanded_gradients_are_taken(impl, mode):
+    packed = torch.randn(5, 3, 14, dtype=torch.float64)
+    strided = packed.transpose(0, 1)[..., ::2]  # [3, 5, 7]
+    assert not strided.is_contiguous()
+    weights = torch.ones(1, dtype=torch.float64).expand(3)
+    got = value_and_grad(strided, weights, mode=mode, impl=impl)
+    for g, w in zip(got, value_and_grad(strided.contiguous(), weights, mode=mode, impl=impl), strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-14)
+
+
+def test_autocast_leaves_the_loss_as_it_is(impl):
+    features = torch.randn(3, 8, 16)
+    want = patch_contrastive_loss(features, impl=impl)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(patch_contrastive_loss(features, impl=impl), want)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_registration_of_the_cpu_ops(mode, dtype):
+    ops = torch.ops.ipt_fast
+    features, others = torch.randn(3, 4, 8).to(dtype), torch.randn(2, 4, 8).to(dtype)
+    for bank in (None, others):
+        sums, values, token_sum = ops.patch_contrastive_cpu(features, bank, mode, 0.07)
+        assert values.shape == (3,) and token_sum.shape == (3, 8)
+        torch.library.opcheck(ops.patch_contrastive_cpu.default, (features, bank, mode, 0.07))
+        rates = None if bank is None else sums[: sums.shape[0] * 2 // 3]
+        arguments = (features, sums, token_sum, bank, rates, mode, 0.07)
+        torch.library.opcheck(ops.patch_contrastive_cpu_backward.default, arguments)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled_without_a_graph_break_it_is_the_same(impl, mode):
+    features, weights = torch.randn(3, 6, 9), torch.randn(3)
+    want = value_and_grad(features, weights, mode=mode, impl=impl)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda f: patch_contrastive_loss(f, mode, reduction="none", impl=impl) * weights,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    features = features.requires_grad_()
+    values = compiled(features)
+    values.sum().backward()
+    torch.testing.assert_close(values / weights, want[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(features.grad, want[1], rtol=1e-4, atol=1e-6)
+
+
+def test_status_and_automatic_choice(monkeypatch):
+    status = backend_status("cpu")
+    assert status["cpu"] is None and status["eager"] is None
+    assert "found meta" in backend_status("meta")["cpu"]
+    features = torch.randn(2, 3, 4)
+    monkeypatch.setenv("IPT_FAST_IMPL", "cpu")
+    by_name = patch_contrastive_loss(features)
+    monkeypatch.delenv("IPT_FAST_IMPL")
+    assert torch.equal(by_name, patch_contrastive_loss(features, impl="cpu"))
+    # Too small a temperature for sums without a maximum: the automatic choice passes over to eager.
+    small = patch_contrastive_loss(features, "supcon", temperature=0.001)
+    assert torch.equal(small, patch_contrastive_loss(features, "supcon", temperature=0.001, impl="eager"))

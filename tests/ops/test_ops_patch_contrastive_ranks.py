@@ -8,7 +8,7 @@ from torch import nn
 from ipt_fast.ops import patch_contrastive_loss
 
 IMAGES, N, D = 2, 5, 7  # IMAGES a rank
-IMPLS = ("eager",)
+IMPLS = ("eager", "cpu")
 MODES = ("paper", "supcon")
 WEIGHTS = (0.3, -2.0, 1.5, 0.7, 4.0, 1.1)  # of the values per image, for reduction="none"
 

@@ -1,0 +1,137 @@
+"""Sums of exponentiated cosines between images, and their gradient, in blocks that stay in the cache.
+
+The matrix of all cosines is symmetric, so a block (images j, images k) serves j and, transposed, k: half of the
+products forward, and half of the recomputed ones backward. Plain PyTorch on CPU tensors.
+
+Mode "supcon" is the same sum with every token as an image of one token.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_ROWS = 256  # tokens in the rows of a block, where an image has no more
+_BLOCK = 1 << 18  # elements of a block
+
+
+def bf16_products_pay() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _chunks(start: int, stop: int, step: int) -> Iterator[slice]:
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
+
+
+class _Blocks:
+    """exp((cosine - shift) / temperature) between chunks of images, in one buffer that each block overwrites."""
+
+    def __init__(self, f: Tensor, temperature: float, shift: float) -> None:
+        _, N, _ = f.shape
+        self.f, self.temperature, self.shift = f, temperature, shift
+        self.rows = max(1, _ROWS // N)
+        self.columns = max(1, _BLOCK // (self.rows * N * N))
+        self.buffer = f.new_empty(self.rows * N * max(self.rows, self.columns) * N)
+
+    def block(self, rows: Tensor, columns: Tensor, same: bool = False) -> Tensor:
+        """[c, N, K, N] for images [c, N, D] and [K, N, D]; where these are the same, 0 of an image with itself."""
+        (c, N, _), K = rows.shape, len(columns)
+        p = self.buffer[: c * N * K * N].view(c * N, K * N)
+        torch.mm(rows.flatten(0, 1), columns.flatten(0, 1).t(), out=p)
+        if self.shift:
+            p.sub_(self.shift)
+        if self.temperature != 1.0:
+            p.div_(self.temperature)
+        p = p.exp_().view(c, N, K, N)
+        if same:
+            p.diagonal(dim1=0, dim2=2).zero_()
+        return p
+
+    def own(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Every pair of own images once; blocks with equal slices hold both orders of their pairs."""
+        B = len(self.f)
+        for j in _chunks(0, B, self.rows):
+            if j.stop - j.start > 1:
+                yield j, j, self.block(self.f[j], self.f[j], same=True)
+            for k in _chunks(j.stop, B, self.columns):
+                yield j, k, self.block(self.f[j], self.f[k])
+
+    def foreign(self, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Own images against images that are no anchors here."""
+        for j in _chunks(0, len(self.f), self.rows):
+            for k in _chunks(0, len(others), self.columns):
+                yield j, k, self.block(self.f[j], others[k])
+
+
+def exp_sums(f: Tensor, others: Tensor | None, temperature: float = 1.0, shift: float = 0.0) -> Tensor:
+    """S[j, i1, i2] = sum over images k != j of exp((f[j, i1] . f[k, i2] - shift) / temperature).
+
+    Args:
+        f: unit tokens [B, N, D]; bfloat16 makes bfloat16 products.
+        others: more images k, [K, N, D], or None.
+
+    Returns:
+        [B, N, N], float32 or float64.
+    """
+    B, N, _ = f.shape
+    dtype = torch.float32 if f.dtype == torch.bfloat16 else f.dtype
+    sums = f.new_zeros(B, N, N, dtype=dtype)
+    transposed = torch.zeros_like(sums)  # what earlier images give to later ones: [k, i of the earlier, i of k]
+    blocks = _Blocks(f, temperature, shift)
+    for j, k, p in blocks.own():
+        sums[j] += p.sum(2, dtype=dtype)
+        if j != k:
+            transposed[k] += p.sum(0, dtype=dtype).transpose(0, 1)
+    if others is not None:
+        for j, _, p in blocks.foreign(others):
+            sums[j] += p.sum(2, dtype=dtype)
+    return sums.add_(transposed.transpose(1, 2))
+
+
+def exp_sums_gradient(
+    f: Tensor,
+    rates: Tensor,
+    others: Tensor | None,
+    others_rates: Tensor | None,
+    temperature: float = 1.0,
+    shift: float = 0.0,
+) -> Tensor:
+    """Gradient of sum_j w[j] * sum log S[j] with respect to ``f``, over the images j of ``f`` and of ``others``.
+
+    With P = exp((cosine - shift) / temperature), recomputed, it is for token (j, i1)
+    ``sum_{k != j, i2} P * (rates[j, i1, i2] + rates[k, i2, i1]) * f[k, i2] / temperature``.
+
+    Args:
+        f, others: as in ``exp_sums``.
+        rates, others_rates: w / S of the images, [B, N, N] and [K, N, N].
+
+    Returns:
+        [B, N, D] in the dtype of ``rates``.
+    """
+    g = torch.zeros(f.shape, dtype=rates.dtype)  # [B, N, D]; contiguous, products are added to views of it
+    transposed = rates.transpose(1, 2).contiguous()
+    blocks = _Blocks(f, temperature, shift)
+
+    def weigh(p: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        c, N, K, _ = p.shape
+        p.mul_(rows[:, :, None] + columns.transpose(0, 1))  # [c, N, 1, N] + [N, K, N]
+        return p.view(c * N, K * N)
+
+    def add_product(j: slice, w: Tensor, tokens: Tensor) -> None:
+        target, tokens = g[j].flatten(0, 1), tokens.flatten(0, 1)
+        if w.dtype == target.dtype:
+            target.addmm_(w, tokens)
+        else:
+            target += w @ tokens
+
+    for j, k, p in blocks.own():
+        w = weigh(p, rates[j], transposed[k])
+        add_product(j, w, f[k])
+        if j != k:
+            add_product(k, w.t(), f[j])
+    if others is not None and others_rates is not None:
+        for j, k, p in blocks.foreign(others):
+            add_product(j, weigh(p, rates[j], others_rates[k].transpose(1, 2)), others[k])
+    return g if temperature == 1.0 else g.div_(temperature)
