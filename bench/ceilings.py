@@ -1,0 +1,100 @@
+"""The two ceilings that every result is a fraction of: bytes a second of a copy, FLOP/s of a large matrix product.
+
+python -m bench.ceilings [--device cpu|cuda] [--json FILE]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ipt_fast.text_table import print_table
+
+_COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
+_SIDE = {"cpu": 1536, "cuda": 8192}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured on ``device`` with ``threads`` CPU threads.
+
+    ``copy_bandwidth``: bytes read plus bytes written a second. ``matmul_rate``: dtype name -> FLOP/s.
+    """
+
+    device: str
+    threads: int
+    copy_bandwidth: float
+    matmul_rate: dict[str, float]
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def measure_ceilings(device: torch.device, seconds: float = 1.0) -> Ceilings:
+    """Median rates, each of about ``seconds`` of running."""
+    copy = _copy_bandwidth(device, seconds)
+    n = _SIDE.get(device.type, 4096)
+    rates = {}
+    for dtype in _DTYPES:
+        a = torch.randn(n, n, device=device).to(dtype)
+        rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / _median_seconds(lambda a=a: a @ a, device, seconds)
+    return Ceilings(device_name(device), torch.get_num_threads(), copy, rates)
+
+
+def _copy_bandwidth(device: torch.device, seconds: float) -> float:
+    source = torch.ones(_COPY_BYTES.get(device.type, 1 << 28), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device, seconds)
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return device.type
+
+
+def _median_seconds(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    for round_ in range(1000):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if round_ >= 2:  # the first two warm caches and choose kernels
+            times.append(time.perf_counter() - start)
+        if len(times) >= 3 and time.perf_counter() > end:
+            break
+    return statistics.median(times)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; write the values where asked."""
+    parser = argparse.ArgumentParser(prog="python -m bench.ceilings", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the values to FILE")
+    args = parser.parse_args(argv)
+    ceilings = measure_ceilings(torch.device(args.device))
+    rows = [("copy", f"{ceilings.copy_bandwidth / 1e9:.1f} GB/s")]
+    rows += [(f"matmul {dtype}", f"{rate / 1e9:.0f} GFLOP/s") for dtype, rate in ceilings.matmul_rate.items()]
+    print_table(f"ceilings of {ceilings.device}, {ceilings.threads} threads", ("what", "measured"), rows, ("measured",))
+    if args.json:
+        args.json.write_text(json.dumps(ceilings.to_dict(), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

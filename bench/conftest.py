@@ -1,0 +1,55 @@
+"""Fixtures of the benchmarks: where they run, how long, and what could not be measured."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.case import measure_call
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("ipt-fast benchmarks")
+    group.addoption("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    group.addoption("--small", action="store_true", help="few rounds; a bench may leave out its large shapes")
+    group.addoption("--skipped-json", type=Path, default=None, help="write what was not measured, with the reasons")
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """The device to measure on."""
+    name = request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+@pytest.fixture(scope="session")
+def small(request) -> bool:
+    """True where only a few rounds are wanted."""
+    return request.config.getoption("--small")
+
+
+@pytest.fixture
+def measure(benchmark, device, small):
+    """``measure(call, op=, contender=, shape=, dtype=, work=, ...)``; see bench/case.py."""
+    torch.manual_seed(0)
+    return functools.partial(measure_call, benchmark, device=device, small=small)
+
+
+_skipped: list[dict[str, str]] = []
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _skipped.append({"case": report.nodeid, "reason": reason.removeprefix("Skipped: ")})
+    elif report.failed:
+        message = str(report.longrepr).strip().splitlines()[-1] if report.longrepr else "failed"
+        _skipped.append({"case": report.nodeid, "reason": f"failed: {message}"})
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--skipped-json", None)
+    if path is not None:
+        path.write_text(json.dumps(_skipped))
