@@ -76,8 +76,12 @@ def _keep_as(path: Path, other: Path) -> None:
         os.link(path, link)
     except OSError:
         os.replace(path, other)
-    else:
+        return
+    try:
         os.replace(link, other)
+    except OSError:
+        link.unlink()
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -183,10 +183,10 @@ def _settable(cls: type) -> dict[str, Any]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    near += [name for name in known if name.endswith("." + key) and name not in near]
+    full = {name.removeprefix("model."): name for name in known}  # "num_layers" is meant for "model.num_layers"
+    near = difflib.get_close_matches(key.removeprefix("model."), full, n=3, cutoff=0.6)
     if near:
-        return f"--set {key}: no such setting; did you mean {' or '.join(near)}?"
+        return f"--set {key}: no such setting; did you mean {' or '.join(full[name] for name in near)}?"
     return f"--set {key}: no such setting; known are {', '.join(known)}"
 
 

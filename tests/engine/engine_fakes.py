@@ -1,14 +1,8 @@
-"""A network, a loader and a degradation small enough for a test to train in a second; run as a program, one rank.
+"""A network, a loader and a degradation small enough for a test to train in a second, here or in other processes."""
 
-python engine_fakes.py OUT STEPS BATCH [--kill-at STEP] [--term-at STEP] [--pause SECONDS] [KEY=VALUE ...]
-"""
-
-import argparse
 import io
 import os
 import signal
-import sys
-import time
 from typing import NamedTuple
 
 import torch
@@ -101,37 +95,27 @@ def make_trainer(out, config: TrainConfig, world: World | None = None, loader=No
     return Trainer(config, loader, out, world=world, degrade=options.pop("degrade", fake_degrade), **options)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out")
-    parser.add_argument("steps", type=int)
-    parser.add_argument("batch", type=int)
-    parser.add_argument("--kill-at", type=int, default=-1)
-    parser.add_argument("--term-at", type=int, default=-1)
-    parser.add_argument("--term-rank", type=int, default=0)
-    parser.add_argument("changes", nargs="*")
-    args = parser.parse_args()
+def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> None:
+    """What a process of its own runs. ``trouble`` (what, n, rank): "kill", "term" or "nan" at the n-th batch."""
+    os.environ.update({key: str(value) for key, value in environment.items()})
     torch.set_num_threads(1)
     world = join_world()
+    what, at, rank = trouble or ("", 0, 0)
     calls = 0
 
     def degrade(*given, **options):
         nonlocal calls
         calls += 1
-        if calls == args.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if calls == args.term_at and world.rank == args.term_rank:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-        return fake_degrade(*given, **options)
+        x, target = fake_degrade(*given, **options)
+        if calls == at and world.rank == rank:
+            if what == "nan":
+                return x * float("nan"), target
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
+        return x, target
 
-    config = micro_config(*args.changes, steps=args.steps, batch_size=args.batch)
-    trainer = make_trainer(args.out, config, world, degrade=degrade, console=Console(stderr=True, width=200))
+    config = micro_config(*changes, steps=steps, batch_size=batch_size)
+    trainer = make_trainer(out, config, world, degrade=degrade, console=Console(stderr=True, width=200))
     trainer.resume("auto")
     summary = trainer.train()
     leave_world()
-    return 0 if summary.signal is None else 128 + summary.signal
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(0 if summary.signal is None else 128 + summary.signal)

@@ -216,12 +216,12 @@ def test_nothing_is_loaded_from_a_checkpoint_of_another_network(tmp_path):
     make_trainer(tmp_path, micro_config(steps=1)).train()
     other = make_trainer(tmp_path, micro_config("model.num_layers=2", "model.n_feats=8"))
     before = weights(other.model)
-    with pytest.raises(RuntimeError, match=r"checkpoint.pt: holds another network: .* and \d+ more"):
+    with pytest.raises(RuntimeError, match=r"checkpoint\.pt: holds another network: .* and \d+ more"):
         other.resume("auto")
     assert all(torch.equal(before[key], value) for key, value in other.model.state_dict().items())
     assert other.step == 0
     batch = make_trainer(tmp_path, micro_config(batch_size=8))
-    with pytest.raises(RuntimeError, match="checkpoint.pt: the state was taken with global_batch=4"):
+    with pytest.raises(RuntimeError, match=r"checkpoint\.pt: the state was taken with global_batch=4"):
         batch.resume("auto")
 
 
