@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"train.py: {error}", markup=False, soft_wrap=True)
         leave_world()
         return 2
+    except KeyboardInterrupt:
+        return 130
     try:
         summary = trainer.train()
     except DivergedError as error:
@@ -176,7 +178,7 @@ def _plan(config: TrainConfig, index: ImageIndex, loader: CropLoader, world: Wor
     }
     settings = config.to_dict()
     network = settings.pop("model")
-    for name in ("preset", "precision", "batch_size"):
+    for name in ("preset", "precision", "batch_size", "loader"):
         settings.pop(name)
     rows |= {name: str(value) for name, value in settings.items()}
     rows |= {f"model.{name}": str(value) for name, value in network.items()}

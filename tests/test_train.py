@@ -1,0 +1,127 @@
+"""train.py as a person starts it: real files, real loader, real degradation, a very small network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ipt_fast.engine.checkpoint import load_training_state
+from ipt_fast.engine.run import main
+
+ROOT = Path(__file__).resolve().parent.parent
+MICRO = [
+    "steps=3", "batch_size=4", "log_every=1", "checkpoint_every=2", "warmup_steps=0", "model.n_feats=4",
+    "model.num_heads=3", "model.num_layers=1", "model.patch_size=12", "model.tasks=sr2,derain,denoise30",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Six photos of smooth noise, and one file that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        small = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+        small.resize((80 + i, 64)).save(folder / f"{i}.jpg", quality=95)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def train(photos, out, *more, changes=MICRO):
+    return main(
+        ["--data", str(photos), "--preset", "tiny", "--out", str(out), "--workers", "0", *more, "--set", *changes]
+    )
+
+
+def test_a_run_and_its_resumption(photos, tmp_path, capsys):
+    assert train(photos, tmp_path / "whole", changes=[*MICRO, "steps=5", "schedule=constant"]) == 0
+    assert train(photos, tmp_path / "part", changes=[*MICRO, "schedule=constant"]) == 0
+    assert "6 photos, 1 refused; torch loader" in capsys.readouterr().err
+    assert train(photos, tmp_path / "part", changes=MICRO) == 2
+    assert "holds a run already; give --resume auto" in capsys.readouterr().err
+    again = ["--resume", "auto"]
+    assert train(photos, tmp_path / "part", *again, changes=[*MICRO, "steps=5", "schedule=constant"]) == 0
+    assert "checkpoint.pt at step 3 of 5" in capsys.readouterr().err.replace("\n", "")
+    whole, part = (load_training_state(tmp_path / name / "checkpoint.pt") for name in ("whole", "part"))
+    assert all(torch.equal(value, part["model"][key]) for key, value in whole["model"].items())
+    lines = [json.loads(line) for line in (tmp_path / "part" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    config = json.loads((tmp_path / "part" / "config.json").read_text())
+    assert config["config"]["model"]["n_feats"] == 4 and config["run"]["total_steps"] == 5
+
+
+def test_dry_run_writes_nothing_and_says_everything(photos, tmp_path, capsys):
+    assert train(photos, tmp_path / "run", "--dry-run") == 0
+    said = capsys.readouterr().out
+    for text in ("6 usable, 1 refused", "3 steps of 4 patches", "cpu, 1 rank(s), fp32", "model.n_feats"):
+        assert text in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_named_options_are_settings(photos, tmp_path, capsys):
+    options = ["--tasks", "derain", "--crops-per-image", "2", "--data-fraction", "0.5", "--precision", "bf16"]
+    changes = [change for change in MICRO if "tasks" not in change]
+    assert train(photos, tmp_path, *options, "--dry-run", changes=changes) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "bf16" in said and "['derain']" in said and "2 steps an epoch" in said
+
+
+@pytest.mark.parametrize(
+    "options, changes, message",
+    [
+        ([], ["lrr=1"], "--set lrr: no such setting; did you mean lr"),
+        (["--tasks", "sr5"], MICRO[:3], "task 'sr5' is not known"),
+        (["--tasks", "deblur"], MICRO[:3], "deblur: there is no synthetic blur"),
+        (["--precision", "fp16"], MICRO, "precision fp16 needs a GPU"),
+        (["--resume", "nowhere.pt"], MICRO, "nowhere.pt: no such checkpoint"),
+        ([], ["batch_size=1"], "needs at least 2, got 1"),
+    ],
+)
+def test_errors_take_one_line_and_exit_code_2(photos, tmp_path, capsys, options, changes, message):
+    if torch.cuda.is_available() and "fp16" in options:
+        pytest.skip("this machine has a GPU, which computes in fp16")
+    assert train(photos, tmp_path / "run", *options, changes=changes) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: ") and message in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_without_photos(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "absent"):
+        assert train(tmp_path / folder, tmp_path / "run") == 2
+        assert str(tmp_path / folder) in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(photos, tmp_path, capsys):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK nothing")
+    assert train(photos, tmp_path, "--resume", "auto") == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'checkpoint.pt'}: damaged" in said and "can be read" in said
+
+
+@pytest.mark.slow
+def test_torchrun(photos, tmp_path):
+    """Two ranks under torchrun itself; their first loss is that of one process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    options = ["--data", str(photos), "--preset", "tiny", "--out", str(tmp_path / "two"), "--workers", "0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen([*command, *options, "--set", *MICRO], cwd=ROOT, env=env, stderr=subprocess.PIPE)
+    assert train(photos, tmp_path / "one") == 0
+    _, stderr = run.communicate(timeout=180)
+    assert run.returncode == 0, stderr.decode()[-2000:]
+    one, two = ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two"))
+    for mine, theirs in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
