@@ -1,0 +1,18 @@
+"""``ipt-fast info``: the same as ``python -m ipt_fast.info``."""
+
+import argparse
+
+EXAMPLE = """example:
+  ipt-fast info
+  IPT_FAST_IMPL=eager ipt-fast info"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print which backend each op takes on this machine, and why not the others."""
+    from ipt_fast.info import main
+
+    return main()

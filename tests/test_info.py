@@ -1,0 +1,57 @@
+"""The table of backends: every op, one taken, a reason for each that is not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ipt_fast import info
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    monkeypatch.delenv("IPT_FAST_IMPL", raising=False)
+    return info.backend_rows(torch.device("cpu"))
+
+
+def test_every_op_takes_exactly_one_backend(rows):
+    assert [op for op, _, verdict in rows if verdict == "taken"] == list(info.OPS)
+
+
+def test_what_is_not_taken_says_why(rows):
+    assert {op for op, _, _ in rows} == set(info.OPS)
+    for _, name, verdict in rows:
+        assert verdict == "taken" or verdict == f'works; ask with impl="{name}"' or verdict.startswith("needs ")
+
+
+def test_triton_is_refused_on_a_cpu_with_the_reason(rows, monkeypatch):
+    verdicts = {(op, name): verdict for op, name, verdict in rows}
+    assert verdicts["patch_attention", "triton"].startswith("needs ")
+
+
+def test_the_variable_decides(monkeypatch):
+    monkeypatch.setenv("IPT_FAST_IMPL", "eager")
+    taken = {name for _, name, verdict in info.backend_rows(torch.device("cpu")) if verdict == "taken"}
+    assert taken == {"eager"}
+
+
+def test_a_variable_that_cannot_be_served_is_shown_and_does_not_stop_the_table(monkeypatch):
+    monkeypatch.setenv("IPT_FAST_IMPL", "patch_attention=no_such")
+    rows = info.backend_rows(torch.device("cpu"))
+    assert ("patch_attention", "none") in {row[:2] for row in rows}
+    assert '"no_such" is not a backend' in next(row[2] for row in rows if row[1] == "none")
+    assert len({row[0] for row in rows if row[2] == "taken"}) == len(info.OPS) - 1
+
+
+def test_versions_name_what_is_missing(monkeypatch):
+    monkeypatch.setattr(info, "_PACKAGES", ("torch", "no-such-package"))
+    rows = dict(info.version_rows())
+    assert rows["torch"].startswith(torch.__version__.split("+")[0])
+    assert rows["no-such-package"] == "not installed"
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "ipt_fast.info"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert all(op in done.stdout for op in info.OPS)
