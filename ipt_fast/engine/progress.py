@@ -20,13 +20,15 @@ def describe(record: dict[str, Any], lam: float) -> str:
     """A log record as one line: loss and its parts, speed, waiting, memory."""
     parts = []
     if lam:
-        parts.append(f"loss {record['loss']:.3f} = L1 {record['l1']:.3f} + {lam:g} × {record['contrastive']:.3f}")
+        parts.append(
+            f"loss {record['loss']:.3f} = L1 {record['l1']:.3f} + {lam:g} × contrastive {record['contrastive']:.3f}"
+        )
     else:
         parts.append(f"loss {record['loss']:.3f} (L1)")
     parts += [
         f"{record['patches_per_s']:.0f} patches/s",
-        f"waiting for data {record['data_stall_pct']:.1f} %",
-        f"{record['memory_gib']:.1f} GiB",
+        f"data wait {record['data_stall_pct']:.1f} %",
+        f"memory {record['memory_gib']:.1f} GiB",
     ]
     if record["skipped"]:
         parts.append(f"{record['skipped']} steps skipped")

@@ -171,7 +171,7 @@ class Trainer:
                     if trace:
                         trace.step()
                     self.progress.step(self.step, self.epoch)
-                    if self.step % self.config.log_every == 0 or self.step == self.total:
+                    if self.step % self.config.log_every == 0 or self.meter.all_batches == 1:
                         self._log(log)
                     if self.step % self.config.checkpoint_every == 0 and self.step < self.total:
                         self._save()
