@@ -48,7 +48,7 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
             return model(x, "sr2")
 
     work, shape = Work(flops=B * FLOPS[preset]), f"{preset} x2 B={B}"
-    measure(call, op="model", contender=contender, shape=shape, dtype=dtype, work=work, baseline="plain")
+    measure(call, op="model", contender=contender, shape=shape, dtype=dtype, work=work, baseline="plain float32")
 
 
 def bench_training_step(measure, device, preset, network, plain, contender, dtype):
@@ -72,6 +72,6 @@ def bench_training_step(measure, device, preset, network, plain, contender, dtyp
         dtype=dtype,
         work=Work(flops=3 * B * FLOPS[preset]),
         direction="forward+backward",
-        baseline="plain",
+        baseline="plain float32",
         capture=False,
     )

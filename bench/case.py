@@ -8,8 +8,8 @@
         measure(call, op="patch_attention", contender=contender, shape="B=8 N=256", dtype=q.dtype, work=work)
 
 ``measure`` and ``device`` are fixtures of ``bench/conftest.py``. A contender that cannot run calls ``pytest.skip`` with
-the reason; the report lists it as not measured. The first contender of a shape whose name is ``baseline`` (of the same
-dtype where there is one) is what the others are compared with.
+the reason; the report lists it as not measured. The contender of a shape whose name is ``baseline`` (of the same dtype
+where there is one; "plain float32" binds the dtype too) is what the others are compared with.
 """
 
 import math
