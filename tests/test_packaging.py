@@ -79,7 +79,7 @@ def test_ops_import_with_torch_alone():
 import importlib.abc, sys, torch
 
 # torch and what torch itself brings.
-ALLOWED = ("torch", "ipt_fast", "numpy", "sympy", "mpmath", "networkx", "jinja2", "typing_extensions", "filelock", "fsspec")
+ALLOWED = "torch ipt_fast numpy sympy mpmath networkx jinja2 typing_extensions filelock fsspec".split()
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
