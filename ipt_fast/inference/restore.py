@@ -1,0 +1,213 @@
+"""One image of any size through a network that takes squares of one size."""
+
+import gc
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ipt_fast.inference.images import array_to_tensor, read_image, to_uint8
+from ipt_fast.inference.tiles import Stitch, Tiling, mirror_pad, tiling
+from ipt_fast.model import IPT
+from ipt_fast.tasks import get_task
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CPU_BATCH, _GPU_BATCH = 16, 128
+
+
+def restore(
+    model: IPT,
+    image: Any,
+    task: str,
+    overlap: int = 10,
+    stitch: Stitch = "blend",
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    self_ensemble: bool = False,
+) -> Any:
+    """Restore an image, or a batch of images of one size, of any size from 1x1 up.
+
+    The image is cut into overlapping windows of the network's input size; images smaller than one window are mirrored.
+
+    Args:
+        model: an ``IPT``; runs on the device and in the mode it is in.
+        image: what comes out is of the same kind:
+            a path or a PIL image -> PIL image (RGB, or with the alpha channel that it had);
+            uint8 [H, W, 3] or [H, W] array -> uint8 array [rH, rW, 3];
+            float or uint8 tensor [B, 3, H, W] or [3, H, W], RGB 0..255 -> float32 tensor, not clamped, not rounded,
+            on the device of the image.
+        task: name of a task of the network; it gives the scale r.
+        overlap: least overlap of neighbouring windows in input pixels, for ``stitch="blend"``; less is faster.
+        stitch: "blend" fades windows into each other; "official" is the reference code's own stitching, with windows
+            at every quarter of their size (8 times the work).
+        batch_size: windows at once; None takes what memory allows. Halved, with a warning, where memory runs out.
+        dtype: torch.float32, bfloat16 or float16: the products of the network run in it (autocast). None leaves the
+            network's own.
+        self_ensemble: mean over the 8 flips and transposes ("+" in the paper's tables); 8 times the work.
+
+    Raises:
+        ValueError: an unknown task, stitch or dtype, an overlap or batch size out of range, or an image of another
+            shape.
+        OSError: the path cannot be read.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = read_image(Path(image)).pil()
+    if isinstance(image, Image.Image):
+        return _restore_pil(model, image, task, overlap, stitch, batch_size, dtype, self_ensemble)
+    if isinstance(image, np.ndarray):
+        pixels = array_to_tensor(image)[None]
+        out = restore(model, pixels, task, overlap, stitch, batch_size, dtype, self_ensemble=self_ensemble)
+        return to_uint8(out[0])
+    if not isinstance(image, Tensor) or image.dim() not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
+        given = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(
+            f"restore: needs a path, a PIL image, a uint8 array [H, W, 3] or a tensor [B, 3, H, W] 0..255, got {given}"
+        )
+    _check(model, task, overlap, stitch, batch_size, dtype)
+    batch = image.reshape(-1, *image.shape[-3:])
+    if self_ensemble:
+        out = _self_ensemble(model, batch, task, overlap, stitch, batch_size, dtype)
+    else:
+        out = _restore_batch(model, batch, task, overlap, stitch, batch_size, dtype)
+    return out.reshape(*image.shape[:-3], *out.shape[-3:])
+
+
+def _check(model: IPT, task: str, overlap: int, stitch: Stitch, batch_size: int | None, dtype: Any) -> None:
+    model.task_index(task)
+    size = model.config.patch_size
+    if stitch not in ("blend", "official"):
+        raise ValueError(f'restore: stitch must be "blend" or "official", got {stitch!r}')
+    if not 0 <= overlap < size:
+        raise ValueError(f"restore: overlap must be 0 to {size - 1} pixels for this network, got {overlap}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"restore: batch_size must be at least 1, got {batch_size}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"restore: dtype must be torch.float32, bfloat16 or float16, got {dtype}")
+
+
+def _restore_pil(model: IPT, image: Image.Image, task: str, *options: Any) -> Image.Image:
+    """RGB through the network; an alpha channel is enlarged with the image (Pillow's bicubic) and kept."""
+    overlap, stitch, batch_size, dtype, self_ensemble = options
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    rgba = image.convert("RGBA") if has_alpha else image.convert("RGB")
+    out = restore(
+        model, np.array(rgba.convert("RGB")), task, overlap, stitch, batch_size, dtype, self_ensemble=self_ensemble
+    )
+    result = Image.fromarray(out)
+    if has_alpha:
+        result.putalpha(rgba.getchannel("A").resize(result.size, Image.Resampling.BICUBIC))
+    return result
+
+
+def _self_ensemble(model: IPT, batch: Tensor, *options: Any) -> Tensor:
+    total: Tensor | None = None
+    for transpose in (False, True):
+        for axes in ((), (-1,), (-2,), (-2, -1)):
+            turned = batch.transpose(-2, -1) if transpose else batch
+            out = _restore_batch(model, turned.flip(axes), *options).flip(axes)
+            out = out.transpose(-2, -1) if transpose else out
+            total = out if total is None else total + out
+    assert total is not None
+    return total / 8
+
+
+@torch.no_grad()
+def _restore_batch(
+    model: IPT,
+    batch: Tensor,
+    task: str,
+    overlap: int,
+    stitch: Stitch,
+    batch_size: int | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """[B, 3, H, W] -> float32 [B, 3, rH, rW] on the device of the batch."""
+    size, scale = model.config.patch_size, get_task(task).scale
+    height, width = batch.shape[-2:]
+    padded, top, left = mirror_pad(batch.float(), size)
+    tiles = tiling(padded.shape[-2], padded.shape[-1], size, scale, overlap, stitch)
+    rows, columns = tiles.rows.starts, tiles.columns.starts
+    out = torch.zeros(*padded.shape[:2], padded.shape[2] * scale, padded.shape[3] * scale)
+    places = [(b, i, j) for b in range(len(padded)) for i in range(len(rows)) for j in range(len(columns))]
+    limit = batch_size or _batch_that_fits(model, scale)
+    # Equal batches: 117 windows at a limit of 16 are eight batches of 15, the last of 12.
+    limit = math.ceil(len(places) / math.ceil(len(places) / limit))
+    for part, windows in _run(model, padded, places, tiles, task, limit, dtype):
+        for (b, i, j), window in zip(part, windows, strict=True):
+            y, x = rows[i] * scale, columns[j] * scale
+            out[b, :, y : y + size * scale, x : x + size * scale].addcmul_(window, tiles.share(i, j))
+    out = out[..., top * scale : (top + height) * scale, left * scale : (left + width) * scale]
+    return out.to(batch.device)
+
+
+def _run(
+    model: IPT,
+    image: Tensor,
+    places: list[tuple[int, int, int]],
+    tiles: Tiling,
+    task: str,
+    limit: int,
+    dtype: torch.dtype | None,
+) -> Iterator[tuple[list[tuple[int, int, int]], Tensor]]:
+    """The windows at ``places`` through the network in batches: (their places, outputs float32 on the CPU)."""
+    size = model.config.patch_size
+    device = next(model.parameters()).device
+    rows, columns = tiles.rows.starts, tiles.columns.starts
+    start = 0
+    while start < len(places):
+        part = places[start : start + limit]
+        windows = [image[b, :, rows[i] : rows[i] + size, columns[j] : columns[j] + size] for b, i, j in part]
+        inputs = torch.stack(windows).to(device)
+        try:
+            with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype not in (None, torch.float32)):
+                outputs = model(inputs, task).float().cpu()
+        except RuntimeError as error:
+            if not _out_of_memory(error) or len(part) == 1:
+                raise
+            limit = max(1, len(part) // 2)
+            message = f"restore: out of memory with {len(part)} windows at once, going on with {limit}"
+        else:
+            start += len(part)
+            yield part, outputs
+            continue
+        # Outside the except block the error, and with it the activations, can be freed.
+        del inputs
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(message, ResourceWarning, stacklevel=6)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or ("alloc" in text and "memory" in text)
+
+
+def _batch_that_fits(model: IPT, scale: int) -> int:
+    """Windows at once: up to where more brings no speed, in at most half of the memory that is free."""
+    config, device = model.config, next(model.parameters()).device
+    tokens = config.num_tokens * config.embed_dim * (2 * config.ffn_ratio + 12)
+    scores = 0 if device.type == "cuda" else config.num_heads * config.num_tokens**2
+    tail = 6 * config.n_feats * (config.patch_size * scale) ** 2
+    window = 4 * (tokens + scores + tail)
+    if device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(device)[0], _GPU_BATCH
+    else:
+        free, most = _free_memory(), _CPU_BATCH
+    return max(1, min(most, free // 2 // window))
+
+
+def _free_memory() -> int:
+    """Bytes of main memory that are free; 2 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2 << 30
