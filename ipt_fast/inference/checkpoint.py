@@ -142,7 +142,7 @@ def _named_in(path: Path, scale: int) -> str:
     if scale in (2, 3, 4):
         return f"sr{scale}"
     text = path.stem.lower()
-    if scale == 1 and (match := re.search(r"de?noise[_-]?(\d+)", text)):
+    if scale == 1 and (match := re.search(r"noise[_-]?(\d+)", text)):
         return f"denoise{match[1]}"
     if scale == 1 and (match := re.search(r"derain|deblur", text)):
         return match[0]
