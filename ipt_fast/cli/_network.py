@@ -1,0 +1,120 @@
+"""What the commands that run a network have in common: loading it, its device and its precision."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ipt_fast.cli import CommandError
+from ipt_fast.engine.checkpoint import CheckpointError
+from ipt_fast.inference import load_checkpoint
+from ipt_fast.model import IPT
+from ipt_fast.tasks import Task, get_task
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> None:
+    """Options of the way an image goes through a network; ``precision`` is the default."""
+    parser.add_argument("--overlap", type=int, default=10, metavar="PX", help="least overlap of windows (default 10)")
+    parser.add_argument(
+        "--stitch", choices=("blend", "official"), default="blend",
+        help="blend windows (default), or the reference code's stitching, 8 times the work",
+    )  # fmt: skip
+    parser.add_argument(
+        "--self-ensemble", action="store_true", help="mean over 8 flips and transposes, 8 times the work"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="windows at once (default: what memory allows)")
+    parser.add_argument(
+        "--precision", choices=("auto", *PRECISIONS), default=precision,
+        help=f"of the products (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+
+
+def load_network(path: Path, task: str | None = None, device: torch.device | str = "cpu") -> IPT:
+    """``load_checkpoint`` with its errors as the user's."""
+    try:
+        return load_checkpoint(path, task).to(device)
+    except (OSError, CheckpointError, ValueError) as error:
+        raise CommandError(str(error)) from error
+
+
+def load_for_task(path: Path, task: Task, device: torch.device | str) -> tuple[IPT, str]:
+    """The network of a file, and the name of its task that serves ``task``.
+
+    A noise level that the network was not trained on is served by its nearest one (Table 4 of the paper).
+    """
+    try:
+        model = load_checkpoint(path)
+    except CheckpointError as error:
+        if "give the task" not in str(error):
+            raise CommandError(str(error)) from error
+        model = load_network(path, task.name)
+    except (OSError, ValueError) as error:
+        raise CommandError(str(error)) from error
+    try:
+        return model.to(device), serving_task(model, task)
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+
+
+def serving_task(model: IPT, task: Task) -> str:
+    """The task of the network that serves ``task``: itself, or for noise the nearest level.
+
+    Raises:
+        ValueError: the network has neither.
+    """
+    tasks = model.config.tasks
+    if task.name in tasks:
+        return task.name
+    levels = [get_task(name) for name in tasks if get_task(name).kind == "denoise"]
+    if task.kind != "denoise" or not levels:
+        raise ValueError(f"has no task {task.name}; it has {', '.join(tasks)}")
+    return min(levels, key=lambda level: abs(level.sigma - task.sigma)).name
+
+
+def pick_task(name: str) -> Task:
+    """The task of that name."""
+    try:
+        return get_task(name)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is cuda where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CommandError(f"--device {name} is not a device; give cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CommandError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; give cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise CommandError(f"--device {name} is not supported; give cpu or cuda")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; "auto" is the fastest that the device computes natively and a photo survives."""
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    """True where the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
+    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(check() for check in known if check is not None)
+
+
+def check_windows(args: argparse.Namespace, patch_size: int) -> None:
+    """Options that only the network can judge."""
+    if not 0 <= args.overlap < patch_size:
+        raise CommandError(f"--overlap must be 0 to {patch_size - 1} for this network, got {args.overlap}")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise CommandError(f"--batch-size must be at least 1, got {args.batch_size}")

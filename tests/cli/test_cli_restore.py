@@ -1,0 +1,137 @@
+"""``ipt-fast restore`` as a new user tries it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ipt_fast import IPT, IPTConfig
+from ipt_fast.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "IPT_pretrain.pt"
+    torch.save(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1)).state_dict(), path)
+    return str(path)
+
+
+def photo(path, size=(30, 20), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(
+        mode
+    ).save(path)
+    return str(path)
+
+
+def restore(*arguments):
+    return main(["restore", *map(str, arguments)])
+
+
+def test_one_photo_to_one_file_with_a_comparison(tmp_path, checkpoint, capsys):
+    out = tmp_path / "big.png"
+    code = restore(photo(tmp_path / "a.png"), "-o", out, "--task", "sr2", "--checkpoint", checkpoint, "--compare")
+    assert code == 0
+    assert Image.open(out).size == (60, 40)
+    assert Image.open(tmp_path / "big.compare.png").size == (2 * 60 + 24, 40 + 34)
+    said = capsys.readouterr().err
+    assert "a.png 30x20 -> " in said and "big.png 60x40" in said
+
+
+def test_folders_globs_and_files_to_a_folder(tmp_path, checkpoint):
+    photo(tmp_path / "in/one.png")
+    photo(tmp_path / "in/deep/two.jpg")
+    photo(tmp_path / "more/three.bmp")
+    (tmp_path / "in/notes.txt").write_text("no image")
+    out = tmp_path / "out"
+    inputs = [tmp_path / "in", f"{tmp_path}/more/*"]
+    assert restore(*inputs, "-o", out, "--task", "derain", "--checkpoint", checkpoint) == 0
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.*")) == ["deep/two.png", "one.png", "three.png"]
+
+
+@pytest.mark.parametrize("mode, kept", [("RGBA", "RGBA"), ("LA", "RGBA"), ("L", "RGB"), ("I;16", "RGB")])
+def test_kinds_of_images(mode, kept, tmp_path, checkpoint, capsys):
+    path = tmp_path / "in.png"
+    if mode == "I;16":
+        Image.fromarray(np.full((9, 7), 30000, np.uint16)).save(path)
+    else:
+        photo(path, (7, 9), mode)
+    assert restore(path, "-o", tmp_path / "out.png", "--task", "sr3", "--checkpoint", checkpoint) == 0
+    out = Image.open(tmp_path / "out.png")
+    assert out.mode == kept and out.size == (21, 27)
+    assert ("16 bits" in capsys.readouterr().err) == (mode == "I;16")
+
+
+@pytest.mark.parametrize("options", [["--precision", "bf16"], ["--precision", "fp16"], ["--self-ensemble"],
+                                     ["--stitch", "official"], ["--overlap", "0", "--batch-size", "1"]])  # fmt: skip
+def test_options(options, tmp_path, checkpoint):
+    path, plain, other = photo(tmp_path / "a.png", (60, 50)), tmp_path / "plain.png", tmp_path / "other.png"
+    common = ["--task", "derain", "--checkpoint", checkpoint]
+    assert restore(path, "-o", plain, *common, "--precision", "fp32") == 0
+    assert restore(path, "-o", other, *common, *options) == 0
+    difference = np.array(Image.open(plain)).astype(int) - np.array(Image.open(other))
+    assert np.abs(difference).mean() < 40
+
+
+def test_never_overwrites_unless_told(tmp_path, checkpoint, capsys):
+    path, out = photo(tmp_path / "a.png"), tmp_path / "out.png"
+    out.write_text("precious")
+    arguments = [path, "-o", out, "--task", "derain", "--checkpoint", checkpoint]
+    assert restore(*arguments) == 2
+    assert out.read_text() == "precious" and "is already there; --force overwrites" in capsys.readouterr().err
+    assert restore(*arguments, "--force") == 0
+    assert Image.open(out).size == (30, 20)
+    assert restore(path, "-o", path, "--task", "derain", "--checkpoint", checkpoint, "--force") == 2
+    assert "is the input itself" in capsys.readouterr().err
+
+
+def test_bad_images_are_named_and_the_others_restored(tmp_path, checkpoint, capsys):
+    photo(tmp_path / "in/good.png")
+    (tmp_path / "in/bad.png").write_bytes(b"no image")
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--task", "sr2", "--checkpoint", checkpoint) == 1
+    said = capsys.readouterr().err
+    assert "bad.png: not an image" in said and "1 of 2 images failed" in said
+    assert (tmp_path / "out/good.png").exists() and not (tmp_path / "out/bad.png").exists()
+
+
+def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys):
+    path = photo(tmp_path / "a.png")
+    assert restore(path, "-o", tmp_path / "b.png", "--task", "denoise70", "--checkpoint", checkpoint) == 0
+    assert "nearest task is denoise50" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"images": ["nothing.png"]}, "nothing.png: no such file or folder"),
+        ({"images": ["EMPTY"]}, "no images in this folder"),
+        ({"images": ["A", "B"], "-o": "one.png"}, "2 images cannot all go to"),
+        ({"images": ["A", "B"], "-o": "CLASH"}, "would both become"),
+        ({"-o": "out.docx"}, "not a kind of image that can be written"),
+        ({"--task": "blur"}, "task 'blur' is not known"),
+        ({"--task": "deblur"}, "has no task deblur; it has sr2"),
+        ({"--checkpoint": "none.pt"}, "none.pt: no such checkpoint"),
+        ({"--checkpoint": "A"}, "not a checkpoint, or a damaged one"),
+        ({"--overlap": "48"}, "--overlap must be 0 to 47"),
+        ({"--batch-size": "0"}, "--batch-size must be at least 1"),
+        ({"--device": "cuda:99"}, "CUDA devices; give cpu"),
+        ({"--device": "abacus"}, "is not a device"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(change, message, tmp_path, checkpoint, capsys):
+    (tmp_path / "empty").mkdir()
+    names = {"A": photo(tmp_path / "a.png"), "B": photo(tmp_path / "b/a.jpg"), "EMPTY": str(tmp_path / "empty"),
+             "CLASH": str(tmp_path / "clash")}  # fmt: skip
+    options = {"images": ["A"], "-o": str(tmp_path / "o.png"), "--task": "sr2", "--checkpoint": checkpoint, **change}
+    images = [names.get(name, name) for name in options.pop("images")]
+    rest = [part for key, value in options.items() for part in (key, names.get(value, value))]
+    assert restore(*images, *rest) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and said.startswith("ipt-fast restore: ")
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["restore", "--help"])
+    assert stop.value.code == 0 and "ipt-fast restore photo.jpg -o" in capsys.readouterr().out
