@@ -1,0 +1,132 @@
+"""Bicubic resizing exactly as MATLAB's ``imresize`` does it, which made the benchmark files of super-resolution.
+
+Cubic kernel with a = -0.5, widened by the scale when shrinking (antialias), symmetric border, height first, and
+rounding to whole 0..255 after *each* of the two passes. For whole-number scales all weights are fractions of one small
+denominator, so the work is done on whole numbers: exact in float32 in any order of summation, in TF32 and in float16
+products as well, as long as sums are kept in float32.
+"""
+
+import functools
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+_SCALES = (2, 3, 4, 5, 6, 7, 8)
+_EXACT = 1 << 24  # whole numbers up to here are exact in float32
+_LARGEST_SUM = 255 * 2  # times the denominator: the weights' absolute values add up to less than 2
+_ROWS_AT_ONCE = 64  # output rows made by one product; a band of a large image's sparse matrix
+
+
+def _cubic(x: Fraction) -> Fraction:
+    x = abs(x)
+    if x <= 1:
+        return (3 * x**3 - 5 * x**2 + 2) / 2
+    if x < 2:
+        return (-(x**3) + 5 * x**2 - 8 * x + 4) / 2
+    return Fraction(0)
+
+
+@functools.cache
+def _phases(scale: Fraction) -> tuple[list[list[int]], int]:
+    """Whole-number weights and their denominator, per phase: output i of phase i mod len takes the taps from its left."""
+    widen = min(scale, Fraction(1))
+    taps = math.ceil(4 / widen) + 2
+    rows = []
+    for i in range(scale.numerator):
+        centre = Fraction(i + 1) / scale + (1 - 1 / scale) / 2
+        left = math.floor(centre - 2 / widen)
+        rows.append([widen * _cubic(widen * (centre - left - t)) for t in range(taps)])
+    denominator = math.lcm(*(w.denominator for row in rows for w in row))
+    return [[int(w * denominator) for w in row] for row in rows], denominator
+
+
+@functools.lru_cache(maxsize=256)
+def resize_matrix(size: int, scale: Fraction) -> tuple[Tensor, Tensor, int]:
+    """One pass over an axis of ``size`` pixels, as a sparse matrix of whole numbers.
+
+    Returns:
+        weights int64 [out, taps], input positions int64 [out, taps] in 0..size-1, and the denominator of the weights.
+    """
+    out = math.ceil(size * scale)
+    phases, denominator = _phases(scale)
+    weights = torch.tensor(phases).repeat(math.ceil(out / len(phases)), 1)[:out]  # [out, taps]
+    widen = min(scale, Fraction(1))
+    left = [math.floor(Fraction(i + 1) / scale + (1 - 1 / scale) / 2 - 2 / widen) - 1 for i in range(out)]
+    place = (torch.tensor(left)[:, None] + torch.arange(weights.shape[1])) % (2 * size)  # [out, taps]
+    return weights, torch.minimum(place, 2 * size - 1 - place), denominator
+
+
+@functools.lru_cache(maxsize=256)
+def _bands(size: int, scale: Fraction, first: int, last: int, device: torch.device, dtype: torch.dtype):
+    """The matrix of outputs first..last-1 as dense bands: [(first input, last input, [rows, inputs]), ...]."""
+    weights, place, _ = resize_matrix(size, scale)
+    bands = []
+    for start in range(first, last, _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, last))
+        used = place[rows][weights[rows] != 0]
+        low, high = int(used.min()), int(used.max()) + 1
+        inside = (place[rows] - low).clamp(0, high - low - 1)
+        band = torch.zeros(len(inside), high - low, dtype=torch.int64).scatter_add_(1, inside, weights[rows])
+        bands.append((low, high, band.to(device, dtype)))
+    return bands
+
+
+def _round(total: Tensor, denominator: int) -> Tensor:
+    """Quotient, rounded half up and clamped, in place. Exact: division is correctly rounded, a tie k + 1/2 is a float32,
+    and any other quotient is at least 1 / (2 denominator) away from one."""
+    return total.div_(denominator).add_(0.5).floor_().clamp_(0, 255)
+
+
+def resize_planes(planes: Tensor, scale: Fraction, cut: int = 0) -> Tensor:
+    """Both passes over uint8 or whole-number float planes [P, H, W]; ``cut`` output pixels are left out at each side.
+
+    Returns float32 (float64 where float32 is not exact, from scale 8) [P, H', W'], whole numbers 0..255.
+    """
+    _, H, W = planes.shape
+    denominator = _phases(scale)[1]
+    dtype = torch.float32 if denominator * _LARGEST_SUM < _EXACT else torch.float64
+    planes = planes.to(dtype)
+    with torch.autocast(planes.device.type, enabled=False):
+        rows = _bands(H, scale, cut, math.ceil(H * scale) - cut, planes.device, dtype)
+        planes = torch.cat([band @ planes[:, low:high] for low, high, band in rows], 1)  # [P, H', W]
+        planes = _round(planes, denominator)
+        columns = _bands(W, scale, cut, math.ceil(W * scale) - cut, planes.device, dtype)
+        planes = torch.cat([planes[..., low:high] @ band.mT for low, high, band in columns], 2)  # [P, H', W']
+    return _round(planes, denominator)
+
+
+def imresize(image: Tensor, scale: float | Fraction) -> Tensor:
+    """MATLAB's ``imresize(image, scale)`` of uint8 images (bicubic, antialiased), to the last bit.
+
+    Args:
+        image: uint8 or float [..., H, W], any number of leading axes, any device; 0..255. Float images are rounded
+            and clamped first, as images are uint8 in MATLAB.
+        scale: a whole number from 2 to 8 (enlarge) or one over it (shrink). Sides become ceil(side * scale).
+
+    Returns:
+        float32 [..., H', W'], whole numbers 0..255.
+
+    Raises:
+        ValueError: another scale, or an image of fewer than two axes.
+    """
+    fraction = Fraction(scale).limit_denominator(64)
+    if max(fraction, 1 / fraction if fraction else 0) not in _SCALES or abs(float(fraction) - scale) > 1e-6:
+        raise ValueError(f"imresize: scale is {scale}; it has to be a whole number from 2 to 8, or one over it")
+    if image.dim() < 2:
+        raise ValueError(f"imresize: image must be [..., H, W] (got shape {list(image.shape)})")
+    if image.is_floating_point():
+        image = image.add(0.5).floor_().clamp_(0, 255)
+    planes = resize_planes(image.reshape(-1, *image.shape[-2:]), fraction).float()
+    return planes.reshape(*image.shape[:-2], *planes.shape[-2:])
+
+
+def bicubic_down(image: Tensor, scale: int) -> Tensor:
+    """``imresize(image, 1 / scale)``: the low-resolution image of the benchmarks, whole-number float32."""
+    return imresize(image, Fraction(1, scale))
+
+
+def bicubic_up(image: Tensor, scale: int) -> Tensor:
+    """``imresize(image, scale)``: the bicubic baseline of super-resolution, rounded and clamped float32."""
+    return imresize(image, Fraction(scale))
