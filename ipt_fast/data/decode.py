@@ -80,10 +80,10 @@ def mirror_pad(region: np.ndarray, size: int) -> np.ndarray:
     height, width = region.shape[:2]
     if height >= size and width >= size:
         return region[:size, :size]
-    return region[_mirrored(height, size)][:, _mirrored(width, size)]
+    return region[mirrored(height, size)][:, mirrored(width, size)]
 
 
-def _mirrored(length: int, size: int) -> np.ndarray:
+def mirrored(length: int, size: int) -> np.ndarray:
     """Indices 0, 1, .., n-1, n-1, .., 1, 0, 0, 1, .. of that size."""
     place = np.arange(size) % (2 * length)
     return np.where(place < length, place, 2 * length - 1 - place)

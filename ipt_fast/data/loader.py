@@ -54,7 +54,7 @@ class CropLoader(ABC):
         """Start producing (crops, bad photos) from that global step on, ahead of time where possible."""
 
     @abstractmethod
-    def _shut(self) -> None:
+    def _shut(self, stream: Any) -> None:
         """Stop what ``_open`` started."""
 
     def __iter__(self) -> "CropLoader":
@@ -120,9 +120,9 @@ class CropLoader(ABC):
         self._stop()
 
     def _stop(self) -> None:
-        if self._stream is not None:
-            self._stream = None
-            self._shut()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._shut(stream)
 
     def _identity(self) -> dict[str, Any]:
         plan = self._source.plan
@@ -150,6 +150,7 @@ def make_loader(
     workers: int | None = None,
     prefetch: int = 2,
     data_fraction: float = 1.0,
+    device: str | torch.device | None = None,
 ) -> CropLoader:
     """A loader of clean crops for the tasks, from the usable photos of an index.
 
@@ -164,6 +165,7 @@ def make_loader(
         workers: processes (torch) or threads (DALI); None for as many as there are cores for this rank. 0 decodes in
             this process (torch only).
         prefetch: batches made ahead, a worker (torch) or in all (DALI).
+        device: where DALI decodes, "cuda" or "cpu"; None for the GPU where there is one.
         data_fraction: share of the photos to use, the same ones whatever the seed (the paper's Figure 6).
 
     Raises:
@@ -185,6 +187,13 @@ def make_loader(
         table.widths, table.heights, tuple(tasks), batch_size * world_size, seed, patch_size, crops_per_image
     )
     source = CropSource(table, plan)
+    from ipt_fast.data.dali_loader import DaliLoader, why_not
     from ipt_fast.data.torch_loader import TorchLoader
 
-    return TorchLoader(source, rank, world_size, workers=workers, prefetch=prefetch, why="")
+    missing = why_not() if loader != "torch" else None
+    if loader == "dali" and missing:
+        raise ModuleNotFoundError(f'loader="dali" cannot serve: {missing}; or use loader="torch"')
+    if loader == "torch" or missing:
+        return TorchLoader(source, rank, world_size, workers=workers, prefetch=prefetch, why=missing or "")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return DaliLoader(source, rank, world_size, workers=workers, prefetch=prefetch, device=where)

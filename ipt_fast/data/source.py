@@ -2,8 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +15,11 @@ from ipt_fast.data.index_file import ImageEntry
 from ipt_fast.data.plan import BatchPlan, CropPlan
 from ipt_fast.data.walk import MEMBER
 
+T = TypeVar("T")
+
+_PLAIN = frozenset((("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")))
+# Notes that do not change how the pixels are decoded.
+_HARMLESS_NOTES = frozenset(("gray", "exif-rotated", "renamed"))
 # Substitutes tried for one sample before the data as a whole counts as gone.
 _MAX_ATTEMPTS = 16
 
@@ -40,8 +47,8 @@ class PhotoTable:
         self._offsets = np.array([entry.offset for entry in entries], np.int64)
         self._mode_names = sorted({entry.mode for entry in entries})
         self._modes = np.array([self._mode_names.index(entry.mode) for entry in entries], np.int16)
-        formats = np.array([entry.format == "JPEG" for entry in entries], bool)
-        self.is_jpeg = formats
+        # Decoded alike by every decoder; what is not goes through our own.
+        self.plain = np.array([_is_plain(entry) for entry in entries], bool)
 
     def __len__(self) -> int:
         return len(self.widths)
@@ -83,6 +90,10 @@ class PhotoTable:
         return data
 
 
+def _is_plain(entry: ImageEntry) -> bool:
+    return (entry.format, entry.mode) in _PLAIN and _HARMLESS_NOTES.issuperset(entry.notes)
+
+
 class CropSource:
     """The crops of planned batches, on the CPU, without any loader around it. Keeps no state but the two tables."""
 
@@ -101,10 +112,10 @@ class CropSource:
             except BadPhotoError as error:
                 for sample in samples:
                     bad.append((error.path, error.reason))
-                    self._replace(batch, sample, out)
+                    self.replace(batch, sample, partial(self._cut_one, batch, sample, out))
         return out, bad
 
-    def substitute(self, batch: BatchPlan, sample: int, attempt: int) -> tuple[int, int, int]:
+    def _substitute(self, batch: BatchPlan, sample: int, attempt: int) -> tuple[int, int, int]:
         """(image, top, left) to take where the planned photo is bad: another photo, drawn from the plan's hash."""
         image = self.plan.substitute(batch.epoch, int(batch.places[sample]), attempt)
         tops, lefts = self.plan.anchors(
@@ -116,17 +127,23 @@ class CropSource:
         )
         return image, int(tops[0]), int(lefts[0])
 
-    def _replace(self, batch: BatchPlan, sample: int, out: np.ndarray) -> None:
+    def replace(self, batch: BatchPlan, sample: int, take: Callable[[int, int, int], T]) -> T:
+        """What ``take(image, top, left)`` makes of the first substitute for that sample that is not bad as well.
+
+        Raises:
+            RuntimeError: none of many can be read.
+        """
         for attempt in range(_MAX_ATTEMPTS):
-            image, top, left = self.substitute(batch, sample, attempt)
             try:
-                self._cut(batch, image, [sample], np.array([top]), np.array([left]), out)
-                return
+                return take(*self._substitute(batch, sample, attempt))
             except BadPhotoError as error:
                 last = error
         raise RuntimeError(
             f"{_MAX_ATTEMPTS} photos in a row cannot be read, the last one {last}; are the data still there?"
         )
+
+    def _cut_one(self, batch: BatchPlan, sample: int, out: np.ndarray, image: int, top: int, left: int) -> None:
+        self._cut(batch, image, [sample], np.array([top]), np.array([left]), out)
 
     def _cut(
         self, batch: BatchPlan, image: int, samples: list[int], tops: np.ndarray, lefts: np.ndarray, out: np.ndarray

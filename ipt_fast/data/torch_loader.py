@@ -55,7 +55,7 @@ class TorchLoader(CropLoader):
         )
         return iter(loader)
 
-    def _shut(self) -> None:
+    def _shut(self, stream: Any) -> None:
         """Nothing to do: the workers end with the last reference to DataLoader's iterator."""
 
 

@@ -1,0 +1,176 @@
+"""A planned batch as DALI takes it: encoded photos, the boxes to decode, and the crops to cut out of them.
+
+Reading happens in threads ahead of the decoder. Photos gone bad are replaced here, by the same substitutes as the
+PyTorch loader takes, because a damaged file would cost DALI the whole batch.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, groupby
+
+import numpy as np
+
+from ipt_fast.data.decode import DECODE_ERRORS, decode_region
+from ipt_fast.data.plan import BatchPlan
+from ipt_fast.data.source import BadPhotoError, CropSource
+
+# Threads that read files; decoding is DALI's.
+_READERS = 4
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """n photos for B crops. Arrays are int32, rows before columns; ``order`` [B] finds each crop among the n * K."""
+
+    plan: BatchPlan
+    photos: list[np.ndarray]
+    box_anchors: np.ndarray  # [n, 2]
+    box_shapes: np.ndarray  # [n, 2]
+    crop_anchors: np.ndarray  # [n, K, 2], within the box
+    crop_shapes: np.ndarray  # [n, 2]
+    order: np.ndarray
+    bad: list[tuple[str, str]]
+
+
+@dataclass
+class _Cut:
+    """Crops of one photo: (sample in the batch, top, left) each."""
+
+    image: int
+    samples: list[int]
+    tops: list[int]
+    lefts: list[int]
+
+
+def encode_batch(source: CropSource, plan: BatchPlan, pool: ThreadPoolExecutor | None = None) -> EncodedBatch:
+    """Read the photos of a batch and say what to decode of each.
+
+    Raises:
+        RuntimeError: no substitute for a bad photo could be read either.
+    """
+    cuts = []
+    for image, group in groupby(range(len(plan.images)), key=lambda sample: plan.images[sample]):
+        samples = list(group)
+        cuts.append(_Cut(int(image), samples, plan.tops[samples].tolist(), plan.lefts[samples].tolist()))
+    if pool is None:
+        read = [_read_all(source, plan, cuts)]
+    else:
+        parts = [cuts[part::_READERS] for part in range(_READERS)]
+        read = list(pool.map(lambda part: _read_all(source, plan, part), parts))
+    pairs = sorted((pair for done, _ in read for pair in done), key=lambda pair: pair[0].samples[0])
+    bad = [item for _, part in read for item in part]
+    return _arrange(source, plan, pairs, bad)
+
+
+def _read_all(
+    source: CropSource, plan: BatchPlan, cuts: list[_Cut]
+) -> tuple[list[tuple[_Cut, np.ndarray]], list[tuple[str, str]]]:
+    done: list[tuple[_Cut, np.ndarray]] = []
+    bad: list[tuple[str, str]] = []
+    for cut in cuts:
+        try:
+            done.append((cut, _photo(source, plan, cut)))
+        except BadPhotoError as error:
+            for sample in cut.samples:
+                bad.append((error.path, error.reason))
+                done.append(source.replace(plan, sample, partial(_substituted, source, plan, sample)))
+    return done, bad
+
+
+def _substituted(
+    source: CropSource, plan: BatchPlan, sample: int, image: int, top: int, left: int
+) -> tuple[_Cut, np.ndarray]:
+    cut = _Cut(image, [sample], [top], [left])
+    return cut, _photo(source, plan, cut)
+
+
+def _photo(source: CropSource, plan: BatchPlan, cut: _Cut) -> np.ndarray:
+    """The encoded photo, uint8 [bytes]. What DALI would decode otherwise than we do goes through our own decoder."""
+    table = source.table
+    data = table.read(cut.image)
+    if not table.plain[cut.image]:
+        anchor, shape = _box(source, plan, cut)
+        try:
+            region = decode_region(data, *anchor, *shape, table.mode(cut.image))
+        except DECODE_ERRORS as error:
+            raise BadPhotoError(table.path(cut.image), str(error)) from error
+        data = b"P6\n%d %d\n255\n" % (shape[1], shape[0]) + region.tobytes()
+    return np.frombuffer(data, np.uint8)
+
+
+def _box(source: CropSource, plan: BatchPlan, cut: _Cut) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Anchor and shape of the smallest rectangle that holds all crops of the photo."""
+    height, width = _crop_shape(source, plan, cut.image)
+    top, left = min(cut.tops), min(cut.lefts)
+    return (top, left), (max(cut.tops) + height - top, max(cut.lefts) + width - left)
+
+
+def _crop_shape(source: CropSource, plan: BatchPlan, image: int) -> tuple[int, int]:
+    return min(plan.size, int(source.table.heights[image])), min(plan.size, int(source.table.widths[image]))
+
+
+def _arrange(
+    source: CropSource, plan: BatchPlan, pairs: list[tuple[_Cut, np.ndarray]], bad: list[tuple[str, str]]
+) -> EncodedBatch:
+    n, k = len(pairs), source.plan.crops_per_image
+    box_anchors, box_shapes, crop_shapes = (np.zeros((n, 2), np.int32) for _ in range(3))
+    crop_anchors = np.zeros((n, k, 2), np.int32)
+    order = np.zeros(len(plan.images), np.int64)
+    for row, (cut, _) in enumerate(pairs):
+        anchor, shape = _box(source, plan, cut)
+        box_anchors[row] = anchor if source.table.plain[cut.image] else (0, 0)  # the others hold their box alone
+        box_shapes[row] = shape
+        crop_shapes[row] = _crop_shape(source, plan, cut.image)
+        for place, (sample, top, left) in enumerate(zip(cut.samples, cut.tops, cut.lefts, strict=True)):
+            crop_anchors[row, place] = top - anchor[0], left - anchor[1]
+            order[sample] = row * k + place
+    photos = [photo for _, photo in pairs]
+    return EncodedBatch(plan, photos, box_anchors, box_shapes, crop_anchors, crop_shapes, order, bad)
+
+
+class Reader:
+    """Encoded batches from a step on, read ahead in the background."""
+
+    def __init__(self, source: CropSource, rank: int, world_size: int, step: int, ahead: int) -> None:
+        self._ready: queue.Queue[EncodedBatch | Exception] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        batches = (source.plan.batch(at, rank, world_size) for at in count(step))
+        self._thread = threading.Thread(target=self._work, args=(source, batches), daemon=True)
+        self._thread.start()
+
+    def get(self, wait: bool) -> EncodedBatch | None:
+        """The next batch; None where it is not ready and ``wait`` is False. Raises what reading it raised."""
+        try:
+            item = self._ready.get(block=wait)
+        except queue.Empty:
+            return None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def stop(self) -> None:
+        self._stop.set()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+        self._thread.join()
+
+    def _work(self, source: CropSource, batches: Iterator[BatchPlan]) -> None:
+        with ThreadPoolExecutor(_READERS, "ipt-fast-read") as pool:
+            for plan in batches:
+                item: EncodedBatch | Exception
+                try:
+                    item = encode_batch(source, plan, pool)
+                except Exception as error:  # handed to the thread that waits for the batch
+                    item = error
+                while not self._stop.is_set():
+                    try:
+                        self._ready.put(item, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if self._stop.is_set() or isinstance(item, Exception):
+                    return
