@@ -38,6 +38,7 @@ class TrainConfig:
         crops_per_image: crops taken from an image each time it is decoded.
         data_fraction: fixed share of the images to use (Figure 6 of the paper).
         augment: flips and rotations by quarter turns. Off in pre-training.
+        rain: folder of streak pictures to take rain from; None for the own generator.
         seed: of the weights, the order of the images, crops, tasks and degradations.
         precision: of forward and backward; weights and optimizer stay float32. "auto" is bf16 on GPUs that have it,
             fp16 with loss scaling on those that do not, fp32 on a CPU.
@@ -72,6 +73,7 @@ class TrainConfig:
     crops_per_image: int = 1
     data_fraction: float = 1.0
     augment: bool = False
+    rain: str | None = None
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False

@@ -8,45 +8,43 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from ipt_fast.data import CropLoader, ImageIndex, build_index, make_loader
+from ipt_fast.data import CropLoader, build_index, make_loader
 from ipt_fast.engine.checkpoint import LATEST, CheckpointError
-from ipt_fast.engine.config import ConfigError, TrainConfig, recipe
+from ipt_fast.engine.config import ConfigError, TrainConfig, apply_changes, recipe
 from ipt_fast.engine.distributed import World, join_world, leave_world
+from ipt_fast.engine.finetune import finetune_recipe, keep_one_task
+from ipt_fast.engine.pairs import make_pair_loader
 from ipt_fast.engine.precision import resolve_precision
 from ipt_fast.engine.schedule import total_steps
 from ipt_fast.engine.trainer import DivergedError, Trainer, check_batch
-from ipt_fast.model import IPT, PRESETS
+from ipt_fast.model import IPT, PRESETS, IPTConfig
 from ipt_fast.tasks import get_task
 
 EXAMPLE = """examples:
   python train.py --data photos --preset tiny --out runs/tiny
   python train.py --data imagenet/train --preset base --out runs/base --resume auto
   python train.py --data photos more/photos --preset small --out runs/sr --tasks sr2 sr3 --set lr=1e-4 steps=20000
+  python train.py --finetune denoise70 --init runs/base/checkpoint.pt --data photos --out runs/denoise70
+  python train.py --finetune deblur --init runs/base/checkpoint.pt --pairs GoPro/sharp GoPro/blur --out runs/deblur
   torchrun --nproc_per_node=8 train.py --data imagenet/train --preset base --out runs/base --resume auto"""
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of ``train.py``."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Pre-train an image processing transformer on a folder of photos.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that pre-training and fine-tuning share."""
     add = parser.add_argument
-    add("--data", nargs="+", type=Path, required=True, metavar="DIR", help="folders (or tar shards) of clean photos")
+    add("--data", nargs="+", type=Path, metavar="DIR", help="folders (or tar shards) of clean photos")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the run: checkpoint, config, logs")
-    add("--preset", default="base", choices=PRESETS, help="network and recipe (default base, the paper's)")
     add("--resume", metavar="auto|FILE", help="go on from a checkpoint; auto: the newest in --out, if there is one")
     add("--init", type=Path, metavar="FILE", help="start from the weights of a checkpoint, ours or the released ones")
+    add("--pairs", nargs=2, type=Path, metavar=("GT", "LQ"), help="fine-tune on pairs: clean and degraded photos")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change the recipe, as in lr=1e-4")
-    add("--tasks", nargs="+", metavar="TASK", help="tasks to train (default: those of the preset)")
     add("--loader", choices=("auto", "dali", "torch"), help="what decodes the photos (default auto)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of forward and backward (default auto)")
     add("--crops-per-image", type=int, metavar="K", help="crops from each decoded photo (default 1)")
@@ -54,45 +52,95 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data-fraction", type=float, metavar="F", help="train on a fixed share of the photos, as in Figure 6")
     add("--profile", type=int, default=0, metavar="N", help="write a trace of N steps for Perfetto, one a rank")
     add("--dry-run", action="store_true", help="check everything, print what would be done, and end")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of ``train.py``."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Pre-train an image processing transformer on a folder of photos, or fine-tune one (--finetune).",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, help="network and recipe (default base, the paper's)")
+    add("--tasks", nargs="+", metavar="TASK", help="tasks to train (default: those of the preset)")
+    add("--finetune", metavar="TASK", help="train one task from --init: sr2, derain, denoise70, deblur (--pairs), ...")
     return parser.parse_args(argv)
 
 
-def config_of(args: argparse.Namespace) -> TrainConfig:
-    """The recipe of the preset with the changes of the command line; ``--set`` has the last word."""
+def check_usage(args: argparse.Namespace) -> None:
+    """Options that need or exclude each other.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    if args.finetune is None and args.pairs:
+        raise ConfigError("--pairs is for fine-tuning: name the task with --finetune, or give clean photos with --data")
+    if args.finetune is None and not args.data:
+        raise ConfigError("--data is missing: give a folder of photos")
+    if args.finetune is None:
+        return
+    if args.init is None:
+        raise ConfigError("--finetune starts from a trained network: give its checkpoint with --init")
+    if bool(args.data) == bool(args.pairs):
+        raise ConfigError("--finetune needs either --data (clean photos, degraded here) or --pairs GT LQ")
+    if args.preset or args.tasks:
+        raise ConfigError(
+            "--finetune takes network and task from --init and --finetune; leave --preset and --tasks out"
+        )
+
+
+def config_of(args: argparse.Namespace, network: IPTConfig | None = None) -> TrainConfig:
+    """The recipe of the preset, or of fine-tuning ``network``, changed by the command line; ``--set`` comes last."""
     changes = [f"model.tasks={','.join(args.tasks)}"] if args.tasks else []
     for name in ("loader", "precision", "crops_per_image", "workers", "data_fraction"):
         value = getattr(args, name)
         if value is not None:
             changes.append(f"{name}={value}")
-    return recipe(args.preset, [*changes, *args.set])
+    changes += args.set
+    if args.finetune is None:
+        return recipe(args.preset or "base", changes)
+    if network is None:
+        raise ConfigError("--finetune starts from a trained network: give its checkpoint with --init")
+    if given := [change for change in args.set if change.strip().startswith("model.")]:
+        raise ConfigError(f"--set {given[0]}: fine-tuning takes the network as it is in --init")
+    return apply_changes(finetune_recipe(network, args.finetune), changes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``train.py``; returns the exit code."""
-    args = parse(argv)
+    return run(parse(argv), "train.py")
+
+
+def run(args: argparse.Namespace, program: str) -> int:
+    """Train as the parsed command line says; messages start with the name of the program. Returns the exit code."""
     console = Console(stderr=True, highlight=False)
+
+    def fail(error: Exception) -> None:
+        console.print(f"{program}: {error}", markup=False, soft_wrap=True)
+
     try:
         world = join_world()
     except RuntimeError as error:
-        console.print(f"train.py: {error}", markup=False, soft_wrap=True)
+        fail(error)
         return 2
     try:
         trainer = _prepare(args, world, console)
         if trainer is None:
             return 0
+        summary = trainer.train()
     except (ValueError, OSError, CheckpointError, ModuleNotFoundError) as error:
         if world.main:
-            console.print(f"train.py: {error}", markup=False, soft_wrap=True)
-        leave_world()
+            fail(error)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    try:
-        summary = trainer.train()
     except DivergedError as error:
         if world.main:
-            console.print(f"train.py: {error}", markup=False, soft_wrap=True)
+            fail(error)
         return 1
+    except KeyboardInterrupt:
+        return 130
     finally:
         leave_world()
     return 0 if summary.signal is None else 128 + summary.signal
@@ -100,67 +148,96 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(args: argparse.Namespace, world: World, console: Console) -> Trainer | None:
     """Everything up to the first step; None for a dry run."""
-    config = config_of(args)
+    check_usage(args)
+    initial = None if args.init is None else _load(args.init)
+    config = config_of(args, initial and initial.config)
     check_batch(config, world.size)
     resolve_precision(config.precision, world.device)
-    for task in map(get_task, config.model.tasks):
-        if task.kind == "deblur":
-            raise ConfigError(f"task {task.name}: there is no synthetic blur; train it on pairs of photos (--finetune)")
+    if not args.pairs:
+        check_synthetic(config)
     if args.resume is None and not args.dry_run and (args.out / LATEST).exists():
         raise ConfigError(
             f"{args.out} holds a run already; give --resume auto to go on with it, or another folder with --out"
         )
-    index = _index(args.data, config, world)
-    loader = make_loader(
-        index,
-        loader=config.loader,
-        tasks=config.model.tasks,
-        batch_size=config.batch_size // world.size,
-        rank=world.rank,
-        world_size=world.size,
-        seed=config.seed,
-        patch_size=config.model.patch_size,
-        crops_per_image=config.crops_per_image,
-        workers=config.workers,
-        prefetch=config.prefetch,
-        data_fraction=config.data_fraction,
-    )
+    loader, photos = _loader(args, config, world)
     if args.dry_run:
         if world.main:
-            Console(highlight=False).print(_plan(config, index, loader, world))
+            Console(highlight=False).print(_plan(config, photos, loader, world))
         loader.close()
-        leave_world()
         return None
-    model = None if args.init is None else _initial_model(args.init, config)
+    model, start = _initial_model(args, config, initial)
     trainer = Trainer(config, loader, args.out, world=world, model=model, console=console, profile_steps=args.profile)
+    trainer.progress.say(f"{photos}; {loader.about}{start}")
     if args.resume is not None:
         trainer.resume(args.resume)
-    trainer.progress.say(f"{len(index.usable)} photos, {len(index.refused)} refused; {loader.about}")
     return trainer
 
 
-def _index(folders: Sequence[Path], config: TrainConfig, world: World) -> ImageIndex:
-    """Rank 0 checks the photos and writes the index file; the others read it after that."""
-    if not world.main:
-        dist.barrier()
-    index = build_index(folders, min_size=config.model.patch_size, progress=world.main and sys.stderr.isatty())
-    if world.main and world.size > 1:
-        dist.barrier()
-    return index
-
-
-def _initial_model(path: Path, config: TrainConfig) -> IPT:
+def _load(path: Path) -> IPT:
     from ipt_fast.inference import load_checkpoint
 
-    model = load_checkpoint(path)
-    if model.config != config.model:
-        theirs, ours = model.config.to_dict(), config.model.to_dict()
+    return load_checkpoint(path)
+
+
+def check_synthetic(config: TrainConfig) -> None:
+    """There is a degradation for every task.
+
+    Raises:
+        ConfigError: a task has none.
+    """
+    for task in map(get_task, config.model.tasks):
+        if task.kind == "deblur":
+            raise ConfigError(
+                f"task {task.name}: there is no synthetic blur; fine-tune it on pairs of photos "
+                f"(--finetune {task.name} --init FILE --pairs GT LQ)"
+            )
+
+
+def _loader(args: argparse.Namespace, config: TrainConfig, world: World) -> tuple[CropLoader, str]:
+    """The loader and what it reads. Rank 0 checks the photos and writes the index; the others read it after that."""
+    shared: dict[str, Any] = {
+        "batch_size": config.batch_size // world.size,
+        "rank": world.rank,
+        "world_size": world.size,
+        "seed": config.seed,
+        "patch_size": config.model.patch_size,
+        "crops_per_image": config.crops_per_image,
+        "workers": config.workers,
+        "prefetch": config.prefetch,
+        "data_fraction": config.data_fraction,
+    }
+    progress = world.main and sys.stderr.isatty()
+    if not world.main:
+        dist.barrier()
+    if args.pairs:
+        clean, degraded = args.pairs
+        loader: CropLoader = make_pair_loader(clean, degraded, args.finetune, progress=progress, **shared)
+        photos = f"pairs of {clean} and {degraded}"
+    else:
+        index = build_index(args.data, min_size=config.model.patch_size, progress=progress)
+        loader = make_loader(index, loader=config.loader, tasks=config.model.tasks, **shared)
+        photos = f"{len(index.usable)} photos, {len(index.refused)} refused"
+    if world.main and world.size > 1:
+        dist.barrier()
+    return loader, photos
+
+
+def _initial_model(args: argparse.Namespace, config: TrainConfig, initial: IPT | None) -> tuple[IPT | None, str]:
+    """The network to start from, and a word on where its parts come from."""
+    if initial is None:
+        return None, ""
+    if args.finetune:
+        torch.manual_seed(config.seed)
+        model, source = keep_one_task(initial, args.finetune)
+        return model, f"; starts from {source} of {args.init}"
+    if initial.config != config.model:
+        theirs, ours = initial.config.to_dict(), config.model.to_dict()
         differing = [f"{key} is {theirs[key]!r}, needed {ours[key]!r}" for key in ours if theirs[key] != ours[key]]
-        raise ConfigError(f"--init {path}: another network: {'; '.join(differing)}")
-    return model
+        raise ConfigError(f"--init {args.init}: another network: {'; '.join(differing)}")
+    return initial, f"; starts from {args.init}"
 
 
-def _plan(config: TrainConfig, index: ImageIndex, loader: CropLoader, world: World) -> Table:
+def _plan(config: TrainConfig, photos: str, loader: CropLoader, world: World) -> Table:
     """What a run would do, for ``--dry-run``."""
     with torch.device("meta"):
         values = sum(p.numel() for p in IPT(config.model).parameters())
@@ -169,7 +246,7 @@ def _plan(config: TrainConfig, index: ImageIndex, loader: CropLoader, world: Wor
     table.add_column("setting")
     table.add_column("value", overflow="fold")
     rows = {
-        "photos": f"{len(index.usable)} usable, {len(index.refused)} refused",
+        "photos": photos,
         "loader": loader.about,
         "network": f"{config.preset}, {values:,} values",
         "device": f"{world.device}, {world.size} rank(s), {resolve_precision(config.precision, world.device)}",

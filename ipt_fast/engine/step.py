@@ -10,11 +10,14 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ipt_fast.degradations.streak_folder import StreakFolder
+from ipt_fast.engine.augment import draw_orientation, orient
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import GradientMean, World
 from ipt_fast.engine.precision import LossScale, resolve_precision
@@ -70,6 +73,7 @@ class TrainStep:
 
     def __init__(self, model: IPT, config: TrainConfig, world: World, degrade: Degrade):
         self.model, self.config, self.world, self.degrade = model, config, world, degrade
+        self.rain = StreakFolder(config.rain) if config.rain else None
         self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(model) if config.compile else model
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
@@ -85,11 +89,23 @@ class TrainStep:
         self.scale = LossScale(self.precision == "fp16", world.device)
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
 
-    def prepare(self, crops: Tensor, task: str, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops uint8 [B, 3, S, S] of the loader -> input and target on the device, float32, 0..255."""
-        crops = crops.to(self.world.device, non_blocking=True)
-        margin = SR_MARGIN if get_task(task).kind == "sr" else 0
-        return self.degrade(crops, task, seeds=seeds, margin=margin)
+    def prepare(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The loader's uint8 crops -> input [B, 3, S, S] and target [B, 3, rS, rS] on the device, float32, 0..255.
+
+        A batch of pairs (``ipt_fast.engine.pairs``) brings its ``inputs``; otherwise they are made by ``degrade``.
+        """
+        device = self.world.device
+        crops = batch.crops.to(device, non_blocking=True)
+        inputs = getattr(batch, "inputs", None)
+        if self.config.augment:
+            orientation = draw_orientation(batch.seeds)
+            crops = orient(crops, orientation)
+            inputs = None if inputs is None else orient(inputs.to(device, non_blocking=True), orientation)
+        if inputs is not None:
+            return inputs.to(device, non_blocking=True).float(), crops.float()
+        margin = SR_MARGIN if get_task(batch.task).kind == "sr" else 0
+        rain = {"rain": self.rain} if self.rain is not None and get_task(batch.task).kind == "derain" else {}
+        return self.degrade(crops, batch.task, seeds=batch.seeds, margin=margin, **rain)
 
     def __call__(self, x: Tensor, target: Tensor, task: str, lr: float, stop: bool = False) -> StepOutcome:
         """One step. x [B, 3, S, S] and target [B, 3, rS, rS] of this rank; ``stop`` is passed on to all ranks."""

@@ -193,7 +193,7 @@ class Trainer:
         batch = next(batches)
         self.meter.batch(time.perf_counter() - started, len(batch.crops) * self.world.size)
         with DeviceTimer(self.world.device) as timer:
-            x, target = self.training.prepare(batch.crops, batch.task, batch.seeds)
+            x, target = self.training.prepare(batch)
         rate = learning_rate(self.config, self.step, self.total)
         outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
         self.step += 1
