@@ -1,0 +1,185 @@
+"""Test sets on disk: which image is clean, which is its degraded partner, and that they belong together.
+
+Layouts: EDSR, IPT and SwinIR (``HR``, ``LR_bicubic/X2``), BasicSR (``GTmod12``, ``LRbicx2``; ``GT``, ``LQ``), pairs of
+folders (``rain``/``norain``, ``input``/``target``, ``blur``/``sharp``), pairs in one folder (``rain-001.png``,
+``norain-001.png``), and a flat folder of clean images.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ipt_fast.inference.images import image_files, read_rgb
+from ipt_fast.tasks import Task
+
+_CLEAN = ("hr", "gt", "gtmod12", "norain", "target", "clean", "sharp", "groundtruth", "ground_truth", "original_png")
+_DEGRADED = {
+    "derain": ("rain", "rainy", "input", "lq"),
+    "denoise": ("noisy", "input", "lq"),
+    "deblur": ("blur", "blurred", "input", "lq"),
+}
+_SIDE = 24
+# Of 5,400 wrong pairs of Rain100L one in twenty is more alike than this, of its right pairs all are (0.83 and more).
+_SAME_SCENE, _SAME_PHOTO = 0.6, 0.95
+
+
+class TestSetError(ValueError):
+    """A folder that is no test set of the task, or whose images do not go together; the message names them."""
+
+    __test__ = False  # not a test of pytest's
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clean image and its degraded partner, None where that is to be made."""
+
+    name: str
+    clean: Path
+    degraded: Path | None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The pairs of one test set, by name."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+    layout: str
+
+
+def find_set(folder: Path, task: Task) -> ImageSet:
+    """The test set in ``folder`` for ``task``.
+
+    Super-resolution and noise need clean images only: where degraded ones are absent they are made.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        TestSetError: no images, no pairs where the task needs them, or images without a partner.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    folders = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir() and image_files(p)}
+    clean = next((folders[name] for name in _CLEAN if name in folders), None)
+    degraded = _sr_folder(folder, folders, task) if task.kind == "sr" else _degraded_folder(folders, task)
+    name = folder.resolve().name
+    if clean is not None and degraded is not None:
+        layout = f"{clean.relative_to(folder)} and {degraded.relative_to(folder)}"
+        return ImageSet(name, _match(image_files(clean), image_files(degraded), task), layout)
+    if clean is None and degraded is not None:
+        raise TestSetError(
+            f"{folder}: has {degraded.name} but no folder of clean images ({', '.join(_CLEAN[:6])}, ...)"
+        )
+    files = image_files(clean or folder)
+    if clean is None:
+        mixed = _pairs_in_one_folder(files, task)
+        if mixed:
+            return ImageSet(name, mixed, "pairs in one folder")
+    if not files:
+        below = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        hint = f"; it has the folders {', '.join(below[:6])}" if below else ""
+        raise TestSetError(f"{folder}: no images of a test set for {task.name}{hint}")
+    if task.kind not in ("sr", "denoise"):
+        wanted = " or ".join(_DEGRADED[task.kind][:3])
+        raise TestSetError(
+            f"{folder}: {task.name} needs pairs: a folder {wanted} beside one of clean images ({', '.join(_CLEAN[:6])})"
+        )
+    layout = "clean images, degraded here" if clean is None else f"{clean.name}, degraded here"
+    return ImageSet(name, tuple(Pair(p.stem, p, None) for p in files), layout)
+
+
+def _sr_folder(folder: Path, folders: dict[str, Path], task: Task) -> Path | None:
+    r = task.scale
+    nested = [folder / "LR_bicubic" / f"X{r}", folder / "LR_bicubic" / f"x{r}", folder / "LR" / f"X{r}"]
+    for path in nested:
+        if path.is_dir() and image_files(path):
+            return path
+    names = (f"lrbicx{r}", f"lr_bicubic_x{r}", f"lrx{r}", f"lr_x{r}", f"x{r}")
+    return next((folders[name] for name in names if name in folders), None)
+
+
+def _degraded_folder(folders: dict[str, Path], task: Task) -> Path | None:
+    return next((folders[name] for name in _DEGRADED[task.kind] if name in folders), None)
+
+
+def _pairs_in_one_folder(files: list[Path], task: Task) -> tuple[Pair, ...]:
+    """``rain-001.png`` and ``norain-001.png`` side by side."""
+    if task.kind != "derain":
+        return ()
+    clean = [p for p in files if p.stem.lower().startswith("norain")]
+    rainy = [p for p in files if p.stem.lower().startswith("rain")]
+    return _match(clean, rainy, task) if clean and rainy else ()
+
+
+def _key(path: Path, task: Task) -> str:
+    """What a clean image's name and its partner's have in common."""
+    stem = path.stem.lower()
+    if task.kind == "sr":
+        return re.sub(rf"[_-]?(?:lrbi_?|lr_?|hr_?)?x{task.scale}m?$|[_-]hr$", "", stem)
+    if task.kind == "derain":
+        return re.sub(r"^(?:norain|rainy|rain)[_-]?", "", stem)
+    return stem
+
+
+def _match(clean: list[Path], degraded: list[Path], task: Task) -> tuple[Pair, ...]:
+    """Pairs by name; refuses images without a partner and images that want the same one."""
+    partners: dict[str, Path] = {}
+    for path in degraded:
+        if other := partners.get(_key(path, task)):
+            raise TestSetError(f"{other} and {path} would both be the partner of one clean image; remove one")
+        partners[_key(path, task)] = path
+    pairs = []
+    for path in clean:
+        partner = partners.pop(_key(path, task), None)
+        if partner is None:
+            raise TestSetError(
+                f"{path} has no partner in {degraded[0].parent}, which holds "
+                f"{', '.join(p.name for p in degraded[:3])}, ...; partners have the same name"
+            )
+        pairs.append(Pair(path.stem, path, partner))
+    if partners:
+        left = next(iter(partners.values()))
+        raise TestSetError(f"{left} has no partner in {clean[0].parent}; partners have the same name")
+    return tuple(pairs)
+
+
+def read_pair(pair: Pair, task: Task) -> tuple[Tensor, Tensor | None]:
+    """Clean and degraded image, uint8 [3, H, W]; the clean one cut to a multiple of the scale.
+
+    Raises:
+        OSError: one cannot be read.
+        TestSetError: the sizes do not go together, or they show different scenes. The message names both files.
+    """
+    clean = read_rgb(pair.clean)
+    r = task.scale
+    if pair.degraded is None:
+        height, width = (side // r * r for side in clean.shape[1:])
+        if not height or not width:
+            raise TestSetError(f"{pair.clean}: {clean.shape[2]}x{clean.shape[1]} is too small for {task.name}")
+        return clean[:, :height, :width], None
+    degraded = read_rgb(pair.degraded)
+    sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (clean, degraded)]
+    if any(c // r != d for c, d in zip(clean.shape[1:], degraded.shape[1:], strict=True)):
+        raise TestSetError(
+            f"{pair.clean} ({sizes[0]}) and {pair.degraded} ({sizes[1]}) do not go together: "
+            f"{task.name} needs {'equal sizes' if r == 1 else f'a clean image {r} times as large'}"
+        )
+    clean = clean[:, : degraded.shape[1] * r, : degraded.shape[2] * r]
+    needed = _SAME_PHOTO if task.kind == "sr" else _SAME_SCENE
+    if (alike := likeness(clean, degraded)) < needed:
+        raise TestSetError(
+            f"{pair.clean} and {pair.degraded} show different scenes (likeness {alike:.2f}, needed {needed})"
+        )
+    return clean, degraded
+
+
+def likeness(a: Tensor, b: Tensor) -> float:
+    """Correlation of the gray thumbnails of two images [3, H, W]; 1 where one of them is flat."""
+    side = min(_SIDE, *b.shape[1:])
+    x, y = (F.adaptive_avg_pool2d(image.float().mean(0)[None], side).flatten() for image in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    scale = x.norm() * y.norm()
+    return 1.0 if scale < 1e-3 or min(x.std(), y.std()) < 2 else float(torch.dot(x, y) / scale)
