@@ -40,7 +40,7 @@ def autocast(device, dtype):
 
 def bench_forward(measure, device, preset, network, plain, contender, dtype):
     model = (plain if contender == "plain" else network).eval()
-    B = 64 if device.type == "cuda" else 8
+    B = 2 if preset == "tiny" else 64 if device.type == "cuda" else 8
     x = torch.rand(B, 3, 48, 48, device=device) * 255
 
     def call():
@@ -53,7 +53,7 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
 
 def bench_training_step(measure, device, preset, network, plain, contender, dtype):
     model = (plain if contender == "plain" else network).train()
-    B = 32 if device.type == "cuda" else 2
+    B = 32 if device.type == "cuda" and preset == "base" else 2
     x = torch.rand(B, 3, 48, 48, device=device) * 255
     target = torch.rand(B, 3, 96, 96, device=device) * 255
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -73,22 +73,26 @@ def _bars(axis: Any, results: Sequence[Result], places: list[float], colours: li
     axis.barh(places, times, color=colours, xerr=(below, above), error_kw={"lw": 1})
     if max(times) > 20 * min(times):
         axis.set_xscale("log")
-    for place, result, time in zip(places, results, times, strict=True):
+    for place, result, time, more in zip(places, results, times, above, strict=True):
         text = f"{time:.3g}" + ("" if result.faster is None else f"  ({result.faster:.2f}x)")
-        axis.annotate(text, (time, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7)
+        axis.annotate(text, (time + more, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7)
     axis.margins(x=0.3)
     baseline = results[0].baseline
     axis.set_xlabel(f"ms a call (times faster than {baseline})")
 
 
 def _shares(axis: Any, results: Sequence[Result], places: list[float]) -> None:
-    height = 0.4
-    copy = [100 * (r.copy or 0) for r in results]
-    matmul = [100 * (r.matmul or 0) for r in results]
-    axis.barh([p - height / 2 for p in places], copy, height, color="#88ccee", label="copy bandwidth")
-    axis.barh([p + height / 2 for p in places], matmul, height, color="#ddaa33", label="matmul rate")
+    shares = {
+        "copy bandwidth": ("#88ccee", [r.copy for r in results]),
+        "matmul rate": ("#ddaa33", [r.matmul for r in results]),
+    }
+    shares = {name: (colour, values) for name, (colour, values) in shares.items() if any(v is not None for v in values)}
+    height = 0.8 / len(shares)
+    for i, (name, (colour, values)) in enumerate(shares.items()):
+        middles = [p + (i - (len(shares) - 1) / 2) * height for p in places]
+        axis.barh(middles, [100 * (v or 0) for v in values], height, color=colour, label=name)
     axis.set_xlabel("% of the ceiling measured in this run")
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 
 
 def _memory(axis: Any, results: Sequence[Result], places: list[float], colours: list[str]) -> None:

@@ -1,0 +1,152 @@
+"""From pytest-benchmark's times to shares, factors and files."""
+
+import csv
+import json
+
+import pytest
+
+from bench import report
+from bench.ceilings import Ceilings
+from bench.report import Result, Run
+
+CEILINGS = Ceilings("Test CPU", 2, copy_bandwidth=1e9, matmul_rate={"float32": 1e11})
+
+
+def case(contender, data, dtype="float32", shape="N=4", **changes):
+    info = {
+        "op": "op",
+        "contender": contender,
+        "shape": shape,
+        "dtype": dtype,
+        "direction": "forward",
+        "baseline": "eager",
+        "device": "cpu",
+        "flops": 1e9,
+        "bytes": 1e6,
+        "calls_per_round": 10,
+        "cuda_graph": False,
+        "peak_bytes": 1000,
+    }
+    return {"stats": {"data": data}, "extra_info": info | changes}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(*cases):
+        path = tmp_path / "times.json"
+        path.write_text(json.dumps({"benchmarks": cases}))
+        return report.read_benchmarks(path, CEILINGS)
+
+    return read
+
+
+def test_times_are_of_one_call_and_quantiles_are_of_rounds(read):
+    (result,) = read(case("eager", [0.5, 0.1, 0.2, 0.3, 0.4, 0.6]))
+    assert result.median == pytest.approx(0.035)
+    assert (result.q20, result.q80) == (pytest.approx(0.02), pytest.approx(0.05))
+    assert result.rounds == 6
+
+
+def test_shares_of_the_ceilings(read):
+    (result,) = read(case("eager", [0.2]))  # 20 ms: 1e6 bytes against 1e9/s, 1e9 FLOP against 1e11/s
+    assert result.copy == pytest.approx(0.05)
+    assert result.matmul == pytest.approx(0.5)
+
+
+def test_a_dtype_without_a_ceiling_has_no_share(read):
+    (result,) = read(case("eager", [0.2], dtype="float64"))
+    assert result.matmul is None
+    assert result.copy is not None
+
+
+def test_faster_is_against_the_baseline_of_the_same_shape_and_dtype(read):
+    results = read(
+        case("eager", [1.0]),
+        case("eager", [0.8], dtype="bfloat16"),
+        case("fused", [0.2], dtype="bfloat16"),
+        case("fused", [0.5]),
+        case("eager", [9.0], shape="N=8"),
+    )
+    assert [r.faster for r in results] == pytest.approx([1.0, 1.0, 4.0, 2.0, 1.0])
+
+
+def test_a_baseline_may_bind_the_dtype(read):
+    results = read(
+        case("eager", [1.0], baseline="eager float32"),
+        case("eager", [0.5], dtype="bfloat16", baseline="eager float32"),
+    )
+    assert results[1].faster == pytest.approx(2.0)
+
+
+def test_without_a_baseline_there_is_no_factor(read):
+    (result,) = read(case("fused", [0.2]))
+    assert result.faster is None
+    assert "x" not in result.row()[5]
+
+
+def test_cases_of_others_are_left_out(read):
+    assert read({"stats": {"data": [1.0]}, "extra_info": {}}) == []
+
+
+@pytest.fixture
+def run(read):
+    results = read(case("eager", [1.0, 1.1]), case("fused", [0.5], peak_bytes=None))
+    skipped = [{"case": "bench/b.py::bench_x[triton]", "reason": "needs a CUDA device"}]
+    return Run({"device": "cpu", "torch": "2"}, CEILINGS, results, skipped)
+
+
+def test_files_are_written_and_read_back(run, tmp_path):
+    folder = tmp_path / "new" / "results"
+    report.write_run(run, folder)
+    again = report.read_run(folder)
+    assert again.ceilings == run.ceilings
+    assert [r.row() for r in again.results] == [r.row() for r in run.results]
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [row["contender"] for row in rows] == ["eager", "fused"]
+    assert "data" not in (folder / "results.json").read_text()
+
+
+def test_markdown_says_what_was_not_measured_and_that_no_gpu_was_there(run):
+    text = report.markdown(run)
+    assert "| bench_x[triton] | needs a CUDA device |" in text
+    assert "No GPU was at hand" in text
+    assert "2.00x" in text
+
+
+def test_plots_are_drawn(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    from bench.plots import draw_run
+
+    paths = draw_run(run, tmp_path)
+    assert [p.name for p in paths] == ["op_forward.png", "roofline.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+def test_a_folder_without_results_is_a_usage_error(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert report.main([str(tmp_path)]) == 2
+    assert "no results.json" in capsys.readouterr().err
+
+
+def test_result_fields_are_what_the_csv_has():
+    assert {"median", "q20", "q80", "faster", "copy", "matmul", "peak_bytes"} <= set(Result.__dataclass_fields__)
+
+
+def test_skips_and_failures_are_kept_with_their_reasons(monkeypatch):
+    from types import SimpleNamespace
+
+    from bench import conftest
+
+    kept: list[dict[str, str]] = []
+    monkeypatch.setattr(conftest, "_skipped", kept)
+    skip = SimpleNamespace(
+        skipped=True, failed=False, nodeid="b.py::x[triton]", longrepr=("b.py", 3, "Skipped: no GPU")
+    )
+    fail = SimpleNamespace(skipped=False, failed=True, nodeid="b.py::y", longrepr="trace\nE   RuntimeError: no")
+    done = SimpleNamespace(skipped=False, failed=False, nodeid="b.py::z", longrepr=None)
+    for outcome in (skip, fail, done):
+        conftest.pytest_runtest_logreport(outcome)
+    assert kept == [
+        {"case": "b.py::x[triton]", "reason": "no GPU"},
+        {"case": "b.py::y", "reason": "failed: E   RuntimeError: no"},
+    ]

@@ -1,0 +1,46 @@
+"""The dispatcher: help without heavy imports, one-line errors, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ipt_fast.cli import COMMANDS, CommandError, main
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_shows_an_example_of_it(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"ipt-fast {command} " in capsys.readouterr().out.split("example")[-1]
+
+
+def test_unknown_command_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["pretend"])
+    assert stop.value.code == 2
+    assert "pretend" in capsys.readouterr().err
+
+
+def test_a_command_error_is_one_line(monkeypatch, capsys):
+    def fail(args):
+        raise CommandError("no such folder: photos")
+
+    monkeypatch.setattr("ipt_fast.cli.demo.run", fail)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "ipt-fast demo: no such folder: photos\n"
+
+
+def test_help_does_not_import_torch():
+    program = "import sys, ipt_fast.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    program += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
