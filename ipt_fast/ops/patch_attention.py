@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ipt_fast.ops._backend import choose, module_missing, triton_missing
 
@@ -134,6 +133,17 @@ def _backward_fake(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale, 
     return q.new_empty(B, N, D), q.new_empty(B, M, 2 * D)
 
 
+class _PatchAttentionGradient(torch.autograd.Function):
+    # A node of its own, connected to all inputs, so that a second derivative meets a reason and not a missing path.
+    @staticmethod
+    def forward(ctx, *args):
+        return torch.ops.ipt_fast.patch_attention_backward(*args)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(f'{_OP}: this backend cannot differentiate twice; use impl="eager"')
+
+
 class _PatchAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, q_embed, k_embed, num_heads, scale, impl):
@@ -143,10 +153,9 @@ class _PatchAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         q, k, v, q_embed, k_embed, out, lse = ctx.saved_tensors
-        first, second = torch.ops.ipt_fast.patch_attention_backward(
+        first, second = _PatchAttentionGradient.apply(
             grad, q, k, v, q_embed, k_embed, out, lse, ctx.num_heads, ctx.scale, ctx.impl
         )
         D = q.shape[-1]
@@ -189,6 +198,8 @@ def _xformers(q, k, v, q_embed, k_embed, num_heads, scale):
 
 
 def _eager(q, k, v, q_embed, k_embed, num_heads, scale):
+    if not _autocast_enabled(q.device.type):
+        return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)
     with torch.autocast(q.device.type, enabled=False):
         return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)
 
@@ -224,6 +235,11 @@ def _why_not(device: str, dtype: torch.dtype | None = None, head_dim: int | None
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Every backend in the order of automatic choice on ``device`` -> None, or why this machine cannot run it."""
     return _why_not(str(device))
+
+
+def _autocast_enabled(device: str) -> bool:
+    # Asking is an error for devices without autocast, such as "meta".
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 @torch.compiler.assume_constant_result
@@ -276,7 +292,8 @@ def patch_attention(
 
     In IPT (Eq. 2 of "Pre-Trained Image Processing Transformer", CVPR 2021; ``model/ipt.py``, TransformerDecoderLayer,
     of the reference code) the task embedding E is added before the projections; as W(x + E) = Wx + WE, the embeds
-    here are E Wq^T and E Wk^T, one [N, D] matrix for the whole batch. Differentiable once in all five tensors.
+    here are E Wq^T and E Wk^T, one [N, D] matrix for the whole batch. Differentiable in all five tensors (twice only
+    with impl="eager").
 
     Args:
         q: [B, N, D]; float16, bfloat16, float32 or float64.
@@ -300,7 +317,7 @@ def patch_attention(
         RuntimeError: the backend that ``impl`` names cannot serve this call; the message says why.
     """
     device = q.device.type
-    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
+    if q.dtype != torch.float64 and _autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         q_embed = None if q_embed is None else q_embed.to(dtype)
