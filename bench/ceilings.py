@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +46,9 @@ def measure_ceilings(device: torch.device, seconds: float = 1.0) -> Ceilings:
     rates = {}
     for dtype in _DTYPES.get(device.type, (torch.float32,)):
         a = torch.randn(n, n, device=device).to(dtype)
-        rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / _median_seconds(lambda a=a: a @ a, device, seconds)
+        rates[str(dtype).removeprefix("torch.")] = (
+            2 * n**3 / _median_seconds(partial(torch.matmul, a, a), device, seconds)
+        )
     return Ceilings(device_name(device), torch.get_num_threads(), copy, rates)
 
 

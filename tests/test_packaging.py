@@ -76,19 +76,20 @@ def test_an_installed_package_named_kernels_comes_first(tmp_path):
 
 def test_ops_import_with_torch_alone():
     program = """
-import importlib.abc, sys, torch
+import sys, torch
+from importlib.machinery import PathFinder
 
-# torch and what torch itself brings.
-ALLOWED = "torch ipt_fast numpy sympy mpmath networkx jinja2 typing_extensions filelock fsspec".split()
+# torch and what torch itself brings; the compiler reads how Python was built from a module named after the platform.
+ALLOWED = "torch torchgen functorch ipt_fast numpy sympy mpmath networkx jinja2 markupsafe filelock fsspec typing_extensions"
 
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
+class TorchAlone(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top in ALLOWED:
-            return None
-        raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+        known = top in sys.stdlib_module_names or top in ALLOWED.split() or top.startswith("_sysconfigdata")
+        return super().find_spec(name, path, target) if known else None
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path[sys.meta_path.index(PathFinder)] = TorchAlone
 for name in [m for m in sys.modules if m.partition(".")[0] in ("triton", "xformers", "PIL", "safetensors", "rich")]:
     del sys.modules[name]
 from ipt_fast.ops import degrade, patch_attention, patch_contrastive_loss, pixelshuffle_tail

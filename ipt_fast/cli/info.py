@@ -3,8 +3,8 @@
 import argparse
 
 EXAMPLE = """example:
-  ipt-fast info
-  IPT_FAST_IMPL=eager ipt-fast info"""
+  ipt-fast info                           what an ordinary call takes
+  IPT_FAST_IMPL=eager ipt-fast info       what it takes where the variable binds it"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

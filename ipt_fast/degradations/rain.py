@@ -1,4 +1,4 @@
-"""Rain: a gray layer of bright streaks, added to the photo. Own streaks, or a folder of streak pictures.
+"""Rain: a gray layer of bright streaks, added to the photo. Own streaks; streak_folder.py takes them from pictures.
 
 The streaks' statistics are those of Rain100L (measured on its 100 pairs): median coverage 18.5 % (pixels above level
 8), median level 19 and 95th percentile 58 where there is rain, layer standard deviation 12; one direction per image
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ipt_fast.degradations.philox import RAIN_IMAGE, RAIN_STREAK, normal_pair, philox, uniform
-from ipt_fast.degradations.streak_folder import StreakFolder
 
 CELL = 8  # side of a cell, pixels
 MAX_HALF = 50.0  # half of the longest streak, pixels
@@ -106,4 +105,4 @@ def add_rain(clean: Tensor, layers: Tensor) -> Tensor:
     return (clean + layers[:, None]).clamp_(0, 255)
 
 
-__all__ = ["StreakFolder", "Streaks", "add_rain", "draw_layers", "draw_streaks", "rain_layers"]
+__all__ = ["Streaks", "add_rain", "draw_layers", "draw_streaks", "rain_layers"]

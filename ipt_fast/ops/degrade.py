@@ -87,7 +87,7 @@ def degrade(
         margin: low-resolution pixels cut off each side of the input, and margin * scale off each side of the target;
             super-resolution only.
         rain: for ``derain``, what makes the layers: None for the own generator, or a
-            ``ipt_fast.degradations.rain.StreakFolder``.
+            ``ipt_fast.degradations.streak_folder.StreakFolder``.
         impl: backend, see ``backend_status``; None chooses.
 
     Returns:
