@@ -80,7 +80,7 @@ import sys, torch
 from importlib.machinery import PathFinder
 
 # torch and what torch itself brings; the compiler reads how Python was built from a module named after the platform.
-ALLOWED = "torch torchgen functorch ipt_fast numpy sympy mpmath networkx jinja2 markupsafe filelock fsspec typing_extensions"
+ALLOWED = "torch functorch ipt_fast numpy sympy mpmath networkx jinja2 markupsafe filelock fsspec typing_extensions"
 
 class TorchAlone(PathFinder):
     @classmethod
