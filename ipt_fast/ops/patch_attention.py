@@ -103,7 +103,7 @@ def _backward(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     if impl == "triton":
-        from ipt_fast.kernels.patch_attention_backward import patch_attention_backward
+        from ipt_fast.kernels.patch_attention import patch_attention_backward
 
         return patch_attention_backward(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale)
     q, k = _plus(q, q_embed), _plus(k, k_embed)

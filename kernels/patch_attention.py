@@ -1,0 +1,225 @@
+"""Attention with additive query and key embeddings: the forward kernel, and the launchers of forward and backward.
+
+B images, H heads of d, N queries, M keys, D = H d. Per head: out = softmax((q + q_embed)(k + k_embed)^T scale) v.
+The embeddings are added as q and k are loaded; scores and probabilities never leave the chip.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ipt_fast.kernels._patch_attention_backward import keys_kernel, queries_kernel
+from ipt_fast.kernels._patch_attention_tiles import (
+    LOG2E,
+    add_dot,
+    dot_heads,
+    load_head,
+    multiprocessors,
+    rows_dense,
+    split_head,
+    store_head,
+)
+
+MAX_HEAD_DIM = 128
+# Keys that one program can hold at once.
+ONE_PASS = 256
+
+
+@triton.jit
+def softmax_terms(q0, q1, k0, k1, m, M, unit, D1: tl.constexpr, POSITIVE: tl.constexpr, EVEN_M: tl.constexpr):
+    """Scores [n, m] and what a score is to be multiplied with to be an exponent of two."""
+    s = dot_heads(q0, q1, k0, k1, D1)
+    if not POSITIVE:  # a scale of no sign that the maximum can be taken before
+        s *= unit
+        unit = 1.0
+    if not EVEN_M:
+        s = tl.where(m[None, :] < M, s, -float("inf"))
+    return s, unit
+
+
+@triton.jit
+def forward_kernel(
+    Q, K, V, QE, KE, OUT, LSE,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row, qe_row, ke_row,
+    N, M, H, rows, unit,
+    d: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    ONE: tl.constexpr, POSITIVE: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
+):  # fmt: skip
+    """One program: ``rows`` queries of one head of one image. Q [B, N, D], K and V [B, M, D] by stride with dense rows,
+    QE [N, D] and KE [M, D] or None, OUT [B, N, D] and LSE [B, H, N] contiguous; unit = scale log2(e).
+
+    ONE: BLOCK_M covers all keys, which are loaded once, and the softmax is the plain one; otherwise online.
+    """
+    # Which image, head and queries
+    parts = tl.cdiv(N, rows)
+    first = (tl.program_id(0) % parts) * rows
+    head = tl.program_id(0) // parts
+    h = head % H
+    b = (head // H).to(tl.int64)
+    Q += b * q_batch + h * d
+    K += b * k_batch + h * d
+    V += b * v_batch + h * d
+    OUT += (b * N * H + h) * d
+    LSE += head.to(tl.int64) * N
+    if QE is not None:
+        QE += h * d
+    if KE is not None:
+        KE += h * d
+
+    m = tl.arange(0, BLOCK_M)
+    if ONE:
+        k0, k1 = load_head(K, k_row, KE, ke_row, m, M, d, D0, D1, EVEN_M)  # [m, d]
+        v0, v1 = load_head(V, v_row, None, 0, m, M, d, D0, D1, EVEN_M)  # [m, d]
+
+    for start in range(first, tl.minimum(first + rows, N), BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        q0, q1 = load_head(Q, q_row, QE, qe_row, n, N, d, D0, D1, EVEN_N)  # [n, d]
+        out0 = tl.zeros((BLOCK_N, D0), tl.float32)
+        out1 = tl.zeros((BLOCK_N, D1 if D1 > 0 else 16), tl.float32)
+        if ONE:
+            s, by = softmax_terms(q0, q1, k0, k1, m, M, unit, D1, POSITIVE, EVEN_M)  # [n, m]
+            top = tl.max(s, 1) * by
+            p = tl.exp2(s * by - top[:, None])
+            total = tl.sum(p, 1)
+            out0, out1 = add_dot(out0, out1, p.to(v0.dtype), v0, v1, D1)
+        else:
+            top = tl.full((BLOCK_N,), -float("inf"), tl.float32)
+            total = tl.zeros((BLOCK_N,), tl.float32)
+            for key in range(0, M, BLOCK_M):
+                j = key + m
+                k0, k1 = load_head(K, k_row, KE, ke_row, j, M, d, D0, D1, EVEN_M)  # [m, d]
+                s, by = softmax_terms(q0, q1, k0, k1, j, M, unit, D1, POSITIVE, EVEN_M)  # [n, m]
+                higher = tl.maximum(top, tl.max(s, 1) * by)
+                p = tl.exp2(s * by - higher[:, None])
+                shrink = tl.exp2(top - higher)
+                total = total * shrink + tl.sum(p, 1)
+                out0 *= shrink[:, None]
+                out1 *= shrink[:, None]
+                v0, v1 = load_head(V, v_row, None, 0, j, M, d, D0, D1, EVEN_M)  # [m, d]
+                out0, out1 = add_dot(out0, out1, p.to(v0.dtype), v0, v1, D1)
+                top = higher
+
+        store_head(OUT, H * d, n, N, out0 / total[:, None], out1 / total[:, None], d, D0, D1, EVEN_N)
+        lse = (top + tl.log2(total)) * 0.6931471805599453
+        tl.store(LSE + n, lse, mask=n < N)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tile sizes of one launch. ``one``: a program holds all keys of its head."""
+
+    block_n: int
+    block_m: int
+    one: bool
+    num_warps: int
+    num_stages: int
+
+
+def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
+    """Chosen by registers and shared memory of the compiled kernels (``python -m bench.offline``)."""
+    width = sum(split_head(d))
+    if dtype == torch.float32:  # no tensor cores: products of small tiles in registers
+        return Plan(_block(N, 32), _block(M, 32), M <= 32, 4, 2)
+    if M <= ONE_PASS and width <= 64:
+        return Plan(_block(N, 64), _block(M, ONE_PASS), True, 4, 2)
+    return Plan(_block(N, 128 if width <= 64 else 64), _block(M, 64), M <= 64, 4, 2)
+
+
+def plan_backward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
+    """As ``plan_forward``, for both backward kernels; ``one``: one program makes all gradients of a head."""
+    width = sum(split_head(d))
+    if dtype == torch.float32:
+        return Plan(_block(N, 32), _block(M, 32), M <= 32, 4, 1)
+    if max(N, M) <= ONE_PASS and width <= 48:
+        return Plan(_block(N, 32), _block(M, ONE_PASS), True, 8, 2)
+    return Plan(_block(N, 64), _block(M, 64), M <= 64 and N <= ONE_PASS, 4, 2)
+
+
+def _block(length: int, most: int) -> int:
+    return min(most, max(16, triton.next_power_of_2(length)))
+
+
+def patch_attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, q_embed: Tensor | None, k_embed: Tensor | None, num_heads: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """q [B, N, D], k and v [B, M, D], float16, bfloat16 or float32, d <= 128 -> out [B, N, D], lse [B, H, N] float32.
+
+    lse is the logarithm of every softmax's denominator, natural, for the backward.
+    """
+    q, k, v, q_embed, k_embed = (rows_dense(x) for x in (q, k, v, q_embed, k_embed))
+    B, N, D = q.shape
+    M, d = k.shape[1], D // num_heads
+    out = torch.empty(B, N, D, dtype=q.dtype, device=q.device)
+    lse = torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
+    plan = plan_forward(N, M, d, q.dtype)
+    # A program that holds the keys serves all queries of its head, unless that leaves multiprocessors idle.
+    rows = plan.block_n
+    if plan.one and B * num_heads >= 2 * multiprocessors(q.device):
+        rows = triton.cdiv(N, plan.block_n) * plan.block_n
+    D0, D1 = split_head(d)
+    with torch.cuda.device_of(q):
+        forward_kernel[(triton.cdiv(N, rows) * B * num_heads,)](
+            q, k, v, q_embed, k_embed, out, lse,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], _row(q_embed), _row(k_embed),
+            N, M, num_heads, rows, scale * LOG2E,
+            d=d, D0=D0, D1=D1, BLOCK_N=plan.block_n, BLOCK_M=plan.block_m, ONE=plan.one, POSITIVE=scale > 0,
+            EVEN_N=N % plan.block_n == 0, EVEN_M=M % plan.block_m == 0,
+            num_warps=plan.num_warps, num_stages=plan.num_stages,
+        )  # fmt: skip
+    return out, lse
+
+
+def patch_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_embed: Tensor | None,
+    k_embed: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    num_heads: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of q, k and v, given the gradient of ``out`` and what the forward returned.
+
+    Returns:
+        N == M: [B, N, 3D] and an empty tensor; otherwise dq [B, N, D] and dk, dv side by side [B, M, 2D].
+    """
+    grad, q, k, v, q_embed, k_embed, out = (rows_dense(x) for x in (grad, q, k, v, q_embed, k_embed, out))
+    lse = lse.contiguous()
+    B, N, D = q.shape
+    M, d = k.shape[1], D // num_heads
+    if N == M:
+        first, second = torch.empty(B, N, 3 * D, dtype=q.dtype, device=q.device), q.new_empty(0)
+        dq, dk, dv = first.split(D, dim=-1)
+    else:
+        first = dq = torch.empty(B, N, D, dtype=q.dtype, device=q.device)
+        second = torch.empty(B, M, 2 * D, dtype=q.dtype, device=q.device)
+        dk, dv = second.split(D, dim=-1)
+    plan = plan_backward(N, M, d, q.dtype)
+    delta = None if plan.one else torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
+    D0, D1 = split_head(d)
+    common = dict(
+        d=d, D0=D0, D1=D1, BLOCK_N=plan.block_n, BLOCK_M=plan.block_m,
+        EVEN_N=N % plan.block_n == 0, EVEN_M=M % plan.block_m == 0,
+        num_warps=plan.num_warps, num_stages=plan.num_stages,
+    )  # fmt: skip
+    strides = [s for x in (grad, out, q, k, v, dq, dk) for s in x.stride()[:2]] + [_row(q_embed), _row(k_embed)]
+    sizes = (N, M, num_heads, scale)
+    with torch.cuda.device_of(q):
+        if not plan.one:
+            queries_kernel[(triton.cdiv(N, plan.block_n) * B * num_heads,)](
+                grad, q, k, v, q_embed, k_embed, out, lse, delta, dq, *strides, *sizes, **common
+            )
+        keys_kernel[(triton.cdiv(M, plan.block_m) * B * num_heads,)](
+            grad, q, k, v, q_embed, k_embed, out, lse, delta, dq, dk, dv, *strides, *sizes, ONE=plan.one, **common
+        )
+    return first, second
+
+
+def _row(embed: Tensor | None) -> int:
+    return 0 if embed is None else embed.stride(0)
