@@ -40,9 +40,8 @@ def _in_this_process(monkeypatch):
 
 
 def train(photos, out, *more, changes=MICRO):
-    return main(
-        ["--data", str(photos), "--preset", "tiny", "--out", str(out), "--workers", "0", *more, "--set", *changes]
-    )
+    options = ["--preset", "tiny", "--out", str(out), "--loader", "torch", "--workers", "0", *more]
+    return main(["--data", str(photos), *options, "--set", *changes])
 
 
 def test_a_run_and_its_resumption(photos, tmp_path, capsys):
@@ -63,7 +62,7 @@ def test_a_run_and_its_resumption(photos, tmp_path, capsys):
 
 
 def test_dry_run_writes_nothing_and_says_everything(photos, tmp_path, capsys):
-    assert train(photos, tmp_path / "run", "--dry-run") == 0
+    assert train(photos, tmp_path / "run", "--dry-run", "--precision", "fp32") == 0
     said = capsys.readouterr().out
     for text in ("6 photos, 1 refused", "3 steps of 4 patches", "cpu, 1 rank(s), fp32", "model.n_feats"):
         assert text in said

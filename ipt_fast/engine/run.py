@@ -150,7 +150,7 @@ def _prepare(args: argparse.Namespace, world: World, console: Console) -> Traine
     """Everything up to the first step; None for a dry run."""
     check_usage(args)
     initial = None if args.init is None else _load(args.init)
-    config = config_of(args, initial and initial.config)
+    config = config_of(args, None if initial is None else initial.config)
     check_batch(config, world.size)
     resolve_precision(config.precision, world.device)
     if not args.pairs:
@@ -159,6 +159,8 @@ def _prepare(args: argparse.Namespace, world: World, console: Console) -> Traine
         raise ConfigError(
             f"{args.out} holds a run already; give --resume auto to go on with it, or another folder with --out"
         )
+    if args.resume not in (None, "auto") and not Path(args.resume).is_file():
+        raise FileNotFoundError(f"{args.resume}: no such checkpoint")
     loader, photos = _loader(args, config, world)
     if args.dry_run:
         if world.main:
@@ -167,9 +169,9 @@ def _prepare(args: argparse.Namespace, world: World, console: Console) -> Traine
         return None
     model, start = _initial_model(args, config, initial)
     trainer = Trainer(config, loader, args.out, world=world, model=model, console=console, profile_steps=args.profile)
-    trainer.progress.say(f"{photos}; {loader.about}{start}")
     if args.resume is not None:
         trainer.resume(args.resume)
+    trainer.progress.say(f"{photos}; {loader.about}{start}")
     return trainer
 
 
