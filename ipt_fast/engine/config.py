@@ -40,8 +40,8 @@ class TrainConfig:
         augment: flips and rotations by quarter turns. Off in pre-training.
         rain: folder of streak pictures to take rain from; None for the own generator.
         seed: of the weights, the order of the images, crops, tasks and degradations.
-        precision: of forward and backward; weights and optimizer stay float32. "auto" is bf16 on GPUs that have it,
-            fp16 with loss scaling on those that do not, fp32 on a CPU.
+        precision: of forward and backward; weights and optimizer stay float32. "auto" is bf16 on GPUs and
+            CPUs that compute in it, otherwise fp16 with loss scaling on GPUs and fp32 on CPUs.
         compile: run the network through torch.compile.
         checkpoint_every: steps between checkpoints; there is always one at the end.
         keep_every: epochs between checkpoints that are kept for good as checkpoint_epoch<N>.pt; 0 keeps the last two.

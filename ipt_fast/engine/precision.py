@@ -5,20 +5,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ipt_fast import cpu_features
 from ipt_fast.engine.config import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def resolve_precision(choice: str, device: torch.device) -> Precision:
-    """``auto``: bf16 on GPUs that compute in it (sm_80 and newer), fp16 on older ones, fp32 on a CPU.
+    """``auto``: bf16 on GPUs (sm_80 and newer) and CPUs that compute in it, fp16 on older GPUs, fp32 on older CPUs.
 
     Raises:
         ConfigError: fp16 on a CPU, where it is slow and has no loss scaling to lean on.
     """
     if choice == "auto":
         if device.type != "cuda":
-            return "fp32"
+            return "bf16" if cpu_features.has_fast_bf16() else "fp32"
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if choice == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a GPU (found {device.type}); use bf16 or fp32")

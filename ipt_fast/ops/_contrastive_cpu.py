@@ -15,11 +15,6 @@ _ROWS = 256  # tokens in the rows of a block, where an image has no more
 _BLOCK = 1 << 18  # elements of a block
 
 
-def bf16_products_pay() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def _chunks(start: int, stop: int, step: int) -> Iterator[slice]:
     for first in range(start, stop, step):
         yield slice(first, min(first + step, stop))

@@ -22,8 +22,8 @@ MICRO = IPTConfig(
 
 def micro_config(*changes: str, steps: int = 6, batch_size: int = 4) -> TrainConfig:
     config = TrainConfig(
-        preset="micro", model=MICRO, epochs=None, steps=steps, batch_size=batch_size, lr=1e-3, log_every=1,
-        checkpoint_every=2,
+        preset="micro", model=MICRO, epochs=None, steps=steps, batch_size=batch_size, lr=1e-3, precision="fp32",
+        log_every=1, checkpoint_every=2,
     )  # fmt: skip
     return apply_changes(config, changes)
 

@@ -12,7 +12,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize(
     "choice, device, capability, precision",
     [
-        ("auto", CPU, None, "fp32"),
+        ("auto", CPU, False, "fp32"),
+        ("auto", CPU, True, "bf16"),
+        ("fp32", CPU, True, "fp32"),
         ("bf16", CPU, None, "bf16"),
         ("auto", CUDA, (7, 0), "fp16"),
         ("auto", CUDA, (7, 5), "fp16"),
@@ -22,6 +24,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ],
 )
 def test_precision_follows_the_device(monkeypatch, choice, device, capability, precision):
+    monkeypatch.setattr("ipt_fast.cpu_features.has_fast_bf16", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_precision(choice, device) == precision
 
