@@ -30,12 +30,13 @@ def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2
     first = "bicubic" if task.kind == "sr" else "input"
     side = crop * zoom
     width = 3 * side + 4 * _GAP
-    height = _TITLE + len(results) * (side + _CAPTION + _GAP)
+    rows = _one_a_photo(results)
+    height = _TITLE + len(rows) * (side + _CAPTION + _GAP)
     picture = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(picture)
     title, small = ImageFont.load_default(18), ImageFont.load_default(14)
     draw.text((_GAP, 7), f"{task.name}: {first} | output | clean", _INK, title)
-    for row, result in enumerate(results):
+    for row, result in enumerate(rows):
         top = _TITLE + row * (side + _CAPTION + _GAP)
         y, x = _most_detailed(result.clean, crop)
         captions = (
@@ -62,6 +63,14 @@ def write_sample_grids(results: Sequence[HeldOutResult], folder: Path) -> list[P
         sample_grid([r for r in results if r.task == task]).save(path)
         paths.append(path)
     return paths
+
+
+def _one_a_photo(results: Sequence[HeldOutResult]) -> list[HeldOutResult]:
+    """Where a photo was degraded several times, the draw of middling damage."""
+    of_photo: dict[str, list[HeldOutResult]] = {}
+    for result in results:
+        of_photo.setdefault(result.photo, []).append(result)
+    return [sorted(draws, key=lambda r: r.psnr_before)[len(draws) // 2] for draws in of_photo.values()]
 
 
 def _most_detailed(image: Tensor, crop: int) -> tuple[int, int]:
