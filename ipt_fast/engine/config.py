@@ -127,8 +127,8 @@ class TrainConfig:
 # What differs from the defaults above.
 RECIPES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "epochs": None, "steps": 2000, "batch_size": 16, "lr": 1e-3, "lr_final": 1e-5, "schedule": "cosine",
-        "warmup_steps": 100, "clip_grad": 1.0, "crops_per_image": 8, "checkpoint_every": 250,
+        "epochs": None, "steps": 2000, "batch_size": 8, "lr": 1e-3, "lr_final": 1e-5, "schedule": "cosine",
+        "warmup_steps": 100, "clip_grad": 1.0, "crops_per_image": 2, "checkpoint_every": 250,
     },
     "small": {
         "epochs": None, "steps": 100_000, "batch_size": 128, "lr": 3e-4, "lr_final": 1e-6, "schedule": "cosine",
