@@ -11,6 +11,11 @@ from ipt_fast.inference import load_checkpoint
 from ipt_fast.model import IPT
 from ipt_fast.tasks import Task, get_task
 
+
+class NoSuchTaskError(CommandError):
+    """The checkpoint has neither the task nor one that serves it."""
+
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -56,7 +61,7 @@ def load_for_task(path: Path, task: Task, device: torch.device | str) -> tuple[I
     try:
         return model.to(device), serving_task(model, task)
     except ValueError as error:
-        raise CommandError(f"{path}: {error}") from error
+        raise NoSuchTaskError(f"{path}: {error}") from error
 
 
 def serving_task(model: IPT, task: Task) -> str:

@@ -1,15 +1,22 @@
 """``ipt-fast eval``: PSNR and SSIM on test sets, per image and mean, beside the paper's tables."""
 
 import argparse
+import csv
+import json
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ipt_fast.cli import CommandError
+
+if TYPE_CHECKING:
+    from ipt_fast.evaluation.score import Score
 
 EXAMPLE = """examples:
   ipt-fast eval --task sr4 --data Set5 --checkpoint IPT_pretrain.pt --csv scores.csv --json scores.json
@@ -51,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     if args.paper:
         scores = _paper(args, labels)
     else:
-        scores = _sets(args, labels, [(args.task, path, None) for path in args.data])
+        scores = score_sets(args, labels, [(args.task, path, None) for path in args.data])
         _print_scores(scores, args.brief)
-    _write(args, scores)
+    _write_files(args, scores)
     return 0
 
 
@@ -66,9 +73,24 @@ def _labels(checkpoints: list[Path]) -> dict[str, Path]:
     raise CommandError("--checkpoint names a file twice")
 
 
-def _sets(args: argparse.Namespace, labels: dict[str, Path], work: Iterable[tuple[str, Path, str | None]]) -> list:
-    """Scores of every (task, folder, name of the set); networks stay loaded as long as the task is the same."""
-    from ipt_fast.cli._network import check_windows, load_for_task, pick_device, pick_precision, pick_task
+def score_sets(
+    args: argparse.Namespace,
+    labels: dict[str, Path],
+    work: Iterable[tuple[str, Path, str | None]],
+    leave_out: bool = False,
+) -> "list[Score]":
+    """Scores of every (task, folder, name of the set); networks stay loaded as long as the task is the same.
+
+    ``leave_out``: checkpoints that have no such task are left out instead of being an error.
+    """
+    from ipt_fast.cli._network import (
+        NoSuchTaskError,
+        check_windows,
+        load_for_task,
+        pick_device,
+        pick_precision,
+        pick_task,
+    )
     from ipt_fast.evaluation.score import Method, score_set
     from ipt_fast.evaluation.test_sets import ImageSet, TestSetError, find_set
 
@@ -82,7 +104,7 @@ def _sets(args: argparse.Namespace, labels: dict[str, Path], work: Iterable[tupl
     }
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    scores: list = []
+    scores: list[Score] = []
     methods: dict[str, Method] = {}
     loaded_for = None
     for name, folder, set_name in work:
@@ -96,7 +118,12 @@ def _sets(args: argparse.Namespace, labels: dict[str, Path], work: Iterable[tupl
         if loaded_for != name:
             methods = {}
             for label, path in labels.items():
-                model, serving = load_for_task(path, task, device)
+                try:
+                    model, serving = load_for_task(path, task, device)
+                except NoSuchTaskError:
+                    if leave_out:
+                        continue
+                    raise
                 check_windows(args, model.config.patch_size)
                 shown = label if serving == task.name else f"{label} as {serving}"
                 methods[shown] = Method(model, serving, options)
@@ -114,7 +141,7 @@ def _sets(args: argparse.Namespace, labels: dict[str, Path], work: Iterable[tupl
     return scores
 
 
-def _print_scores(scores: list, brief: bool) -> None:
+def _print_scores(scores: "list[Score]", brief: bool) -> None:
     from ipt_fast.evaluation.score import mean_scores
     from ipt_fast.text_table import print_table
 
@@ -135,7 +162,8 @@ def _ssim(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
-def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> list:
+def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> "list[Score]":
+    """Score what is there, and print the paper's tables with our columns beside."""
     from ipt_fast.evaluation.paper import ALIASES, CELLS, TITLES, find_paper_sets, table_rows
     from ipt_fast.evaluation.score import INPUT, mean_scores
     from ipt_fast.text_table import print_table
@@ -147,16 +175,49 @@ def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> list:
     if not found:
         raise CommandError(f"none of the paper's sets ({', '.join(ALIASES)}) is in {', '.join(map(str, args.data))}")
     work = [(cell.task, found[cell.image_set], cell.image_set) for cell in CELLS if cell.image_set in found]
-    usable = [item for item in work if _has_task(item[0], labels)]
-    scores = _sets(args, _with_task_filter(labels), usable) if labels else _sets(args, {}, work)
+    scores = score_sets(args, labels, work, leave_out=True)
     ours: dict[tuple[str, str], dict[str, float]] = {}
     for mean in mean_scores(scores):
-        label = "input (ours)" if mean.method == INPUT else mean.method.split(" as ")[0]
+        served = (label for label in labels if mean.method in (label, f"{label} as {mean.method.split()[-1]}"))
+        label = "input (ours)" if mean.method == INPUT else next(served)
         ours.setdefault((mean.image_set, mean.task), {})[label] = mean.psnr_y
     for table, title in TITLES.items():
         columns, rows = table_rows(table, ours, ["input (ours)", *labels])
         print_table(title, columns, rows, numeric=columns[2:])
+    if args.limit is not None:
+        print(f"ours: the first {args.limit} images of each set alone, so no fair comparison")
     missing = [name for name in ALIASES if name not in found]
     if missing:
         print(f"not found: {', '.join(missing)}")
     return scores
+
+
+def _write_files(args: argparse.Namespace, scores: "list[Score]") -> None:
+    """CSV: a line per image and method. JSON: the same with the means and what was asked for; null for nan and inf."""
+    from ipt_fast.evaluation.score import Score, mean_scores
+
+    try:
+        if args.csv is not None:
+            with open(args.csv, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, [field.name for field in fields(Score)])
+                writer.writeheader()
+                writer.writerows(asdict(score) for score in scores)
+        if args.json is not None:
+            content = {
+                "settings": {key: _plain(value) for key, value in vars(args).items() if key not in ("csv", "json")},
+                "means": [_plain(asdict(score)) for score in mean_scores(scores)],
+                "scores": [_plain(asdict(score)) for score in scores],
+            }
+            args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CommandError(str(error)) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

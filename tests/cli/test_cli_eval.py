@@ -1,0 +1,159 @@
+"""``ipt-fast eval`` as a new user tries it."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ipt_fast import IPT, IPTConfig
+from ipt_fast.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "IPT_pretrain.pt"
+    torch.save(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1)).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Set5 and CBSD68 of two clean pictures each, and Rain100L of two pairs."""
+    root = tmp_path_factory.mktemp("sets")
+    for name in ("Set5", "CBSD68", "Rain100L/norain", "Rain100L/rain"):
+        (root / name).mkdir(parents=True)
+        for seed in range(2):
+            small = np.random.default_rng(seed).integers(30, 170, (5, 6, 3), dtype=np.uint8)
+            pixels = np.array(Image.fromarray(small).resize((48, 36), Image.Resampling.BICUBIC))
+            pixels[::6] += 50 * name.endswith("/rain")
+            prefix = name.split("/")[1] + "-" if "/" in name else ""
+            Image.fromarray(pixels).save(root / name / f"{prefix}{seed}.png")
+    return root
+
+
+def evaluate(*arguments):
+    return main(["eval", *map(str, arguments)])
+
+
+def rows(text):
+    """The rows of every printed table, their cells without spaces."""
+    lines = (line.strip() for line in text.splitlines() if line.startswith("│"))
+    return [[cell.strip() for cell in line[1:-1].split("│")] for line in lines]
+
+
+def test_the_input_alone_without_a_checkpoint(sets, capsys):
+    assert evaluate("--task", "derain", "--data", sets / "Rain100L") == 0
+    said = capsys.readouterr()
+    assert "Rain100L, derain: 2 images (norain and rain)" in said.err
+    _, method, psnr_y, psnr_rgb, ssim, seconds = next(row for row in rows(said.out) if row[0] == "norain-1")
+    assert method == "input" and seconds == "" and 0 < float(ssim) < 1
+    # 6 of 36 rows are 50 brighter; Y has 220/256 of a gray difference.
+    assert float(psnr_rgb) == pytest.approx(20 * np.log10(255 / 50 * 6**0.5), abs=0.01)
+    assert float(psnr_y) - float(psnr_rgb) == pytest.approx(20 * np.log10(256 / 219.859), abs=0.011)
+
+
+def test_table_csv_and_json_agree(sets, checkpoint, tmp_path, capsys):
+    files = ["--csv", tmp_path / "a.csv", "--json", tmp_path / "a.json"]
+    options = ["--task", "sr2", "--data", sets / "Set5", sets / "CBSD68", "--checkpoint", checkpoint]
+    assert evaluate(*options, *files) == 0
+    said = capsys.readouterr().out
+    lines = list(csv.DictReader((tmp_path / "a.csv").open()))
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert len(lines) == len(content["scores"]) == 8 and len(content["means"]) == 4
+    assert [line["method"] for line in lines[:2]] == ["input", "IPT_pretrain.pt"]
+    assert [float(line["psnr_y"]) for line in lines] == [score["psnr_y"] for score in content["scores"]]
+    mean = content["means"][0]
+    printed = next(row for row in rows(said) if row[0] == "mean")
+    assert printed[1:4] == ["input", f"{mean['psnr_y']:.2f}", f"{mean['psnr_rgb']:.2f}"]
+    assert printed[4:] == [f"{mean['ssim_y']:.4f}", ""]
+    assert content["settings"]["task"] == "sr2" and content["settings"]["seed"] == 0
+
+
+def test_noise_is_the_same_each_time_and_follows_the_seed(sets, tmp_path):
+    results = []
+    for number, seed in enumerate((0, 0, 1)):
+        path = tmp_path / f"{number}.json"
+        assert evaluate("--task", "denoise50", "--data", sets / "CBSD68", "--seed", seed, "--json", path) == 0
+        results.append(json.loads(path.read_text())["scores"])
+    assert results[0] == results[1] != results[2]
+
+
+def test_unseen_noise_and_two_checkpoints_of_one_name(sets, checkpoint, tmp_path, capsys):
+    other = tmp_path / "other" / "IPT_pretrain.pt"
+    other.parent.mkdir()
+    shutil.copy(checkpoint, other)
+    options = ["--task", "denoise70", "--data", sets / "CBSD68", "--brief", "--limit", "1"]
+    assert evaluate(*options, "--checkpoint", checkpoint, other) == 0
+    said = capsys.readouterr().out
+    assert "other/IPT_pretrain.pt as denoise50" in said and said.count("as denoise50") == 2 and "mean" in said
+
+
+def test_the_papers_tables(sets, checkpoint, tmp_path, capsys):
+    torch.manual_seed(0)
+    single = tmp_path / "IPT_sr2.pt"
+    torch.save(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1, tasks=("sr2",))).state_dict(), single)
+    path = tmp_path / "a.json"
+    assert evaluate("--paper", "--data", sets, "--checkpoint", checkpoint, single, "--json", path, "--limit", 1) == 0
+    out = capsys.readouterr().out
+    assert all(f"Table {n}: " in out for n in (1, 2, 3, 4)) and "not found: Set14, B100, Urban100" in out
+    printed = {(row[0], row[1]): row[2:] for row in rows(out)}
+    means = {
+        (m["image_set"], m["task"], m["method"]): f"{m['psnr_y']:.2f}" for m in json.loads(path.read_text())["means"]
+    }
+    assert len(printed) == 21
+    ours = [means["Set5", "sr2", method] for method in ("input", "IPT_pretrain.pt", "IPT_sr2.pt")]
+    assert printed["Set5", "sr2"] == ["38.11", "38.27", "38.37", *ours]
+    assert printed["Set5", "sr3"][-1] == "" != printed["Set5", "sr3"][-2]  # the single-task file has no sr3
+    assert printed["Urban100", "sr4"][3:] == ["", "", ""]
+    served = means["CBSD68", "denoise10", "IPT_pretrain.pt as denoise30"]
+    assert printed["CBSD68", "denoise10"][-2:] == [served, ""]
+    assert "the first 1 images of each set alone" in out
+
+
+def test_pairs_that_do_not_match_are_refused(sets, tmp_path, capsys):
+    for folder in ("norain", "rain"):
+        (tmp_path / folder).mkdir()
+    Image.open(sets / "Rain100L/norain/norain-0.png").save(tmp_path / "norain/norain-0.png")
+    Image.open(sets / "Rain100L/rain/rain-1.png").save(tmp_path / "rain/rain-0.png")
+    assert evaluate("--task", "derain", "--data", tmp_path) == 2
+    said = capsys.readouterr()
+    assert "norain-0.png" in said.err and "rain/rain-0.png show different scenes" in said.err and not said.out
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"--task": None}, "give either --task or --paper"),
+        ({"--task": "sr5"}, "task 'sr5' is not known"),
+        ({"--task": "derain"}, "derain needs pairs"),
+        ({"--task": "deblur", "--data": "Rain100L"}, "deblur needs pairs"),
+        ({"--data": "nowhere"}, "nowhere: no such folder"),
+        ({"--data": "."}, "no images of a test set for sr2; it has the folders CBSD68, Rain100L, Set5"),
+        ({"--limit": "0"}, "--limit must be at least 1"),
+        ({"--json": "nowhere/a.json"}, "the folder nowhere is not there"),
+        ({"--checkpoint": "none.pt"}, "none.pt: no such checkpoint"),
+        ({"--overlap": "48"}, "--overlap must be 0 to 47"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(change, message, sets, checkpoint, capsys):
+    options = {"--task": "sr2", "--data": "Set5", "--checkpoint": checkpoint, **change}
+    options["--data"] = str(sets / options["--data"])
+    assert evaluate(*[part for key, value in options.items() if value for part in (key, value)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert message in last and last.startswith("ipt-fast eval: ")
+
+
+def test_a_checkpoint_without_the_task_and_sets_of_no_paper(sets, checkpoint, tmp_path, capsys):
+    single = tmp_path / "IPT_sr2.pt"
+    torch.save(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1, tasks=("sr2",))).state_dict(), single)
+    assert evaluate("--task", "sr3", "--data", sets / "Set5", "--checkpoint", single) == 2
+    assert "IPT_sr2.pt: has no task sr3; it has sr2" in capsys.readouterr().err
+    assert evaluate("--paper", "--data", tmp_path) == 2
+    assert "none of the paper's sets (Set5, " in capsys.readouterr().err
+    assert evaluate("--task", "sr2", "--data", sets / "Set5", "--checkpoint", single, single) == 2
+    assert "--checkpoint names a file twice" in capsys.readouterr().err
