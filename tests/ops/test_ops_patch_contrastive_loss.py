@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ipt_fast.ops import _contrastive_cpu, patch_contrastive_loss
+from ipt_fast.ops import patch_contrastive_loss
 from ipt_fast.ops.patch_contrastive_loss import backend_status, patch_contrastive_loss_reference
 
 MODES = ("paper", "supcon")

@@ -1,5 +1,8 @@
 """scope="global": gloo ranks that hold a slice each equal one process that holds the whole batch."""
 
+import gc
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,6 +11,7 @@ from torch import nn
 from ipt_fast.ops import patch_contrastive_loss
 
 IMAGES, N, D = 2, 5, 7  # IMAGES a rank
+PATIENCE = 120  # seconds for ranks that need a few
 IMPLS = ("eager", "cpu")
 MODES = ("paper", "supcon")
 WEIGHTS = (0.3, -2.0, 1.5, 0.7, 4.0, 1.1)  # of the values per image, for reduction="none"
@@ -36,6 +40,14 @@ def losses(features, weights, **options):
     return found
 
 
+def ddp_gradient(features, impl):
+    """In a function of its own, so that DDP is gone before the process group: the last to hold a gloo group joins a
+    worker thread, and DDP would do that while it holds the interpreter lock that the worker may be waiting for."""
+    model = nn.parallel.DistributedDataParallel(projection())
+    patch_contrastive_loss(model(features), scope="global", impl=impl).backward()
+    return model.module.weight.grad.clone()
+
+
 def rank_main(rank, ranks, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
@@ -45,20 +57,32 @@ def rank_main(rank, ranks, folder):
     for impl in IMPLS:
         for mode in MODES:
             found[impl, mode] = losses(features, weights, mode=mode, scope="global", impl=impl)
-        model = nn.parallel.DistributedDataParallel(projection())
-        patch_contrastive_loss(model(features), scope="global", impl=impl).backward()
-        found[impl, "ddp"] = model.module.weight.grad
+        found[impl, "ddp"] = ddp_gradient(features, impl)
         one = patch_contrastive_loss(features[:1], scope="global", impl=impl)
         found[impl, "one image a rank"] = one
     found["local"] = patch_contrastive_loss(features, scope="local")
     torch.save(found, f"{folder}/rank{rank}.pt")
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
+
+
+def run_ranks(ranks, folder):
+    """All ranks in processes of their own; ends them and fails where they do not finish."""
+    context = torch.multiprocessing.spawn(rank_main, (ranks, folder), nprocs=ranks, join=False)
+    deadline = time.monotonic() + PATIENCE
+    while not context.join(timeout=1):
+        if time.monotonic() > deadline:
+            alive = [process for process in context.processes if process.is_alive()]
+            for process in alive:
+                process.kill()
+            pytest.fail(f"{len(alive)} of {ranks} ranks did not finish within {PATIENCE} s")
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
 def results(request, tmp_path_factory):
     ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(rank_main, (ranks, folder), nprocs=ranks)
+    run_ranks(ranks, folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
 
 
