@@ -4,6 +4,7 @@ CPU decoding gives the same pixels as the PyTorch loader, bit for bit. The plan 
 own checkpoints are not needed: a new pipeline is fed from the step of the checkpoint on.
 """
 
+import importlib
 import importlib.util
 import warnings
 from collections import deque
@@ -34,7 +35,7 @@ def why_not() -> str | None:
     if not found:
         return 'DALI is not installed (pip install "ipt-fast[dali-cu12]" or "ipt-fast[dali-cu13]")'
     try:
-        pass
+        importlib.import_module("nvidia.dali")
     except Exception as error:  # whatever keeps it from loading (a missing library, a wrong numpy)
         return f"DALI is installed and does not load: {error}"
     return None

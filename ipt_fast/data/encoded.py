@@ -54,8 +54,9 @@ def encode_batch(source: CropSource, plan: BatchPlan, pool: ThreadPoolExecutor |
     """
     cuts = []
     for image, group in groupby(range(len(plan.images)), key=lambda sample: plan.images[sample]):
-        samples = list(group)
-        cuts.append(_Cut(int(image), samples, plan.tops[samples].tolist(), plan.lefts[samples].tolist()))
+        # A photo that is drawn twice in a row has more crops than one decode makes.
+        for samples in _parts(list(group), source.plan.crops_per_image):
+            cuts.append(_Cut(int(image), samples, plan.tops[samples].tolist(), plan.lefts[samples].tolist()))
     if pool is None:
         read = [_read_all(source, plan, cuts)]
     else:
@@ -64,6 +65,10 @@ def encode_batch(source: CropSource, plan: BatchPlan, pool: ThreadPoolExecutor |
     pairs = sorted((pair for done, _ in read for pair in done), key=lambda pair: pair[0].samples[0])
     bad = [item for _, part in read for item in part]
     return _arrange(source, plan, pairs, bad)
+
+
+def _parts(samples: list[int], most: int) -> list[list[int]]:
+    return [samples[start : start + most] for start in range(0, len(samples), most)]
 
 
 def _read_all(

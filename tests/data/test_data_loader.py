@@ -232,6 +232,15 @@ def test_a_photo_that_dali_cannot_decode_is_decoded_without_it(folder, opened):
 
 
 @pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))
+@pytest.mark.parametrize("crops_per_image", [1, 3])
+def test_dali_takes_a_photo_that_comes_twice_in_a_row(tmp_path, opened, crops_per_image):
+    write_jpegs(tmp_path, 2, 220, 240)  # a batch of 12 has the same photo next to itself
+    options = {"batch_size": 12, "crops_per_image": crops_per_image}
+    loader, reference = opened(tmp_path, loader="dali", **options), opened(tmp_path, **options)
+    assert same(take(loader, 4), take(reference, 4))
+
+
+@pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))
 def test_dali_batches_stay_valid_after_later_ones(folder, opened):
     """They are handed on without a copy."""
     loader = opened(folder, loader="dali")
