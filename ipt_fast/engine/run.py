@@ -86,6 +86,8 @@ def check_usage(args: argparse.Namespace) -> None:
         raise ConfigError("--finetune starts from a trained network: give its checkpoint with --init")
     if bool(args.data) == bool(args.pairs):
         raise ConfigError("--finetune needs either --data (clean photos, degraded here) or --pairs GT LQ")
+    if args.pairs and args.loader == "dali":
+        raise ConfigError("--pairs are read by the torch loader alone; leave --loader dali out")
     if args.preset or args.tasks:
         raise ConfigError(
             "--finetune takes network and task from --init and --finetune; leave --preset and --tasks out"
