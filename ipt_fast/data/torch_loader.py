@@ -56,7 +56,10 @@ class TorchLoader(CropLoader):
         return iter(loader)
 
     def _shut(self, stream: Any) -> None:
-        """Nothing to do: the workers end with the last reference to DataLoader's iterator."""
+        """End the workers now. They ignore SIGTERM, so that one which an exception's traceback still refers to would be
+        waited for without end when Python exits."""
+        if self._workers:
+            stream._shutdown_workers()
 
 
 def _as_it_is(batch: Any) -> Any:
