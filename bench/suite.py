@@ -6,14 +6,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from bench.ceilings import device_name, measure_ceilings
+from bench.ceilings import Ceilings, device_name, measure_ceilings
 from bench.plots import draw_run
-from bench.report import Run, environment, print_run, read_benchmarks, write_run
+from bench.report import Result, Run, environment, print_run, read_benchmarks, write_run
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -31,41 +32,90 @@ def default_folder(device: torch.device) -> Path:
 
 
 def run_suite(
-    device: torch.device, *, only: Sequence[str] = (), small: bool = False, folder: Path | None = None
+    device: torch.device,
+    *,
+    only: Sequence[str] = (),
+    small: bool = False,
+    folder: Path | None = None,
+    budget: float | None = None,
 ) -> int:
-    """Measure the ceilings, run the benchmarks in a process of their own, print and write the report.
+    """Measure the ceilings, run each benchmark file in a process of its own, print and write the report.
+
+    Args:
+        only: names of ``bench_names()``; all if empty.
+        small: a few rounds and small shapes.
+        folder: of the report.
+        budget: seconds for all files, shared out evenly among those still to come; what does not begin in its share
+            is reported as not measured.
 
     Returns:
         0; 1 where a benchmark failed (the report holds the others and names it).
     """
     folder = folder or default_folder(device)
+    end = None if budget is None else time.monotonic() + budget
     ceilings = measure_ceilings(device, seconds=0.2 if small else 1.0)
-    with tempfile.TemporaryDirectory() as temporary:
-        times, skipped = Path(temporary) / "times.json", Path(temporary) / "skipped.json"
-        command = pytest_command(device, only, small, times, skipped)
-        code = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": _python_path()}).returncode
-        if not times.exists() or not times.stat().st_size:
-            print(f"bench: no benchmark gave a result (pytest left with {code})", file=sys.stderr)
-            return 1
-        results = read_benchmarks(times, ceilings)
-        not_measured = json.loads(skipped.read_text())
+    results: list[Result] = []
+    not_measured: list[dict[str, str]] = []
+    failed = []
+    names = list(only or bench_names())
+    for place, name in enumerate(names):
+        share = None if end is None else max(10.0, (end - time.monotonic()) / (len(names) - place))
+        code, found, skipped = run_file(name, device, small, share, ceilings)
+        results += found
+        not_measured += skipped
+        if code:
+            failed.append(name)
+    if not results:
+        print("bench: no benchmark gave a result", file=sys.stderr)
+        return 1
     run = Run(environment(device), ceilings, results, not_measured)
     print_run(run)
     write_run(run, folder)
     draw_run(run, folder)
     print(f"written: {folder}")
-    return 1 if code else 0
+    if failed:
+        print(f"bench: failed in {', '.join(f'bench_{name}.py' for name in failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def pytest_command(device: torch.device, only: Sequence[str], small: bool, times: Path, skipped: Path) -> list[str]:
-    """The command that runs the benchmarks."""
-    files = [str(BENCH / f"bench_{name}.py") for name in only or bench_names()]
+def run_file(
+    name: str, device: torch.device, small: bool, seconds: float | None, ceilings: Ceilings
+) -> tuple[int, list[Result], list[dict[str, str]]]:
+    """One benchmark file in a process of its own: what ends that process costs no other file its results.
+
+    Returns:
+        (0 where nothing failed, the results, what was not measured).
+    """
+    print(f"bench_{name}.py", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        times, skipped = Path(temporary) / "times.json", Path(temporary) / "skipped.json"
+        command = pytest_command(device, name, small, seconds, times, skipped)
+        environ = {**os.environ, "PYTHONPATH": _python_path()}
+        try:
+            # A case that has begun may still take a while.
+            limit = None if seconds is None else seconds + 5
+            code = subprocess.run(command, cwd=ROOT, env=environ, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        results = read_benchmarks(times, ceilings) if times.exists() and times.stat().st_size else []
+        if skipped.exists():
+            return code, results, json.loads(skipped.read_text())
+    reason = "out of time" if code == -1 else f"the process ended with {code} before its results were written"
+    return code, results, [{"case": f"bench_{name}.py", "reason": f"failed: {reason}"}]
+
+
+def pytest_command(
+    device: torch.device, name: str, small: bool, seconds: float | None, times: Path, skipped: Path
+) -> list[str]:
+    """The command that runs one benchmark file."""
     options = ["addopts=", "python_files=bench_*.py", "python_functions=bench_* test_*"]
     return [
-        *(sys.executable, "-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "--benchmark-quiet"),
+        *(sys.executable, "-m", "pytest", str(BENCH / f"bench_{name}.py"), "-q", "--no-header", "--tb=short"),
+        *("-p", "no:cacheprovider", "-p", "bench.deadline", "--benchmark-quiet"),
         *(part for option in options for part in ("-o", option)),
         *("--device", device.type, "--benchmark-json", str(times), "--skipped-json", str(skipped)),
         *(["--small"] if small else []),
+        *([f"--deadline={0.75 * seconds:.0f}"] if seconds is not None else []),
     ]
 
 

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="bench/bench_NAME.py; repeatable")
     parser.add_argument("--small", action="store_true", help="a few rounds and small shapes: does it run at all?")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default bench/results/<device>)")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="what does not begin in time is left out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,9 +40,11 @@ def run(args: argparse.Namespace) -> int:
     if unknown := [name for name in args.only if name not in known]:
         raise CommandError(f"--only {unknown[0]}: no such benchmark; choose from {', '.join(known)}")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.budget is not None and args.budget <= 0:
+        raise CommandError(f"--budget must be more than 0 seconds, got {args.budget:g}")
     if args.small and args.out is None:
         raise CommandError("--small needs --out DIR: its few rounds are no result to keep in bench/results")
-    return suite.run_suite(device, only=args.only, small=args.small, folder=args.out)
+    return suite.run_suite(device, only=args.only, small=args.small, folder=args.out, budget=args.budget)
 
 
 def _source_tree() -> Path:

@@ -20,6 +20,7 @@ def _needs_bench_packages():
     [
         (["--only", "nothing"], "no such benchmark; choose from "),
         (["--small"], "--small needs --out"),
+        (["--budget", "0"], "--budget must be more than 0 seconds"),
     ],
 )
 def test_wrong_use_is_one_line(options, message, capsys):

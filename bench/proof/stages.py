@@ -1,0 +1,188 @@
+"""The stages of the proof. Each returns one line on what it found, or raises ``StageError``."""
+
+import gzip
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.ceilings import device_name
+from bench.proof.photos import write_photos
+from bench.proof.run import ROOT, StageError, execute, last_line, pytest_files
+from bench.proof.trace import heaviest
+
+_COMMAND = (sys.executable, "-c", "import sys; from ipt_fast.cli import main; sys.exit(main(sys.argv[1:]))")
+_WARM_UP_STEPS = 20  # the trace, kernels compiled, libraries choosing theirs
+
+
+@dataclass
+class Proof:
+    """Where the proof runs and what it has found so far. ``small``: so little that a CPU does it in minutes."""
+
+    device: torch.device
+    folder: Path
+    small: bool
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.logs = self.folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._temporary = tempfile.TemporaryDirectory(prefix="ipt_fast_proof_")
+        self.work = Path(self._temporary.name)
+
+    def log(self, stage: str) -> Path:
+        """An empty log for the stage."""
+        path = self.logs / f"{stage}.log"
+        path.write_text("")
+        return path
+
+    def photos(self) -> Path:
+        """The folder of photos, made when first asked for."""
+        folder = self.work / "photos"
+        if "photos" not in self.found:
+            self.found["photos"] = write_photos(folder, 48 if self.small else 480)
+        return folder
+
+    def close(self) -> None:
+        """Remove what is not kept."""
+        self._temporary.cleanup()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``seconds`` are its budget, and ``run`` keeps to it: on a GPU and, in small, on a CPU."""
+
+    name: str
+    what: str
+    seconds: int
+    seconds_small: int
+    run: Callable[[Proof, float], str]
+
+
+def environment(proof: Proof, seconds: float) -> str:
+    """Versions, the driver, and which backend each op takes."""
+    log = proof.log("environment")
+    if proof.device.type == "cuda" and shutil.which("nvidia-smi"):
+        execute(["nvidia-smi"], log, seconds / 2)
+    code = execute([sys.executable, "-m", "ipt_fast.info"], log, seconds)
+    if code != 0:
+        raise StageError(f"ipt_fast.info left with {code}: {last_line(log)}")
+    return f"{device_name(proof.device)}, torch {torch.__version__}"
+
+
+def tests_on_gpu(proof: Proof, seconds: float) -> str:
+    """The tests that need a GPU."""
+    log = proof.log("tests")
+    command = [sys.executable, "-m", "pytest", "tests", "--ignore=tests/kernels", "-q", "-m", "gpu"]
+    deadline = ["-p", "bench.deadline", f"--deadline={0.8 * seconds:.0f}"]
+    code = execute([*command, *deadline], log, seconds)
+    line = last_line(log, r" in [\d.]+s")
+    if code == 5:
+        return "no test outside tests/kernels needs a GPU"
+    if code != 0:
+        raise StageError("out of time" if code is None else line or last_line(log))
+    return line
+
+
+def kernel_tests(proof: Proof, seconds: float) -> str:
+    """Every kernel against its reference: on the GPU, or in Triton's interpreter."""
+    files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
+    interpreter = proof.device.type == "cpu"
+    env = {"TRITON_INTERPRET": "1" if interpreter else "0"}
+    line = pytest_files(files, proof.log("kernels"), seconds, ["-m", "not slow"] if interpreter else [], env)
+    return f"{line}, {'in the interpreter' if interpreter else 'on the GPU'}"
+
+
+def training(proof: Proof, seconds: float) -> str:
+    """``train.py`` on photos, with a trace of one step; data stall and speed from its own log."""
+    log, out = proof.log("training"), proof.work / "run"
+    small = ["--preset", "tiny", "--set", "steps=16", "batch_size=4", "log_every=2"]
+    large = ["--preset", "base", "--set", "steps=150", "batch_size=64", "log_every=10"]
+    command = [sys.executable, "train.py", "--data", str(proof.photos()), "--out", str(out), "--profile", "1"]
+    code = execute([*command, *(small if proof.small else large)], log, seconds)
+    if (out / "log.jsonl").exists():
+        shutil.copyfile(out / "log.jsonl", proof.folder / "training.jsonl")
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        proof.found["training"] = summarise(lines, 4 if proof.small else _WARM_UP_STEPS)
+    if (out / "trace_rank0.json").exists():
+        packed = proof.folder / "trace.json.gz"
+        packed.write_bytes(gzip.compress((out / "trace_rank0.json").read_bytes()))
+        proof.found["trace"] = heaviest(packed)
+    if code != 0:
+        raise StageError("out of time" if code is None else f"train.py left with {code}: {last_line(log)}")
+    missing = [name for name in ("training", "trace") if not proof.found.get(name)]
+    if missing:
+        raise StageError(f"train.py left nothing to read for: {', '.join(missing)}")
+    found = proof.found["training"]
+    return f"{found['patches_per_s']:,.1f} patches/s, data stall {found['data_stall_pct']:.2f} %"
+
+
+def summarise(lines: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
+    """Means over the log lines after the first ``warm_up`` steps, each line weighed by its steps."""
+    pairs = [(line, line["step"] - before["step"]) for before, line in pairwise(lines)]
+    late = [(line, steps) for line, steps in pairs if line["step"] - steps >= warm_up and steps]
+    if not late:
+        return {}
+    steps = sum(n for _, n in late)
+    milliseconds = sum(line["step_ms"] * n for line, n in late)
+    result = {
+        "steps": steps,
+        "step_ms": milliseconds / steps,
+        # Waiting is a share of time, so it is weighed by time.
+        "data_stall_pct": sum(line["data_stall_pct"] * line["step_ms"] * n for line, n in late) / milliseconds,
+        "patches_per_s": sum(line["patches_per_s"] * line["step_ms"] * n for line, n in late) / milliseconds,
+        "degrade_ms": sum(line["degrade_ms"] * n for line, n in late) / steps,
+        "memory_gib": late[-1][0]["memory_gib"],
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
+    }
+    decode = [line["decode_ms"] for line, _ in late if line.get("decode_ms") is not None]
+    return result | ({"decode_ms": sum(decode) / len(decode)} if decode else {})
+
+
+def decoding(proof: Proof, seconds: float) -> str:
+    """Both loaders' crops a second; DALI's pixels against the PyTorch loader's."""
+    log, path = proof.log("decoding"), proof.folder / "decoding.json"
+    command = [sys.executable, "-m", "bench.proof.decode", str(proof.photos()), "--device", proof.device.type]
+    code = execute([*command, f"--seconds={seconds / 10:.1f}", f"--json={path}"], log, seconds)
+    if code != 0:
+        raise StageError("out of time" if code is None else f"left with {code}: {last_line(log)}")
+    proof.found["decoding"] = measured = json.loads(path.read_text())
+    return "; ".join(
+        f"{row['loader']}: {row['why_not']}" if "why_not" in row else f"{row['loader']}: {row['crops_per_s']:,.0f}/s"
+        for row in measured
+    )
+
+
+def benchmarks(proof: Proof, seconds: float) -> str:
+    """The ceilings, then every benchmark under them."""
+    log = proof.log("benchmarks")
+    command = [*_COMMAND, "bench", "--device", proof.device.type, "--out", str(proof.folder)]
+    command += ["--budget", f"{seconds - 15:.0f}", *(["--small"] if proof.small else [])]
+    code = execute(command, log, seconds)
+    results = proof.folder / "results.json"
+    if code is None or not results.exists():
+        raise StageError("out of time" if code is None else f"left with {code}: {last_line(log)}")
+    content = json.loads(results.read_text())
+    proof.found["ceilings"] = content["ceilings"]
+    line = f"{len(content['results'])} results, {len(content['not_measured'])} not measured"
+    if code != 0:
+        raise StageError(f"{line}; a benchmark failed: {last_line(log, 'FAILED|ERROR|bench:')}")
+    return line
+
+
+STAGES = (
+    Stage("environment", "versions, driver, backends", 20, 15, environment),
+    Stage("tests", "tests that need a GPU", 70, 25, tests_on_gpu),
+    Stage("kernels", "kernel tests", 130, 50, kernel_tests),
+    Stage("training", "train.py on photos, one step traced", 90, 45, training),
+    Stage("decoding", "loaders, DALI against PyTorch", 50, 20, decoding),
+    Stage("benchmarks", "ceilings and all benchmarks", 220, 80, benchmarks),
+)

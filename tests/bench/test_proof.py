@@ -1,0 +1,260 @@
+"""The proof: each stage keeps to its time, none stops another, and the report says what happened."""
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from bench.proof import __main__ as proof_main
+from bench.proof import photos, report, run, stages, trace
+from bench.proof.run import ROOT, StageError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "stage.log"
+    path.write_text("")
+    return path
+
+
+def python(program):
+    return [sys.executable, "-c", program]
+
+
+def test_a_command_leaves_its_code_and_its_output(log):
+    assert run.execute(python("print('said'); raise SystemExit(3)"), log, 20) == 3
+    assert log.read_text() == "said\n"
+
+
+def test_a_command_that_takes_too_long_is_asked_to_end(log):
+    program = "import signal, time; signal.signal(signal.SIGTERM, lambda *a: exit(print('saved'))); time.sleep(60)"
+    start = time.monotonic()
+    assert run.execute(python(program), log, 1.0) is None
+    assert time.monotonic() - start < 15
+    assert log.read_text() == "saved\n"
+
+
+def test_what_a_command_left_running_is_ended(log, tmp_path):
+    child = f"import time; time.sleep(1.5); open({str(tmp_path / 'alive')!r}, 'w')"
+    run.execute(python(f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"), log, 20)
+    time.sleep(2)
+    assert not (tmp_path / "alive").exists()
+
+
+def test_logs_name_no_folder_of_this_machine(log):
+    log.write_text(f"\x1b[1mFile {ROOT}/bench/x.py\x1b[0m, {sys.base_prefix}/lib/y.py")
+    run.clean(log)
+    assert log.read_text() == "File ./bench/x.py, python/lib/y.py"
+
+
+def test_the_last_line_that_matches(log):
+    log.write_text("== 3 passed in 1.0s ==\n\nwarning\n")
+    assert run.last_line(log, r" in [\d.]+s") == "3 passed in 1.0s"
+    assert run.last_line(log) == "warning"
+    assert run.last_line(log, "nothing") == ""
+
+
+@pytest.fixture
+def test_files(tmp_path):
+    programs = {
+        "good": "def test_a(): pass\ndef test_b(): pass",
+        "bad": "def test_a(): assert 0",
+        "dies": "import os\ndef test_a(): os.abort()",
+        "slow": "import time\nimport pytest\n@pytest.mark.parametrize('i', range(9))\ndef test_a(i): time.sleep(1)",
+    }
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    for name, program in programs.items():
+        (tmp_path / f"test_{name}.py").write_text(program + "\n")
+    return lambda *names: [tmp_path / f"test_{name}.py" for name in names]
+
+
+def test_a_file_that_dies_costs_no_other_file_its_tests(test_files, log):
+    with pytest.raises(
+        StageError, match=r"1 failed, 2 passed; .*test_bad.py \(exit code 1\), test_dies.py \(exit"
+    ) as e:
+        run.pytest_files(test_files("bad", "dies", "good"), log, 60)
+    assert "test_good.py" not in str(e.value)
+    assert "def test_a(): assert 0" in log.read_text()
+
+
+def test_what_does_not_begin_in_time_is_counted_as_skipped(test_files, log):
+    line = run.pytest_files(test_files("slow"), log, 5.0, ["-rs"])
+    passed, skipped = (int(part.split()[0]) for part in line.split(", "))
+    assert passed + skipped == 9
+    assert skipped >= 4
+    assert "out of time: it did not begin within" in log.read_text()
+
+
+def test_no_file_is_said(log):
+    assert run.pytest_files([], log, 10) == "no test of that kind"
+
+
+def line(step, **changes):
+    values = {"step_ms": 10.0, "patches_per_s": 100.0, "data_stall_pct": 0.0, "degrade_ms": 1.0}
+    return {"step": step, "memory_gib": 1.0, "loss": 100.0 - step, **values, **changes}
+
+
+def test_training_is_summarised_after_the_first_steps():
+    lines = [line(1, data_stall_pct=90.0), line(10, data_stall_pct=50.0), line(20), line(30, step_ms=30.0,
+             data_stall_pct=8.0, patches_per_s=60.0, decode_ms=4.0)]  # fmt: skip
+    found = stages.summarise(lines, warm_up=10)
+    assert found["steps"] == 20
+    assert found["step_ms"] == 20.0
+    assert found["data_stall_pct"] == pytest.approx(6.0)  # 8 % of 300 ms in 400 ms
+    assert found["patches_per_s"] == pytest.approx(70.0)
+    assert (found["first_loss"], found["last_loss"], found["decode_ms"]) == (99.0, 70.0, 4.0)
+
+
+def test_a_training_that_ended_too_early_has_no_summary():
+    assert stages.summarise([line(1), line(10)], warm_up=10) == {}
+
+
+def event(name, ts, dur, cat="cpu_op", tid=1):
+    return {"ph": "X", "name": name, "ts": ts, "dur": dur, "cat": cat, "tid": tid}
+
+
+def test_on_a_gpu_the_trace_counts_kernels(tmp_path):
+    path = tmp_path / "trace.json.gz"
+    events = [event("op", 0, 9000), event("gemm", 1, 3000, "kernel"), event("gemm", 5000, 1000, "kernel"),
+              event("copy", 7000, 1000, "gpu_memcpy"), {"ph": "M", "name": "process_name"}]  # fmt: skip
+    path.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    assert trace.heaviest(path) == [("gemm", 2, 4.0, 0.8), ("copy", 1, 1.0, 0.2)]
+
+
+def test_on_a_cpu_the_trace_counts_each_operator_without_those_inside(tmp_path):
+    path = tmp_path / "trace.json"
+    events = [event("linear", 0, 1000), event("mm", 100, 700), event("mm", 0, 300, tid=2), event("add", 1000, 500)]
+    path.write_text(json.dumps({"traceEvents": events}))
+    assert trace.heaviest(path) == [
+        ("mm", 2, 1.0, 1.0 / 1.8),
+        ("add", 1, 0.5, 0.5 / 1.8),
+        ("linear", 1, 0.3, 0.3 / 1.8),
+    ]
+
+
+@pytest.mark.parametrize("packaged", [True, False])
+def test_photos_are_there_without_fetching(packaged, tmp_path, monkeypatch):
+    if not packaged:
+        monkeypatch.setattr(photos, "_found", list)
+    elif not photos._found():
+        pytest.skip("none of the packages with photos is installed")
+    about = photos.write_photos(tmp_path, 3)
+    assert about.startswith("3 JPEG files of 500x375, ")
+    assert ("packaged" in about) == packaged
+    sizes = []
+    for path in sorted(tmp_path.glob("*.jpg")):
+        with Image.open(path) as image:
+            assert image.size == photos.SIZE
+            low, high = image.convert("L").getextrema()
+            assert high - low > 60
+        sizes.append(path.stat().st_size)
+    assert len(sizes) == 3 and min(sizes) > 5_000
+
+
+@pytest.fixture
+def proof(tmp_path):
+    made = stages.Proof(CPU, tmp_path / "results", small=True)
+    yield made
+    made.close()
+
+
+def test_a_stage_that_fails_stops_no_other(proof, capsys):
+    def fails(proof, seconds):
+        raise StageError("2 failed")
+
+    def breaks(proof, seconds):
+        raise KeyError("gone")
+
+    def works(proof, seconds):
+        return f"up to {seconds:.0f}"
+
+    todo = [stages.Stage(f.__name__, "what", 100, 5, f) for f in (fails, breaks, works)]
+    outcomes = proof_main.run_stages(proof, todo, limit=60)
+    assert [o.passed for o in outcomes] == [False, False, True]
+    assert [o.line for o in outcomes] == ["2 failed", "KeyError: 'gone'", "up to 5"]
+    text = (proof.folder / "proof.md").read_text()
+    assert "| fails | what | FAILED | 0 | 2 failed |" in text
+    assert "| works | what | passed | 0 | up to 5 |" in text
+    assert "No GPU was at hand" in text
+
+
+def test_on_a_gpu_the_last_stage_gets_the_time_that_is_left(tmp_path):
+    made = stages.Proof(CPU, tmp_path, small=False)
+    todo = [stages.Stage(name, "", 100, 5, lambda proof, seconds: f"{seconds:.0f}") for name in ("a", "b")]
+    assert [o.line for o in proof_main.run_stages(made, todo, limit=300)] == ["100", "300"]
+    made.close()
+
+
+def test_budgets_are_within_ten_minutes_and_four():
+    assert sum(stage.seconds for stage in stages.STAGES) < proof_main.LIMIT < 600
+    assert sum(stage.seconds_small for stage in stages.STAGES) < 240
+
+
+@pytest.mark.parametrize("failing, code", [((), 0), (("decoding",), 1)])
+def test_the_exit_code_says_whether_all_passed(failing, code, tmp_path, monkeypatch, capsys):
+    def stage(name):
+        def body(proof, seconds):
+            if name in failing:
+                raise StageError("no")
+            return "yes"
+
+        return stages.Stage(name, "", 1, 1, body)
+
+    monkeypatch.setattr(proof_main, "STAGES", tuple(stage(name) for name in ("training", "decoding")))
+    assert proof_main.main(["--cpu", "--out", str(tmp_path)]) == code
+    assert capsys.readouterr().out.splitlines()[-1].endswith("failed: decoding" if failing else "all passed")
+
+
+def test_without_a_gpu_and_without_the_option_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert proof_main.main([]) == 2
+    assert "--cpu" in capsys.readouterr().err
+
+
+def test_decoding_of_both_loaders(tmp_path):
+    from bench.proof import decode
+
+    photos.write_photos(tmp_path / "photos", 4)
+    path = tmp_path / "decoding.json"
+    assert decode.main([str(tmp_path / "photos"), "--device", "cpu", "--seconds", "0.2", "--json", str(path)]) == 0
+    torch_row, dali_row = json.loads(path.read_text())
+    assert torch_row["crops_per_s"] > 1
+    if "why_not" in dali_row:
+        assert "DALI is not installed" in dali_row["why_not"]
+    else:
+        assert dali_row["equal_bytes"] == 1.0 and dali_row["largest_difference"] == 0
+
+
+def test_report_of_a_whole_proof():
+    found = {
+        "photos": "4 JPEG files",
+        "ceilings": {"device": "X", "threads": 2, "copy_bandwidth": 2e12, "matmul_rate": {"bfloat16": 8e14}},
+        "training": {"steps": 100, "patches_per_s": 1234.5, "data_stall_pct": 0.126},
+        "trace": [("gemm", 3, 1.5, 0.75)],
+        "decoding": [{"loader": "torch loader", "crops_per_s": 900.0}, {"loader": "DALI loader", "why_not": "absent"}],
+    }
+    text = report.markdown("X", {"device": "cuda", "torch": "2"}, found, [])
+    assert "copy 2,000.0 GB/s; matmul bfloat16 800,000 GFLOP/s" in text
+    assert "| data stall, % of the time | 0.13 |" in text
+    assert "| gemm | 3 | 1.50 | 75.0% |" in text
+    assert "| DALI loader | not measured: absent |" in text
+    assert "No GPU" not in text
+
+
+def test_the_script_finds_no_python_and_says_what_to_do():
+    done = subprocess.run(
+        ["bash", str(ROOT / "bench" / "gpu_proof.sh"), "--cpu"],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": "no-such-python"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert "name one with PYTHON=" in done.stderr
