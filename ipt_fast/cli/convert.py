@@ -1,0 +1,64 @@
+"""``ipt-fast convert``: a checkpoint to safetensors, from safetensors, to the layout of the reference code."""
+
+import argparse
+from pathlib import Path
+
+from ipt_fast.cli import CommandError
+
+EXAMPLE = """examples:
+  ipt-fast convert IPT_pretrain.pt -o IPT_pretrain.safetensors
+  ipt-fast convert runs/base/checkpoint.pt -o IPT_base.safetensors --dtype fp16
+  ipt-fast convert IPT_base.safetensors -o IPT_sr2.pt --task sr2 --layout released
+of a training checkpoint the weights alone are taken, their moving average where it holds one
+exit codes: 0 written, 2 wrong usage or input"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``ipt-fast convert``."""
+    parser.add_argument("checkpoint", type=Path, metavar="IN", help="released, own or safetensors")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="NAME.safetensors or NAME.pt")
+    parser.add_argument(
+        "--layout", choices=("own", "released"),
+        help="of a .pt file: own (default) says sizes and tasks; released is what the reference code reads",
+    )  # fmt: skip
+    parser.add_argument("--task", help="keep this task alone")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the file (default fp32)")
+    parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, write, read again."""
+    import torch
+
+    from ipt_fast.cli._network import PRECISIONS, load_network
+    from ipt_fast.inference.conversion import save_network
+
+    suffix = args.out.suffix.lower()
+    if suffix not in (".safetensors", ".pt", ".pth"):
+        raise CommandError(f"-o {args.out}: give it a name that ends in .safetensors, .pt or .pth")
+    if suffix == ".safetensors" and args.layout:
+        raise CommandError(f"--layout {args.layout} is for .pt files; a safetensors file has one layout")
+    if args.out.exists() and args.checkpoint.exists() and args.out.samefile(args.checkpoint):
+        raise CommandError(f"{args.out} is the input itself; choose another -o")
+    if args.out.exists() and not args.force:
+        raise CommandError(f"{args.out} is already there; --force overwrites")
+    if not args.out.parent.is_dir():
+        raise CommandError(f"-o {args.out}: the folder {args.out.parent} is not there")
+    model = load_network(args.checkpoint, args.task)
+    dtype = PRECISIONS[args.dtype]
+    try:
+        save_network(model, args.out, args.layout, dtype)
+    except (ValueError, OSError) as error:
+        raise CommandError(f"{args.out}: {error}") from error
+    again = load_network(args.out, model.config.tasks[0] if len(model.config.tasks) == 1 else None)
+    for key, value in model.state_dict().items():
+        # The frozen mean shift is exact in memory, whatever a half-precision file holds.
+        stored = value.to(dtype).to(value.dtype) if value.is_floating_point() and "_mean." not in key else value
+        if not torch.equal(again.state_dict()[key], stored):
+            raise CommandError(f"{args.out}: {key} was not written as it is; the disk or its file system is faulty")
+    values = sum(value.numel() for value in model.state_dict().values())
+    tasks = ", ".join(model.config.tasks)
+    size = args.out.stat().st_size
+    written = f"{size / 1e9:.2f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
+    print(f"{args.checkpoint} -> {args.out}: {tasks}; {values:,} values, {args.dtype}, {written}; read back and equal")
+    return 0

@@ -1,0 +1,53 @@
+"""``ipt-fast export``: one task's network as a program for torch.export or ONNX runtimes."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ipt_fast.cli import CommandError
+
+EXAMPLE = """examples:
+  ipt-fast export IPT_pretrain.pt --task sr2 -o IPT_sr2.onnx
+  ipt-fast export runs/tiny/checkpoint.pt --task denoise50 -o denoise50.pt2
+the program takes windows [B, 3, 48, 48], float32, RGB 0..255, any B; it is run and compared with the network here
+ONNX needs: pip install 'ipt-fast[export]'
+exit codes: 0 written and equal, 1 the program does not compute what the network does, 2 wrong usage or input"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``ipt-fast export``."""
+    parser.add_argument("checkpoint", type=Path, metavar="FILE", help="released, own or safetensors")
+    parser.add_argument("--task", required=True, help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="NAME.onnx or NAME.pt2")
+    parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and compare."""
+    from ipt_fast.cli._network import load_for_task, pick_task
+    from ipt_fast.inference.export import SUFFIXES, ExportError, export_network, onnx_missing
+
+    if args.out.suffix.lower() not in SUFFIXES:
+        raise CommandError(f"-o {args.out}: give it a name that ends in {' or '.join(SUFFIXES)}")
+    if args.out.exists() and not args.force:
+        raise CommandError(f"{args.out} is already there; --force overwrites")
+    if not args.out.parent.is_dir():
+        raise CommandError(f"-o {args.out}: the folder {args.out.parent} is not there")
+    if args.out.suffix.lower() == ".onnx" and (reason := onnx_missing()):
+        raise CommandError(reason)
+    task = pick_task(args.task)
+    model, name = load_for_task(args.checkpoint, task, "cpu")
+    try:
+        difference = export_network(model, name, args.out)
+    except ExportError as error:
+        print(f"ipt-fast export: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        raise CommandError(str(error)) from error
+    size, scale = model.config.patch_size, task.scale
+    nearest = "" if name == task.name else f" (the nearest task, {name})"
+    print(
+        f"{args.out}: {task.name}{nearest}, [B, 3, {size}, {size}] -> [B, 3, {size * scale}, {size * scale}], "
+        f"{args.out.stat().st_size / 1e6:.1f} MB; differs from the network by at most {difference:.1g} levels of 255"
+    )
+    return 0

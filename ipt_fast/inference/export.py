@@ -1,0 +1,153 @@
+"""One task's network as a program of its own: torch.export (``.pt2``) or ONNX (``.onnx``), checked against eager.
+
+The program takes windows x [B, 3, S, S], float32, RGB 0..255, for any B, and gives [B, 3, rS, rS]. It holds plain
+operators alone and runs without this package; cutting an image into windows is the caller's (or ``restore``'s) part.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ipt_fast.engine.finetune import keep_one_task
+from ipt_fast.model import IPT
+from ipt_fast.ops._backend import module_missing
+
+SUFFIXES = (".pt2", ".onnx")
+ONNX_OPSET = 18
+_PLAIN = "patch_attention=eager,pixelshuffle_tail=eager"
+
+
+class ExportError(RuntimeError):
+    """A package is missing, or the written program does not compute what the network does."""
+
+
+class TaskNetwork(nn.Module):
+    """A network with its task fixed: x [B, 3, S, S] -> [B, 3, rS, rS]."""
+
+    def __init__(self, model: IPT, task: str):
+        super().__init__()
+        index = model.task_index(task)
+        # Head, tail and embedding of the other tasks are left behind, so that the file does not hold them.
+        self.model = model if len(model.config.tasks) == 1 else keep_one_task(model, model.config.tasks[index])[0]
+        self.task = self.model.config.tasks[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return self.model(x, self.task)
+
+
+def export_network(model: IPT, task: str, path: str | Path) -> float:
+    """Write one task's network to ``path`` (``.pt2`` or ``.onnx``), run the file, and compare it with eager.
+
+    Args:
+        model: on the CPU, float32.
+        task: a task of the network.
+
+    Returns:
+        The largest difference between the file's output and eager's, in levels of 0..255, over batches of 1 and 3.
+
+    Raises:
+        ValueError: another kind of file, or an unknown task.
+        ExportError: ONNX packages are missing, or the outputs differ by more than a float32 program may; no file is
+            left then.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: give it a name that ends in {' or '.join(SUFFIXES)}")
+    onnx = path.suffix.lower() == ".onnx"
+    if onnx and (reason := onnx_missing()):
+        raise ExportError(reason)
+    network = TaskNetwork(model, task).eval().cpu().float()
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        with _plain_operators(), torch.no_grad():
+            program = _trace(network)
+            if onnx:
+                _save_onnx(program, temporary)
+            else:
+                torch.export.save(program, temporary)
+            difference = _compare(network, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return difference
+
+
+def onnx_missing() -> str | None:
+    """What ONNX lacks here and how to get it, or None."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if module_missing(name)]
+    return f"ONNX needs the package {missing[0]}: pip install 'ipt-fast[export]'" if missing else None
+
+
+def run_exported(path: str | Path, x: Tensor) -> Tensor:
+    """The output of an exported file on windows x [B, 3, S, S], float32."""
+    path = Path(path)
+    if path.suffix.lower() == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    with torch.no_grad():
+        return torch.export.load(path).module()(x)
+
+
+@contextmanager
+def _plain_operators() -> Iterator[None]:
+    """The network's own operators as plain ones, which any runtime knows."""
+    before = os.environ.get("IPT_FAST_IMPL")
+    os.environ["IPT_FAST_IMPL"] = _PLAIN
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["IPT_FAST_IMPL"]
+        else:
+            os.environ["IPT_FAST_IMPL"] = before
+
+
+def _trace(network: TaskNetwork) -> Any:
+    size = network.model.config.patch_size
+    # Two windows: a batch of one would be taken for a constant.
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    return torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes={"x": {0: batch}})
+
+
+def _save_onnx(program: Any, path: Path) -> None:
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it reports each package that it could have used
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            written = torch.onnx.export(
+                program, dynamo=True, opset_version=ONNX_OPSET, input_names=["x"], output_names=["y"], verbose=False
+            )
+    finally:
+        log.setLevel(level)
+    assert written is not None
+    written.save(str(path), external_data=False)
+
+
+def _compare(network: TaskNetwork, path: Path) -> float:
+    size, worst = network.model.config.patch_size, 0.0
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 3):
+        x = torch.rand(count, 3, size, size, generator=generator) * 255
+        wanted, got = network(x), run_exported(path, x)
+        if wanted.shape != got.shape:
+            raise ExportError(f"the exported program gives {list(got.shape)}, the network {list(wanted.shape)}")
+        allowed = max(0.05, 1e-4 * wanted.abs().max().item())
+        worst = max(worst, (wanted - got).abs().max().item())
+        if not worst <= allowed:
+            raise ExportError(f"the exported program is {worst:.3g} levels off the network, allowed are {allowed:.3g}")
+    return worst

@@ -1,0 +1,185 @@
+"""What the embeddings of a network have learnt: pictures in the manner of the paper's Figures 7 and 9."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipt_fast.model import IPT
+
+_PANELS_A_ROW = 3
+
+
+class NothingToDrawError(ValueError):
+    """The network has no such embedding, or the package that draws is missing; the message says which."""
+
+
+def position_similarity(model: IPT) -> Tensor:
+    """Cosine similarity of the position embeddings of all tokens, float32 [N, N].
+
+    Raises:
+        NothingToDrawError: the network has none.
+    """
+    if not model.config.position_embed:
+        raise NothingToDrawError("this network has no position embedding (it was trained with position_embed off)")
+    return _cosine(model.body.position_encoding.pe.weight)
+
+
+def task_position_similarity(model: IPT) -> Tensor:
+    """For each task the cosine similarity of its embedding's rows, float32 [T, N, N].
+
+    Raises:
+        NothingToDrawError: the network has no task embedding.
+    """
+    return torch.stack([_cosine(E) for E in _task_embeddings(model)])
+
+
+def task_similarity(model: IPT) -> Tensor:
+    """Cosine similarity of whole task embeddings, float32 [T, T]. Raises NothingToDrawError as above."""
+    return _cosine(_task_embeddings(model).flatten(1))
+
+
+def neighbours_and_rest(similarity: Tensor, side: int) -> tuple[float, float]:
+    """Mean similarity [N, N] of tokens that touch (4-neighbourhood), and of all pairs of different tokens."""
+    place = torch.arange(side * side)
+    row, column = place // side, place % side
+    distance = (row[:, None] - row).abs() + (column[:, None] - column).abs()
+    return similarity[distance == 1].mean().item(), similarity[distance > 0].mean().item()
+
+
+def _task_embeddings(model: IPT) -> Tensor:
+    if not model.config.task_embed:
+        raise NothingToDrawError("this network has no task embedding (it was trained with task_embed off)")
+    config = model.config
+    return model.body.query_embed.weight.view(len(config.tasks), config.num_tokens, config.embed_dim)  # [T, N, D]
+
+
+@torch.no_grad()
+def _cosine(rows: Tensor) -> Tensor:
+    rows = torch.nn.functional.normalize(rows.detach().cpu().float(), dim=-1)
+    return rows @ rows.T
+
+
+def as_mosaic(similarity: Tensor, gap: int = 1) -> Tensor:
+    """Similarity [N, N] as one picture: map (i, j) of a grid shows token (i, j) against all others; gaps are nan."""
+    side = round(similarity.shape[0] ** 0.5)
+    maps = similarity.view(side, side, side, side)
+    step = side + gap
+    picture = torch.full((side * step - gap, side * step - gap), float("nan"))
+    for i in range(side):
+        for j in range(side):
+            picture[i * step : i * step + side, j * step : j * step + side] = maps[i, j]
+    return picture
+
+
+def draw_positions(model: IPT, path: Path) -> Path:
+    """Figure 7: for each token a map of the similarity of its position embedding to all others.
+
+    Raises:
+        NothingToDrawError: the network has no position embedding, or matplotlib is not installed.
+    """
+    similarity = position_similarity(model)
+    plt = _pyplot()
+    side = round(similarity.shape[0] ** 0.5)
+    figure, axis = plt.subplots(figsize=(8.2, 7.4), layout="constrained")
+    low, high = _range(similarity[None])
+    image = axis.imshow(as_mosaic(similarity), vmin=low, vmax=high, cmap=_colours(), interpolation="nearest")
+    _mark(axis, side)
+    near, rest = neighbours_and_rest(similarity, side)
+    axis.set_title(
+        f"Position embedding, {side}x{side} tokens: map (row, column) compares that token with all others\n"
+        f"mean cosine similarity {near:.3f} of neighbours, {rest:.3f} of all",
+        fontsize=10,
+    )
+    axis.set_xlabel("column of the token")
+    axis.set_ylabel("row of the token")
+    figure.colorbar(image, shrink=0.8, extend="max", label="cosine similarity")
+    return _save(plt, figure, path)
+
+
+def draw_tasks(model: IPT, path: Path) -> Path:
+    """Figure 9: the same maps for each task's embedding on one scale of colours, and of several tasks how alike they
+    are.
+
+    Raises:
+        NothingToDrawError: the network has no task embedding, or matplotlib is not installed.
+    """
+    similarity, tasks = task_position_similarity(model), model.config.tasks
+    plt = _pyplot()
+    several = len(tasks) > 1
+    columns = min(_PANELS_A_ROW, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = plt.figure(figsize=(1.4 + 4.1 * (columns + several), max(4.8, 0.5 + 4.3 * rows)), layout="constrained")
+    grid = figure.add_gridspec(rows, columns + several)
+    places = [figure.add_subplot(grid[i // columns, i % columns]) for i in range(len(tasks))]
+    low, high = _range(similarity)
+    for axis, name, maps in zip(places, tasks, similarity, strict=True):
+        side = round(maps.shape[0] ** 0.5)
+        image = axis.imshow(as_mosaic(maps), vmin=low, vmax=high, cmap=_colours(), interpolation="nearest")
+        near, rest = neighbours_and_rest(maps, side)
+        axis.set_title(f"{name}\nneighbours {near:.3f}, all {rest:.3f}", fontsize=10)
+        _mark(axis, side)
+    figure.colorbar(image, ax=places, shrink=0.5, extend="max", label="cosine similarity", location="bottom", aspect=50)
+    if several:
+        _between_tasks(figure.add_subplot(grid[:, -1]), task_similarity(model), tasks)
+    title = ("Task embeddings:", "map (row, column) compares that token with all others of the task")
+    figure.suptitle((" " if several else "\n").join(title), fontsize=11)
+    return _save(plt, figure, path)
+
+
+def _between_tasks(axis: Any, similarity: Tensor, tasks: Sequence[str]) -> None:
+    """How alike whole embeddings are, as numbers on a field of colours."""
+    axis.imshow(similarity, vmin=-1, vmax=1, cmap="RdBu_r")
+    for i in range(len(tasks)):
+        for j in range(len(tasks)):
+            value = similarity[i, j].item()
+            colour = "white" if abs(value) > 0.6 else "black"
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(len(tasks)), tasks, fontsize=8)
+    axis.set_title("between tasks\ncosine similarity of whole embeddings", fontsize=10)
+
+
+def _range(similarity: Tensor) -> tuple[float, float]:
+    """Colours span what different tokens show; a token with itself, always 1, would hide them."""
+    N = similarity.shape[-1]
+    different = similarity[:, ~torch.eye(N, dtype=torch.bool)].flatten()
+    different = different[:: max(1, different.numel() // 1_000_000)].sort().values  # quantile() takes no more
+    low, high = different[int(0.002 * (len(different) - 1))].item(), different[int(0.998 * (len(different) - 1))].item()
+    return (low, high) if high - low > 1e-6 else (low - 0.01, low + 0.01)
+
+
+def _mark(axis: Any, side: int) -> None:
+    ticks = [t for t in (0, side // 4, side // 2, 3 * side // 4, side - 1) if t < side]
+    middles = [t * (side + 1) + side / 2 - 0.5 for t in ticks]
+    axis.set_xticks(middles, ticks, fontsize=8)
+    axis.set_yticks(middles, ticks, fontsize=8)
+
+
+def _colours() -> Any:
+    import matplotlib
+
+    colours = matplotlib.colormaps["viridis"].copy()
+    colours.set_bad("white")
+    return colours
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise NothingToDrawError("drawing needs matplotlib: pip install 'ipt-fast[train]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(plt: Any, figure: Any, path: Path) -> Path:
+    try:
+        figure.savefig(path, dpi=110)
+    finally:
+        plt.close(figure)
+    return path
