@@ -1,13 +1,29 @@
 """Plots of a benchmark run: one sheet per op and direction (time, share of the ceilings, memory), and one roofline."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.report import Result, Run
 
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
+_COLOURS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#999999",
+    "#222255",
+    "#ee8866",
+    "#44bb99",
+)
+_CEILING_COLOURS = {"copy bandwidth": "#88ccee", "matmul rate": "#ddaa33"}
 _MARKERS = "osD^vP*X"
+_DASHES = ("-", "--", ":", "-.")
+_ROW = 0.23  # inches
+_TOP, _BOTTOM, _RIGHT, _LETTER = 0.72, 0.62, 0.2, 0.088  # inches around the panels, and of a letter of a label
 
 
 def draw_run(run: Run, folder: Path) -> list[Path]:
@@ -16,94 +32,142 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    groups: dict[tuple[str, str], list[Result]] = {}
+    sheets: dict[tuple[str, str], list[Result]] = {}
     for result in run.results:
-        groups.setdefault((result.op, result.direction), []).append(result)
-    paths = [_sheet(run, *key, results, folder) for key, results in groups.items()]
+        sheets.setdefault((result.op, result.direction), []).append(result)
+    paths = [_sheet(run, *key, results, folder) for key, results in sheets.items()]
     rooflined = [r for r in run.results if r.flops and r.bytes and r.dtype in run.ceilings.matmul_rate]
     if rooflined:
         paths.append(_roofline(run, rooflined, folder))
     return paths
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A line of a sheet: a bar, or the heading of the bars below it where ``result`` is None."""
+
+    label: str
+    result: Result | None
+    place: float
+
+
+def _rows(results: Sequence[Result]) -> list[_Row]:
+    # What is compared stands together: contenders of one shape and, unless the baseline binds the dtype, of one dtype.
+    groups: dict[str, list[tuple[str, Result]]] = {}
+    for r in results:
+        binds = r.baseline.rpartition(" ")[2] in {other.dtype for other in results}
+        heading, label = (r.shape, f"{r.contender} {r.dtype}") if binds else (f"{r.shape}, {r.dtype}", r.contender)
+        groups.setdefault(heading, []).append((label, r))
+    rows: list[_Row] = []
+    place = 0.0
+    for heading, bars in groups.items():
+        rows.append(_Row(heading, None, place))
+        rows += [_Row(label, result, place + 1 + i) for i, (label, result) in enumerate(bars)]
+        place += len(bars) + 1.5
+    return rows
+
+
 def _sheet(run: Run, op: str, direction: str, results: Sequence[Result], folder: Path) -> Path:
     import matplotlib.pyplot as plt
 
+    rows = _rows(results)
+    bars = [(row.place, row.result) for row in rows if row.result is not None]
     contenders = list(dict.fromkeys(r.contender for r in results))
-    colour = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(contenders)}
+    colours = [_COLOURS[contenders.index(r.contender) % len(_COLOURS)] for _, r in bars]
     with_memory = any(r.peak_bytes for r in results)
     with_shares = any(r.copy is not None or r.matmul is not None for r in results)
     panels = 1 + with_shares + with_memory
-    figure, axes = plt.subplots(
-        1, panels, figsize=(3.2 + 3.6 * panels, 1.8 + 0.24 * len(results)), sharey=True, squeeze=False
-    )
-    places = _places(results)
-    _bars(axes[0][0], results, places, [colour[r.contender] for r in results])
+    left = 0.3 + _LETTER * max(len(row.label) for row in rows)
+    width = left + 3.7 * panels + _RIGHT
+    height = _TOP + _BOTTOM + _ROW * (rows[-1].place + 1.6)
+    figure, axes = plt.subplots(1, panels, figsize=(width, height), sharey=True, squeeze=False)
+    figure.subplots_adjust(left / width, _BOTTOM / height, 1 - _RIGHT / width, 1 - _TOP / height, wspace=0.08)
+    _times(axes[0][0], bars, colours)
     if with_shares:
-        _shares(axes[0][1], results, places)
+        _shares(axes[0][1], bars)
     if with_memory:
-        _memory(axes[0][-1], results, places, [colour[r.contender] for r in results])
-    axes[0][0].set_yticks(places, [f"{r.shape}   {r.contender} {r.dtype}" for r in results])
-    axes[0][0].invert_yaxis()
+        _memory(axes[0][-1], bars, colours)
+    axes[0][0].set_yticks([row.place for row in rows], [row.label for row in rows], fontsize=9)
+    for tick, row in zip(axes[0][0].get_yticklabels(), rows, strict=True):
+        tick.set_fontweight("bold" if row.result is None else "normal")
+    axes[0][0].set_ylim(rows[-1].place + 0.8, -0.8)
     for axis in axes[0]:
+        axis.tick_params(axis="y", length=0)
+        axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{op}, {direction} on {run.ceilings.device}, {run.ceilings.threads} threads", fontsize=11)
-    figure.tight_layout()
+    where = run.ceilings.device + (f", {run.ceilings.threads} threads" if run.environment["device"] == "cpu" else "")
+    figure.text(0.15 / width, 1 - 0.3 / height, f"{op}, {direction}: {where}", fontsize=11, fontweight="bold")
     path = folder / f"{op}_{direction.replace('+', '_')}.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
 
 
-def _places(results: Sequence[Result]) -> list[float]:
-    # A gap between shapes.
-    places, place = [], 0.0
-    for i, result in enumerate(results):
-        place += 0 if i == 0 else 1 if result.shape == results[i - 1].shape else 1.7
-        places.append(place)
-    return places
+def _times(axis: Any, bars: Sequence[tuple[float, Result]], colours: Sequence[str]) -> None:
+    unit, scale = ("ms", 1e3) if max(r.median for _, r in bars) >= 1e-3 else ("µs", 1e6)
+    for (place, r), colour in zip(bars, colours, strict=True):
+        error = [[max(0.0, r.median - r.q20) * scale], [max(0.0, r.q80 - r.median) * scale]]
+        axis.barh(place, r.median * scale, color=colour, xerr=error, error_kw={"lw": 1})
+        text = _duration(r.median) + ("" if r.faster is None else f"  ({r.faster:.2f}x)")
+        _beside(axis, text, max(r.median, r.q80) * scale, place)
+    _stretch(axis, [r.median * scale for _, r in bars], room=0.45)
+    baselines = ", ".join(dict.fromkeys(r.baseline for _, r in bars))
+    axis.set_xlabel(f"{unit} a call (times faster than {baselines})", fontsize=9)
 
 
-def _bars(axis: Any, results: Sequence[Result], places: list[float], colours: list[str]) -> None:
-    times = [r.median * 1e3 for r in results]
-    below = [max(0.0, (r.median - r.q20) * 1e3) for r in results]
-    above = [max(0.0, (r.q80 - r.median) * 1e3) for r in results]
-    axis.barh(places, times, color=colours, xerr=(below, above), error_kw={"lw": 1})
-    if max(times) > 20 * min(times):
-        axis.set_xscale("log")
-    for place, result, time, more in zip(places, results, times, above, strict=True):
-        text = f"{time:.3g}" + ("" if result.faster is None else f"  ({result.faster:.2f}x)")
-        axis.annotate(text, (time + more, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7)
-    axis.margins(x=0.3)
-    baseline = results[0].baseline
-    axis.set_xlabel(f"ms a call (times faster than {baseline})")
-
-
-def _shares(axis: Any, results: Sequence[Result], places: list[float]) -> None:
-    shares = {
-        "copy bandwidth": ("#88ccee", [r.copy for r in results]),
-        "matmul rate": ("#ddaa33", [r.matmul for r in results]),
-    }
-    shares = {name: (colour, values) for name, (colour, values) in shares.items() if any(v is not None for v in values)}
+def _shares(axis: Any, bars: Sequence[tuple[float, Result]]) -> None:
+    shares = {"copy bandwidth": [r.copy for _, r in bars], "matmul rate": [r.matmul for _, r in bars]}
+    shares = {name: values for name, values in shares.items() if any(v is not None for v in values)}
     height = 0.8 / len(shares)
-    for i, (name, (colour, values)) in enumerate(shares.items()):
-        middles = [p + (i - (len(shares) - 1) / 2) * height for p in places]
-        axis.barh(middles, [100 * (v or 0) for v in values], height, color=colour, label=name)
-    axis.set_xlabel("% of the ceiling measured in this run")
-    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    for i, (name, values) in enumerate(shares.items()):
+        middles = [place + (i - (len(shares) - 1) / 2) * height for place, _ in bars]
+        axis.barh(middles, [100 * (v or 0) for v in values], height, color=_CEILING_COLOURS[name], label=name)
+    axis.set_xlim(0, max(100.0, axis.get_xlim()[1]))
+    axis.set_xlabel("% of the ceiling measured in this run", fontsize=9)
+    axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.1)
 
 
-def _memory(axis: Any, results: Sequence[Result], places: list[float], colours: list[str]) -> None:
-    axis.barh(places, [(r.peak_bytes or 0) / 1e6 for r in results], color=colours)
-    for place, result in zip(places, results, strict=True):
-        if result.peak_bytes is not None:
-            text = f"{result.peak_bytes / 1e6:,.1f}"
-            at = (result.peak_bytes / 1e6, place)
-            axis.annotate(text, at, xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
-    axis.margins(x=0.2)
-    axis.set_xlabel("peak MB beyond what was held before")
+def _memory(axis: Any, bars: Sequence[tuple[float, Result]], colours: Sequence[str]) -> None:
+    known = [
+        (place, r.peak_bytes / 1e6, colour) for (place, r), colour in zip(bars, colours, strict=True) if r.peak_bytes
+    ]
+    for place, megabytes, colour in known:
+        axis.barh(place, megabytes, color=colour)
+        _beside(axis, f"{megabytes:,.1f}", megabytes, place)
+    _stretch(axis, [megabytes for _, megabytes, _ in known], room=0.3)
+    axis.set_xlabel("peak MB beyond what was held before", fontsize=9)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"
+
+
+def _beside(axis: Any, text: str, x: float, place: float) -> None:
+    axis.annotate(text, (x, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
+
+
+def _stretch(axis: Any, values: Sequence[float], room: float) -> None:
+    """Limits that leave ``room`` (a share of the panel) for the text beside the longest bar; logarithmic if need be."""
+    low, high = min(values), max(values)
+    if high <= 20 * low:
+        axis.set_xlim(0, high / (1 - room))
+        return
+    axis.set_xscale("log")
+    start, room = low / 3, 0.7 * room
+    axis.set_xlim(start, start * (high / start) ** (1 / (1 - room)))
+    _plain_numbers(axis.xaxis)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """1,000 instead of 10^3; where there are few powers of ten, twice and five times them too."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(10, (1.0,) if high > 300 * low else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
@@ -111,29 +175,43 @@ def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
     import numpy as np
 
     intensities = [r.flops / r.bytes for r in results]
-    x = np.geomspace(min(intensities) / 4, max(intensities) * 4, 200)
-    figure, axis = plt.subplots(figsize=(8, 5.2))
+    x = np.geomspace(min(intensities) / 3, max(intensities) * 3, 200)
+    figure, axis = plt.subplots(figsize=(10, 5.4), layout="constrained")
+    unit, scale = ("TFLOP/s", 1e12) if max(run.ceilings.matmul_rate.values()) > 2e12 else ("GFLOP/s", 1e9)
     dtypes = sorted({r.dtype for r in results})
     for i, dtype in enumerate(dtypes):
-        roof = np.minimum(x * run.ceilings.copy_bandwidth, run.ceilings.matmul_rate[dtype]) / 1e9
-        axis.plot(x, roof, color=_COLOURS[i], label=f"ceilings, {dtype}")
+        roof = np.minimum(x * run.ceilings.copy_bandwidth, run.ceilings.matmul_rate[dtype]) / scale
+        # Roofs that lie on each other are told apart by their dashes.
+        axis.plot(x, roof, color=_COLOURS[i], lw=2, ls=_DASHES[i % len(_DASHES)], label=f"ceilings, {dtype}")
+    fastest: dict[tuple, float] = {}
+    for r in results:
+        rivals = (r.group, r.dtype)
+        fastest[rivals] = min(fastest.get(rivals, r.median), r.median)
     ops = list(dict.fromkeys((r.op, r.direction) for r in results))
+    for r in results:
+        best = r.median == fastest[r.group, r.dtype]
+        colour = _COLOURS[dtypes.index(r.dtype)]
+        axis.scatter(
+            r.flops / r.bytes,
+            r.flops / r.median / scale,
+            marker=_MARKERS[ops.index((r.op, r.direction)) % len(_MARKERS)],
+            s=45 if best else 14,
+            facecolor=colour if best else "none",
+            edgecolor=colour,
+            alpha=1.0 if best else 0.6,
+            zorder=3 if best else 2,
+        )
     for i, (op, direction) in enumerate(ops):
-        for j, dtype in enumerate(dtypes):
-            chosen = [r for r in results if (r.op, r.direction, r.dtype) == (op, direction, dtype)]
-            axis.scatter(
-                [r.flops / r.bytes for r in chosen],
-                [r.flops / r.median / 1e9 for r in chosen],
-                marker=_MARKERS[i % len(_MARKERS)],
-                facecolor="none",
-                edgecolor=_COLOURS[j],
-                label=f"{op}, {direction}" if j == 0 else None,
-            )
-    axis.set(xscale="log", yscale="log", xlabel="FLOP a byte, least possible", ylabel="GFLOP/s, least possible work")
+        axis.scatter([], [], marker=_MARKERS[i % len(_MARKERS)], color="#555555", s=45, label=f"{op}, {direction}")
+    axis.scatter([], [], marker="o", facecolor="none", edgecolor="#555555", s=14, label="(small, hollow: slower ones)")
+    axis.set(
+        xscale="log", yscale="log", xlabel="FLOP a byte, least possible work", ylabel=f"{unit}, least possible work"
+    )
+    for each in (axis.xaxis, axis.yaxis):
+        _plain_numbers(each)
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=7, loc="lower right")
-    axis.set_title(f"Every contender under the ceilings of {run.ceilings.device}", fontsize=11)
-    figure.tight_layout()
+    figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside right upper", frameon=False)
+    axis.set_title(f"Every contender under the ceilings of {run.ceilings.device}", fontsize=11, fontweight="bold")
     path = folder / "roofline.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)

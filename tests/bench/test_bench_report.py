@@ -122,6 +122,19 @@ def test_plots_are_drawn(run, tmp_path):
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
 
 
+def test_a_sheet_puts_together_what_is_compared(read):
+    pytest.importorskip("matplotlib")
+    from bench.plots import _rows
+
+    both = [case(name, [1.0], dtype=dtype) for name in ("eager", "fused") for dtype in ("float32", "bfloat16")]
+    apart = ["N=4, float32", "eager", "fused", "N=4, bfloat16", "eager", "fused"]
+    assert [row.label for row in _rows(read(*both))] == apart
+    for each in both:
+        each["extra_info"]["baseline"] = "eager float32"
+    together = ["N=4", "eager float32", "eager bfloat16", "fused float32", "fused bfloat16"]
+    assert [row.label for row in _rows(read(*both))] == together
+
+
 def test_a_folder_without_results_is_a_usage_error(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert report.main([str(tmp_path)]) == 2
