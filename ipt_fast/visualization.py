@@ -85,7 +85,7 @@ def draw_positions(model: IPT, path: Path) -> Path:
     side = round(similarity.shape[0] ** 0.5)
     figure, axis = plt.subplots(figsize=(8.2, 7.4), layout="constrained")
     low, high = _range(similarity[None])
-    image = axis.imshow(as_mosaic(similarity), vmin=low, vmax=high, cmap=_colours(), interpolation="nearest")
+    image = axis.imshow(as_mosaic(similarity).numpy(), vmin=low, vmax=high, cmap=_colours(), interpolation="nearest")
     _mark(axis, side)
     near, rest = neighbours_and_rest(similarity, side)
     axis.set_title(
@@ -117,7 +117,7 @@ def draw_tasks(model: IPT, path: Path) -> Path:
     low, high = _range(similarity)
     for axis, name, maps in zip(places, tasks, similarity, strict=True):
         side = round(maps.shape[0] ** 0.5)
-        image = axis.imshow(as_mosaic(maps), vmin=low, vmax=high, cmap=_colours(), interpolation="nearest")
+        image = axis.imshow(as_mosaic(maps).numpy(), vmin=low, vmax=high, cmap=_colours(), interpolation="nearest")
         near, rest = neighbours_and_rest(maps, side)
         axis.set_title(f"{name}\nneighbours {near:.3f}, all {rest:.3f}", fontsize=10)
         _mark(axis, side)
@@ -131,7 +131,7 @@ def draw_tasks(model: IPT, path: Path) -> Path:
 
 def _between_tasks(axis: Any, similarity: Tensor, tasks: Sequence[str]) -> None:
     """How alike whole embeddings are, as numbers on a field of colours."""
-    axis.imshow(similarity, vmin=-1, vmax=1, cmap="RdBu_r")
+    axis.imshow(similarity.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
     for i in range(len(tasks)):
         for j in range(len(tasks)):
             value = similarity[i, j].item()
@@ -161,9 +161,7 @@ def _mark(axis: Any, side: int) -> None:
 def _colours() -> Any:
     import matplotlib
 
-    colours = matplotlib.colormaps["viridis"].copy()
-    colours.set_bad("white")
-    return colours
+    return matplotlib.colormaps["viridis"].with_extremes(bad="white")
 
 
 def _pyplot() -> Any:
