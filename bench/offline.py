@@ -28,6 +28,7 @@ from ipt_fast.text_table import markdown_table, print_table
 CASES = Path(__file__).parent / "offline_cases"
 RESULT = Path(__file__).parent / "results" / "offline.md"
 COLUMNS = ("op", "kernel", "dtype and shape", "arch", "registers", "shared bytes", "mma", "spilled bytes", "ok")
+_LONG = 50  # letters of a verdict that the table on the screen holds
 NUMERIC = ("registers", "shared bytes", "mma", "spilled bytes")
 
 
@@ -116,6 +117,19 @@ def _without_interpreter() -> Iterator[None]:
             os.environ["TRITON_INTERPRET"] = before
 
 
+def shortened(outcomes: Sequence[Outcome]) -> tuple[list[tuple[object, ...]], list[str]]:
+    """Rows for the screen, and the long reasons, each once, that the rows then name by number."""
+    rows, notes = [], []
+    for row in (o.row() for o in outcomes):
+        verdict = str(row[-1])
+        if len(verdict) > _LONG:
+            if verdict not in notes:
+                notes.append(verdict)
+            row = (*row[:-1], f"fails, see [{notes.index(verdict) + 1}]")
+        rows.append(row)
+    return rows, notes
+
+
 def write_markdown(outcomes: Sequence[Outcome], path: Path) -> None:
     """The table with the versions that made it."""
     text = (
@@ -144,7 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     start = time.perf_counter()
     outcomes = run(modules, args.workers)
-    print_table("kernels compiled without a GPU", COLUMNS, [o.row() for o in outcomes], NUMERIC)
+    rows, notes = shortened(outcomes)
+    print_table("kernels compiled without a GPU", COLUMNS, rows, NUMERIC)
+    for number, note in enumerate(notes, 1):
+        print(f"[{number}] {note}")
     failed = [o for o in outcomes if o.problem]
     print(f"{len(outcomes)} compiled in {time.perf_counter() - start:.1f} s, {len(failed)} failed")
     if not args.check and args.only is None:

@@ -68,6 +68,15 @@ def test_markdown_holds_every_kernel(fixture_outcomes, tmp_path):
     assert text.count("| fixture |") == len(fixture_outcomes) == 8
 
 
+def test_a_long_reason_is_printed_once_below_the_table(fixture_outcomes):
+    rows, notes = offline.shortened([*fixture_outcomes.values()] * 2)
+    assert len(rows) == 16
+    assert len(notes) == len(set(notes)) >= 1
+    assert "without a type or constant" in notes[-1]
+    assert sum(str(row[-1]) == f"fails, see [{len(notes)}]" for row in rows) == 2
+    assert sum(row[-1] == "ok" for row in rows) == 8
+
+
 def test_label_is_made_from_types_and_constants():
     case = OfflineCase("op", "k", None, types={"X": "*bf16", "n": "i32"}, consts={"N": 256, "CAUSAL": False})
     assert case.describe() == "bf16 N=256"
