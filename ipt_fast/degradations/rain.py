@@ -5,7 +5,7 @@ The streaks' statistics are those of Rain100L (measured on its 100 pairs): media
 within 35 degrees of vertical, streaks 20 to 55 pixels long with a Gaussian cross-section of sigma about 0.9 pixels.
 
 The plane is divided into cells; each holds one streak or none. Everything about a streak follows from the image's seed
-and its cell, so that all streaks are drawn at once, and an image's top left corner gets the same rain whatever its size.
+and its cell, so all streaks are drawn at once, and an image's top left corner gets the same rain whatever its size.
 """
 
 import math
@@ -61,8 +61,9 @@ def draw_streaks(seeds: Tensor, height: int, width: int) -> Streaks:
     x = (column - REACH_X // CELL + uniform(first[2][there])) * CELL
     half = (length[image, 0, 0] * (0.5 + uniform(second[0])) / 2).clamp_(max=MAX_HALF)
     sigma = 0.7 + 0.5 * uniform(second[1])
-    # Kumaraswamy(1.1, 3.6): many faint streaks, few bright ones.
-    share = (1 - uniform(second[2]).pow_(1 / 3.6)).pow_(1 / 1.1)
+    # Kumaraswamy(1.1, 3.6): many faint streaks, few bright ones. The powers are written as exp and log because
+    # torch.pow rounds the last few elements of a CPU tensor otherwise than the rest: streaks would depend on the batch.
+    share = (1 - (uniform(second[2]).log_() / 3.6).exp_()).log_().div_(1.1).exp_()
     level = brightness[image, 0, 0] * 2 * share
     turn = (angle[image, 0, 0] + _SWAY_DEGREES * (2 * uniform(second[3]) - 1)) * (math.pi / 180)
     return Streaks(image, y, x, half, sigma, level, turn.cos(), turn.sin())
