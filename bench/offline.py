@@ -1,5 +1,7 @@
 """Compile every registered Triton kernel for sm_80 and sm_90 without a GPU, and gate on what comes out.
 
+CUDA C++ kernels join where a compiler for them is installed (bench/csrc_facts.py).
+
     python -m bench.offline            table on the screen and in bench/results/offline.md
     python -m bench.offline --check    table and exit code only
 
@@ -20,6 +22,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
+from bench import csrc_facts
 from bench.offline_cases import OfflineCase
 from bench.ptx_facts import SHARED_LIMIT, PtxFacts, compile_case
 from ipt_fast.ops._backend import module_missing
@@ -117,6 +120,25 @@ def _without_interpreter() -> Iterator[None]:
             os.environ["TRITON_INTERPRET"] = before
 
 
+def check_csrc() -> list[Outcome]:
+    """The CUDA C++ kernels, by the compilers that are installed; none where there are none."""
+    outcomes = []
+    for compiler, (archs, compile_file) in csrc_facts.compilers().items():
+        for source in csrc_facts.sources():
+            for arch in archs:
+                name = (source.stem, "csrc forward", f"fp16 d=48, {compiler}", arch)
+                try:
+                    facts = compile_file(source, arch)
+                except RuntimeError as error:
+                    outcomes.append(Outcome(*name, None, f"does not compile: {str(error)[:300]}"))
+                    continue
+                problems = [f"spills {facts.spills} bytes"] if facts.spills else []
+                problems += ["no tensor-core instruction"] if not facts.mma else []
+                problems += [f"shared memory over {csrc_facts.SHARED}"] if facts.shared > csrc_facts.SHARED else []
+                outcomes.append(Outcome(*name, facts, "; ".join(problems) or None))
+    return outcomes
+
+
 def shortened(outcomes: Sequence[Outcome]) -> tuple[list[tuple[object, ...]], list[str]]:
     """Rows for the screen, and the long reasons, each once, that the rows then name by number."""
     rows, notes = [], []
@@ -157,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench.offline: no cases for {args.only!r}; ops with cases: {known}", file=sys.stderr)
         return 2
     start = time.perf_counter()
-    outcomes = run(modules, args.workers)
+    outcomes = run(modules, args.workers) + (check_csrc() if args.only is None else [])
     rows, notes = shortened(outcomes)
     print_table("kernels compiled without a GPU", COLUMNS, rows, NUMERIC)
     for number, note in enumerate(notes, 1):

@@ -6,6 +6,7 @@ pytest.importorskip("triton", reason="kernels cannot be compiled without triton"
 
 from bench import offline
 from bench.offline_cases import OfflineCase
+from bench.ptx_facts import PtxFacts
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,23 @@ def test_markdown_holds_every_kernel(fixture_outcomes, tmp_path):
     text = path.read_text()
     assert "triton" in text
     assert text.count("| fixture |") == len(fixture_outcomes) == 8
+
+
+def test_cuda_kernels_are_judged_by_the_same_measure(monkeypatch, tmp_path):
+    def refused(source, arch):
+        raise RuntimeError("no such instruction")
+
+    facts = [PtxFacts("sm_80", 100, 1024, mma, spills) for mma, spills in ((8, 0), (0, 0), (8, 64))]
+    compilers = {"good": ((80,), lambda *_: facts[0]), "slow": ((80,), lambda *_: facts[1]),
+                 "spilling": ((80,), lambda *_: facts[2]), "broken": ((80,), refused)}  # fmt: skip
+    monkeypatch.setattr(offline.csrc_facts, "compilers", lambda: compilers)
+    monkeypatch.setattr(offline.csrc_facts, "sources", lambda: [tmp_path / "op.cu"])
+    assert [o.problem for o in offline.check_csrc()] == [
+        None,
+        "no tensor-core instruction",
+        "spills 64 bytes",
+        "does not compile: no such instruction",
+    ]
 
 
 def test_a_long_reason_is_printed_once_below_the_table(fixture_outcomes):
