@@ -5,6 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,12 @@ def _restore_batch(
     limit = batch_size or _batch_that_fits(model, scale)
     # Equal batches: 117 windows at a limit of 16 are eight batches of 15, the last of 12.
     limit = math.ceil(len(places) / math.ceil(len(places) / limit))
-    for part, windows in _run(model, padded, places, tiles, task, limit, dtype):
-        for (b, i, j), window in zip(part, windows, strict=True):
-            y, x = rows[i] * scale, columns[j] * scale
-            out[b, :, y : y + size * scale, x : x + size * scale].addcmul_(window, tiles.share(i, j))
+    # Around all batches, so that autocast casts the weights once an image and not once a batch.
+    with _autocast(next(model.parameters()).device, dtype):
+        for part, windows in _run(model, padded, places, tiles, task, limit):
+            for (b, i, j), window in zip(part, windows, strict=True):
+                y, x = rows[i] * scale, columns[j] * scale
+                out[b, :, y : y + size * scale, x : x + size * scale].addcmul_(window, tiles.share(i, j))
     out = out[..., top * scale : (top + height) * scale, left * scale : (left + width) * scale]
     return out.to(batch.device)
 
@@ -155,7 +158,6 @@ def _run(
     tiles: Tiling,
     task: str,
     limit: int,
-    dtype: torch.dtype | None,
 ) -> Iterator[tuple[list[tuple[int, int, int]], Tensor]]:
     """The windows at ``places`` through the network in batches: (their places, outputs float32 on the CPU)."""
     size = model.config.patch_size
@@ -167,8 +169,7 @@ def _run(
         windows = [image[b, :, rows[i] : rows[i] + size, columns[j] : columns[j] + size] for b, i, j in part]
         inputs = torch.stack(windows).to(device)
         try:
-            with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype not in (None, torch.float32)):
-                outputs = model(inputs, task).float().cpu()
+            outputs = model(inputs, task).float().cpu()
         except RuntimeError as error:
             if not _out_of_memory(error) or len(part) == 1:
                 raise
@@ -184,6 +185,15 @@ def _run(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(message, ResourceWarning, stacklevel=6)
+
+
+@contextmanager
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast to ``dtype``; none for float32, and for None, which takes the network as it is."""
+    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype not in (None, torch.float32)):
+        yield
+    # Inside the caller's own autocast the cast weights would stay, without the history that training needs.
+    torch.clear_autocast_cache()
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -128,6 +128,15 @@ def test_half_precision_is_near(model, dtype):
     assert 0 < (out - full).abs().mean() < 0.02 * (full - image).abs().mean() + 0.5
 
 
+def test_half_precision_inside_a_training_step_leaves_its_gradients(model):
+    """Weights that autocast has cast for restore carry no history; a later training step must not get them."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        restore(model, torch.rand(1, 3, 48, 48) * 255, "denoise50", dtype=torch.bfloat16)
+        model(torch.rand(1, 3, 48, 48) * 255, "denoise50").sum().backward()
+    assert model.body.encoder.layers[0].linear1.weight.grad is not None
+    model.zero_grad(set_to_none=True)
+
+
 def test_self_ensemble_is_the_mean_of_flips_and_transposes(model):
     x = torch.rand(1, 3, 48, 48) * 255
     wanted = torch.zeros(1, 3, 96, 96)
