@@ -242,9 +242,12 @@ def _autocast_enabled(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-@torch.compiler.assume_constant_result
 def _choose(impl: str | None, device: str, dtype: torch.dtype, head_dim: int) -> str:
     return choose(_OP, impl, _why_not(device, dtype, head_dim))
+
+
+# What torch.compiler.assume_constant_result sets. Calling it imports the whole compiler: a second for every import.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_embed: Tensor | None, k_embed: Tensor | None) -> None:
