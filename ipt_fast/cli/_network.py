@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ipt_fast.cli import CommandError
+from ipt_fast.cpu_features import has_fast_bf16
 from ipt_fast.engine.checkpoint import CheckpointError
 from ipt_fast.inference import load_checkpoint
 from ipt_fast.model import IPT
@@ -108,13 +109,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         return PRECISIONS[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    """True where the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
-    known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(check() for check in known if check is not None)
+    return torch.bfloat16 if has_fast_bf16() else torch.float32
 
 
 def check_windows(args: argparse.Namespace, patch_size: int) -> None:
