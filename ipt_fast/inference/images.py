@@ -1,6 +1,6 @@
 """Image files in and out: any mode that Pillow reads becomes RGB 0..255, with what is special about it kept or said."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,35 +49,39 @@ def read_image(path: Path) -> LoadedImage:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    notes = []
     try:
         with Image.open(path) as opened:
-            if getattr(opened, "n_frames", 1) > 1:
-                notes.append(f"first of {opened.n_frames} frames")
-            upright = ImageOps.exif_transpose(opened)
-            if opened.getexif().get(0x0112, 1) not in (0, 1):
-                notes.append("turned upright as its EXIF tag says")
-            if _sixteen_bit_rgb(path):
-                notes.append("16 bits a channel, of which Pillow reads the upper 8")
-            if upright.mode.startswith(("I", "F")):
-                upright = _to_eight_bits(upright, notes)
-            elif upright.mode in ("1", "L", "LA"):
-                notes.append("gray")
-            elif upright.mode == "CMYK":
-                notes.append("CMYK, converted")
-            alpha = None
-            if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-                rgba = upright.convert("RGBA")
-                alpha = np.array(rgba.getchannel("A"))
-                upright = rgba
-            pixels = np.array(upright.convert("RGB"))
+            image = from_pil(opened)
+        if _sixteen_bit_rgb(path):
+            return replace(image, notes=(*image.notes, "16 bits a channel, of which Pillow reads the upper 8"))
+        return image
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: not an image") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ImageError(
             f"{path}: cannot be read ({str(error).splitlines()[0][:120] if str(error) else 'damaged'})"
         ) from error
-    return LoadedImage(pixels, alpha, tuple(notes))
+
+
+def from_pil(image: Image.Image) -> LoadedImage:
+    """A PIL image of any mode, changed as ``read_image`` says."""
+    notes = []
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(f"first of {image.n_frames} frames")  # type: ignore[attr-defined]
+    upright = ImageOps.exif_transpose(image)
+    if image.getexif().get(0x0112, 1) not in (0, 1):
+        notes.append("turned upright as its EXIF tag says")
+    if upright.mode.startswith(("I", "F")):
+        upright = _to_eight_bits(upright, notes)
+    elif upright.mode in ("1", "L", "LA"):
+        notes.append("gray")
+    elif upright.mode == "CMYK":
+        notes.append("CMYK, converted")
+    alpha = None
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        alpha = np.array(upright.getchannel("A"))
+    return LoadedImage(np.array(upright.convert("RGB")), alpha, tuple(notes))
 
 
 def _sixteen_bit_rgb(path: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipt_fast.inference.images import array_to_tensor, read_image, to_uint8
+from ipt_fast.inference.images import array_to_tensor, from_pil, read_image, to_uint8
 from ipt_fast.inference.tiles import Stitch, Tiling, mirror_pad, tiling
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
@@ -41,7 +41,7 @@ def restore(
     Args:
         model: an ``IPT``; runs on the device and in the mode it is in.
         image: what comes out is of the same kind:
-            a path or a PIL image -> PIL image (RGB, or with the alpha channel that it had);
+            a path or a PIL image of any mode -> PIL image, upright (RGB, or with the alpha channel that it had);
             uint8 [H, W, 3] or [H, W] array -> uint8 array [rH, rW, 3];
             float or uint8 tensor [B, 3, H, W] or [3, H, W], RGB 0..255 -> float32 tensor, not clamped, not rounded,
             on the device of the image.
@@ -97,14 +97,11 @@ def _check(model: IPT, task: str, overlap: int, stitch: Stitch, batch_size: int 
 def _restore_pil(model: IPT, image: Image.Image, task: str, *options: Any) -> Image.Image:
     """RGB through the network; an alpha channel is enlarged with the image (Pillow's bicubic) and kept."""
     overlap, stitch, batch_size, dtype, self_ensemble = options
-    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    rgba = image.convert("RGBA") if has_alpha else image.convert("RGB")
-    out = restore(
-        model, np.array(rgba.convert("RGB")), task, overlap, stitch, batch_size, dtype, self_ensemble=self_ensemble
-    )
+    loaded = from_pil(image)
+    out = restore(model, loaded.pixels, task, overlap, stitch, batch_size, dtype, self_ensemble=self_ensemble)
     result = Image.fromarray(out)
-    if has_alpha:
-        result.putalpha(rgba.getchannel("A").resize(result.size, Image.Resampling.BICUBIC))
+    if loaded.alpha is not None:
+        result.putalpha(Image.fromarray(loaded.alpha).resize(result.size, Image.Resampling.BICUBIC))
     return result
 
 

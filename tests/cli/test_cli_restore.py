@@ -74,6 +74,36 @@ def test_options(options, tmp_path, checkpoint):
     assert np.abs(difference).mean() < 40
 
 
+def test_exif_rotation_and_alpha_in_a_jpeg(tmp_path, checkpoint, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20), (200, 100, 50)).save(tmp_path / "turned.jpg", exif=exif)
+    photo(tmp_path / "clear.png", mode="RGBA")
+    common = ["--task", "derain", "--checkpoint", checkpoint]
+    assert restore(tmp_path / "turned.jpg", "-o", tmp_path / "upright.png", *common) == 0
+    assert Image.open(tmp_path / "upright.png").size == (20, 30)
+    assert restore(tmp_path / "clear.png", "-o", tmp_path / "clear.jpg", *common) == 0
+    assert Image.open(tmp_path / "clear.jpg").mode == "RGB"
+    said = capsys.readouterr().err
+    assert "turned upright" in said and "alpha channel dropped" in said
+
+
+def test_memory_that_runs_out_is_said_and_the_image_restored(tmp_path, checkpoint, monkeypatch, capsys):
+    forward = IPT.forward
+
+    def greedy(self, x, task):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("allocation failed")
+        return forward(self, x, task)
+
+    monkeypatch.setattr(IPT, "forward", greedy)
+    path = photo(tmp_path / "a.png", (120, 60))
+    arguments = ["--task", "derain", "--checkpoint", checkpoint, "--batch-size", "6"]
+    assert restore(path, "-o", tmp_path / "b.png", *arguments) == 0
+    assert "out of memory with 6 windows at once, going on with 3" in capsys.readouterr().err
+    assert Image.open(tmp_path / "b.png").size == (120, 60)
+
+
 def test_never_overwrites_unless_told(tmp_path, checkpoint, capsys):
     path, out = photo(tmp_path / "a.png"), tmp_path / "out.png"
     out.write_text("precious")

@@ -119,6 +119,17 @@ def test_alpha_is_kept_and_gray_is_repeated(model):
     assert np.array_equal(restore(model, gray, "derain"), restore(model, np.repeat(gray[..., None], 3, 2), "derain"))
 
 
+def test_pil_images_of_other_kinds_are_taken_as_files_are(model):
+    """16-bit gray is scaled and not clipped, EXIF rotation is applied."""
+    gray = np.arange(120, dtype=np.uint8).reshape(10, 12)
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    wanted = restore(model, Image.fromarray(gray), "derain")
+    assert np.array_equal(np.array(restore(model, deep, "derain")), np.array(wanted))
+    turned = Image.fromarray(np.repeat(gray[..., None], 3, 2))
+    turned.getexif()[0x0112] = 6
+    assert restore(model, turned, "sr2").size == (20, 24)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_near(model, dtype):
     image = torch.rand(1, 3, 50, 60) * 255
