@@ -6,6 +6,10 @@ the kernel would sum over lie outside the image, where the chain pads with zeros
 own. Along one axis there are ``frame`` such cells at either end, so ``2 * frame + 1`` classes; a cell's class is the
 pair of its row's and its column's. Whether a feature lies outside depends on its cell alone, in rows and columns
 separately, so all classes share the products of weights and differ only in which of them they sum.
+
+Few pixels and lines are concerned: a border kernel differs from the inner one for the ``pixels`` outermost lines of
+the output (1 for x2 and x3, 3 for x4), where it sees the ``lines`` outermost lines of the input. So the inner kernel
+serves the whole image and the differences are added at the edges; in the corners, where both add up, the rest.
 """
 
 import math
@@ -49,6 +53,8 @@ class Axis:
         reach: cells that a cell's kernel sees to either side; taps = 2 * reach + 1.
         starts: [R] for each output pixel of an inner cell, the first of ``width`` taps beyond which all are zero.
         width: taps that any output pixel of an inner cell needs.
+        pixels: output lines at either end for which the border kernels differ from the inner one.
+        lines: input lines at either end that the difference looks at.
     """
 
     scale: int
@@ -56,39 +62,45 @@ class Axis:
     reach: int
     starts: tuple[int, ...]
     width: int
+    pixels: int
+    lines: int
     levels: tuple[Level, ...]
-
-    @property
-    def depth(self) -> int:
-        """Lines of the strip that the border cells of one end see."""
-        return self.frame + self.reach
 
     @property
     def smallest(self) -> int:
         """Cells that an image needs to have inner cells and two ends that do not overlap."""
-        return max(2 * self.frame + 1, self.depth)
+        return max(2 * self.frame, self.lines) + 1
 
 
-@lru_cache(maxsize=256)
 def axis_of(kernels: tuple[int, ...], scales: tuple[int, ...]) -> Axis:
     """Kernel sizes of all convolutions and scales of all PixelShuffles along one axis, in the order of the chain."""
-    frame, reach = 0, kernels[-1] // 2
+    frame, reach, pixels, lines = 0, kernels[-1] // 2, 0, 0
     spans = [(-reach, reach)]  # of each output pixel of a cell: first and last cell that it sees
     levels = []
     for r, k in zip(reversed(scales), reversed(kernels[:-1]), strict=True):
+        # The inner kernel takes up features outside that the chain has as zeros; these see the first k // 2 cells.
+        beyond = sum(cell + lo < 0 for cell in range(reach) for lo, _ in spans)
+        lines = max(k // 2, (lines - 1) // r + 1 + k // 2 if lines else 0, 1) if pixels or beyond else 0
+        pixels = max(pixels, beyond)
         coarse_frame = math.ceil(reach / r)
         levels.append(_level(r, k, frame, reach, coarse_frame))
         spans = [((a + lo) // r - k // 2, (a + hi) // r + k // 2) for a in range(r) for lo, hi in spans]
         frame, reach = coarse_frame, coarse_frame + k // 2
     width = max(hi - lo + 1 for lo, hi in spans)
     starts = tuple(min(lo, reach - width + 1) + reach for lo, _ in spans)
-    return Axis(math.prod(scales), frame, reach, starts, width, tuple(levels))
+    return Axis(math.prod(scales), frame, reach, starts, width, pixels, lines, tuple(levels))
+
+
+_kept_axis_of = lru_cache(maxsize=256)(axis_of)
 
 
 def axes_of(convs: Sequence[Conv], scales: Sequence[int]) -> tuple[Axis, Axis]:
     """Along rows and along columns."""
-    y, x = zip(*[w.shape[2:] for w, _ in convs], strict=True)
-    return axis_of(tuple(y), tuple(scales)), axis_of(tuple(x), tuple(scales))
+    y, x = tuple([w.shape[2] for w, _ in convs]), tuple([w.shape[3] for w, _ in convs])
+    scales = tuple(scales)
+    if torch.compiler.is_compiling():  # the compiler traces through lru_cache, and warns
+        return axis_of(y, scales), axis_of(x, scales)
+    return _kept_axis_of(y, scales), _kept_axis_of(x, scales)
 
 
 def _level(r: int, k: int, frame: int, reach: int, coarse_frame: int) -> Level:
@@ -167,67 +179,145 @@ def chain(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
 
 
 class Collapsed:
-    """The kernels of one tail, laid out for ``_apply``; differentiable where the weights are. P = (C_out, R, R).
+    """The kernels of one tail, laid out for ``apply``; differentiable where the weights are. P = (C_out, R, R).
 
     Attributes:
-        inner: of the cells off the border, [P, C, width_y, width_x], bias [P].
-        rows, columns: of the top and bottom, left and right strips, [2, cells P, C depth taps], bias [2, cells P, 1].
-        corners: [4, cells P, C depth depth], bias [4, cells P, 1]. Biases are None where no convolution has one.
+        inner: [P, C, width_y, width_x], bias [P].
+        rows, columns: what the edges add, for the top and bottom, left and right ``pixels`` lines:
+            [2, C_out pixels R, C lines taps], bias [2, C_out pixels R, 1].
+        corners: what the corners add to that: [4, C_out pixels pixels, C lines lines], bias [4, C_out pixels pixels,
+            1]. None where there is no frame; biases are None where no convolution has one.
     """
 
     def __init__(self, convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype):
         wide = torch.promote_types(convs[0][0].dtype, torch.float32)
         convs = [(w.to(wide), None if b is None else b.to(wide)) for w, b in convs]
         y, x = self.rows_axis, self.columns_axis = axes_of(convs, scales)
+        self.out_channels = len(convs[-1][0])
         bank = compose_kernels([w for w, _ in convs], y, x)  # [classes, R, classes, R, O, C, taps, taps]
-        bank = bank.permute(0, 2, 4, 1, 3, 5, 6, 7).to(dtype)  # [classes, classes, O, R, R, C, taps, taps]
-        inner = torch.stack(
-            [k.narrow(-2, s, y.width) for k, s in zip(bank[y.frame, x.frame].unbind(1), y.starts, strict=True)], 1
-        )
+        inner = bank[y.frame, :, x.frame].permute(2, 0, 1, 3, 4, 5)  # [O, R, R, C, taps, taps]
+        inner = torch.stack([k.narrow(-2, s, y.width) for k, s in zip(inner.unbind(1), y.starts, strict=True)], 1)
         inner = torch.stack([k.narrow(-1, s, x.width) for k, s in zip(inner.unbind(2), x.starts, strict=True)], 2)
-        self.inner = inner.flatten(0, 2)
-        self.rows: Tensor | None = None
-        self.columns: Tensor | None = None
-        self.corners: Tensor | None = None
-        if y.frame:
-            self.rows = _ends(bank[:, x.frame], 0, y, -2).flatten(1, 4).flatten(2)
-        if x.frame:
-            self.columns = _ends(bank[y.frame], 0, x, -1).flatten(1, 4).flatten(2)
-        if y.frame and x.frame:
-            corners = _ends(_ends(bank, 0, y, -2), 2, x, -1)  # [2 x, cells, 2 y, cells, O, R, R, C, depth, depth]
-            corners = corners.permute(2, 0, 3, 1, 4, 5, 6, 7, 8, 9)
-            self.corners = corners.flatten(0, 1).flatten(1, 5).flatten(2)
+        self.inner = inner.flatten(0, 2).to(dtype)
+        self.rows, self.columns, self.corners = [None if k is None else k.to(dtype) for k in _frame(bank, y, x, True)]
         self.inner_bias: Tensor | None = None
         self.rows_bias: Tensor | None = None
         self.columns_bias: Tensor | None = None
         self.corners_bias: Tensor | None = None
         if any(b is not None for _, b in convs):
-            self._compose_bias(convs, scales, dtype)
-
-    def _compose_bias(self, convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype) -> None:
-        y, x = self.rows_axis, self.columns_axis
-        n, m = 2 * y.frame + 1, 2 * x.frame + 1  # the smallest image that has every class once
-        black = convs[0][0].new_zeros(1, convs[0][0].shape[1], n, m)
-        bias = chain(black, convs, scales).to(dtype)  # [1, O, n R, m R]
-        bias = bias.view(-1, n, y.scale, m, x.scale).permute(1, 3, 0, 2, 4).flatten(2)  # [n, m, P]
-        self.inner_bias = bias[y.frame, x.frame]
-        top, left = bias[: y.frame], bias[:, : x.frame]
-        bottom, right = bias[y.frame + 1 :], bias[:, x.frame + 1 :]
-        self.rows_bias = torch.stack([top[:, x.frame], bottom[:, x.frame]]).flatten(1).unsqueeze(2)
-        self.columns_bias = torch.stack([left[y.frame], right[y.frame]]).flatten(1).unsqueeze(2)
-        corners = [c for row in (top, bottom) for c in (row[:, : x.frame], row[:, x.frame + 1 :])]
-        self.corners_bias = torch.stack(corners).flatten(1).unsqueeze(2)
+            n, m = 2 * y.frame + 1, 2 * x.frame + 1  # the smallest image that has every class once
+            black = convs[0][0].new_zeros(1, convs[0][0].shape[1], n, m)
+            bias = chain(black, convs, scales).view(-1, n, y.scale, m, x.scale).permute(1, 2, 3, 4, 0)
+            self.inner_bias = bias[y.frame, :, x.frame].permute(2, 0, 1).flatten().to(dtype)
+            biases = [None if b is None else b.to(dtype) for b in _frame(bias[..., None, None, None], y, x, False)]
+            self.rows_bias, self.columns_bias, self.corners_bias = biases
 
 
-def _ends(bank: Tensor, classes: int, axis: Axis, taps: int) -> Tensor:
-    """Kernels of the border cells on the strip of ``depth`` lines that they see: [2, frame, ...] in front."""
-    kernels = bank.unbind(classes)
-    first = [_shift(kernels[i], i - axis.reach, axis, taps) for i in range(axis.frame)]
-    last = [_shift(kernels[i + axis.frame + 1], i, axis, taps) for i in range(axis.frame)]
-    return torch.stack([torch.stack(first), torch.stack(last)])
+def _frame(bank: Tensor, y: Axis, x: Axis, seen: bool) -> list[Tensor | None]:
+    """What rows, columns and corners add to the inner kernel, as described in Collapsed.
+
+    ``bank``: [classes, R, classes, R, O, C, taps, taps]; for biases C and taps are 1, and ``seen`` is False.
+    """
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    corners: Tensor | None = None
+    turned = bank.movedim((2, 3), (0, 1))  # [classes x, R, classes y, R, O, C, taps, taps]
+    if y.pixels:
+        ends = _ends(bank, y, -2, seen)  # [2, pixels, classes, R, O, C, lines, taps]
+        rows = ends[:, :, x.frame].permute(0, 3, 1, 2, 4, 5, 6)  # [2, O, pixels, R, C, lines, taps]
+        rows = rows.flatten(1, 3).flatten(2)
+    if x.pixels:
+        columns = _ends(turned, x, -1, seen)[:, :, y.frame]  # [2, pixels, R, O, C, taps, lines]
+        columns = columns.permute(0, 3, 1, 2, 4, 6, 5).flatten(1, 3).flatten(2)
+    if y.pixels and x.pixels:
+        corners = _ends(ends.movedim((2, 3), (0, 1)), x, -1, seen)  # [2, pixels x, 2, pixels, O, C, lines, lines x]
+        corners = corners.permute(2, 0, 4, 3, 1, 5, 6, 7).flatten(0, 1).flatten(1, 3).flatten(2)
+    return [rows, columns, corners]
+
+
+def _ends(bank: Tensor, axis: Axis, taps: int, seen: bool) -> Tensor:
+    """[classes, R, ...] -> [2, pixels, ...]: the kernels of the border less the inner one; taps become lines."""
+    inner, first, last = bank[axis.frame], bank[: axis.frame], bank[axis.frame + 1 :]
+    ends = []
+    for side, cells in enumerate((first, last)):
+        # The first tap of border cell i lies ``offset`` lines below the first of the lines.
+        offsets = [i - axis.reach + side * (axis.lines - axis.frame) for i in range(axis.frame)]
+        lines = [
+            _shift(cell - inner, offset, axis, taps) if seen else cell - inner
+            for cell, offset in zip(cells, offsets, strict=True)
+        ]
+        pixels = torch.cat(lines)  # [frame R, ...]
+        ends.append(pixels[: axis.pixels] if side == 0 else pixels[-axis.pixels :])
+    return torch.stack(ends)
 
 
 def _shift(kernel: Tensor, offset: int, axis: Axis, taps: int) -> Tensor:
-    """Tap 0 to line ``offset`` of the strip; what falls off would meet the padding outside the image."""
-    rest = axis.depth - offset - (2 * axis.reach + 1)
+    """Tap 0 to line ``offset``; where a tap falls off the lines, the kernels do not differ."""
+    rest = axis.lines - offset - (2 * axis.reach + 1)
     return F.pad(kernel, (offset, rest) if taps == -1 else (0, 0, offset, rest))
+
+
+def apply(x: Tensor, tail: Collapsed) -> Tensor:
+    """The collapsed tail on x [B, C, H, W] with H and W of at least ``smallest``."""
+    y_axis, x_axis = tail.rows_axis, tail.columns_axis
+    z = F.conv2d(x, tail.inner, tail.inner_bias, padding=(y_axis.reach, x_axis.reach))  # [B, P, H + slack, W + slack]
+    out = _shuffle(z, y_axis, x_axis, *x.shape[2:])  # [B, O, R H, R W]
+    if tail.rows is not None:
+        _add_edges(out, x, tail.rows, tail.rows_bias, y_axis, x_axis)
+    if tail.columns is not None:
+        _add_edges(out.transpose(2, 3), x.transpose(2, 3), tail.columns, tail.columns_bias, x_axis, y_axis)
+    if tail.corners is not None:
+        _add_corners(out, x, tail.corners, tail.corners_bias, y_axis, x_axis)
+    return out
+
+
+def _shuffle(z: Tensor, y_axis: Axis, x_axis: Axis, H: int, W: int) -> Tensor:
+    """[B, O, R H, R W]: pixel (a, b) of a cell lies in z starts[a] lines further down and starts[b] to the right."""
+    R = y_axis.scale
+    z = z.unflatten(1, (-1, R, R))  # [B, O, R, R, H + slack, W + slack]
+    B, O = z.shape[:2]
+    down, right = _step(y_axis), _step(x_axis)
+    if down is not None and right is not None and not z.requires_grad:
+        b, o, i, j, h, w = z.stride()  # equal steps need no copy but the last
+        z = z.as_strided((B, O, H, R, W, R), (b, o, h, i + down * h, w, j + right * w))
+    else:
+        z = torch.stack([p.narrow(-2, s, H) for p, s in zip(z.unbind(2), y_axis.starts, strict=True)], 4)
+        z = torch.stack([p.narrow(-1, s, W) for p, s in zip(z.unbind(2), x_axis.starts, strict=True)], 5)
+    return z.reshape(B, O, R * H, R * W)  # from [B, O, H, R, W, R]
+
+
+def _step(axis: Axis) -> int | None:
+    """The difference of neighbouring starts where it is the same for all and the first is 0."""
+    step = axis.starts[1] if axis.scale > 1 else 0
+    return step if axis.starts == tuple(a * step for a in range(axis.scale)) else None
+
+
+def _add_edges(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor | None, across: Axis, along: Axis) -> None:
+    """Top and bottom; left and right for transposed tensors."""
+    B, _, H, W = x.shape
+    R, lines, pixels = along.scale, across.lines, across.pixels
+    ends = x.unfold(2, lines, H - lines).permute(2, 1, 4, 0, 3)  # [2, C, lines, B, W]
+    windows = F.pad(ends, (along.reach, along.reach)).unfold(4, 2 * along.reach + 1, 1)  # [2, C, lines, B, W, taps]
+    windows = windows.permute(0, 1, 2, 5, 3, 4).reshape(2, -1, B * W)
+    added = _product(kernels, windows, bias).view(2, -1, pixels, R, B, W)
+    # Strides, as functionalisation loses all that an unfolded view does not cover when this is written to.
+    b, o, h, w = out.stride()
+    shape = (B, out.shape[1], 2, W, R, pixels)
+    target = out.as_strided(shape, (b, o, (R * H - pixels) * h, R * w, w, h))
+    target.add_(added.permute(4, 1, 0, 5, 3, 2))
+
+
+def _add_corners(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor | None, y: Axis, x_axis: Axis) -> None:
+    B, _, H, W = x.shape
+    R, tall, wide = y.scale, y.pixels, x_axis.pixels
+    ends = x.unfold(2, y.lines, H - y.lines).unfold(3, x_axis.lines, W - x_axis.lines)  # [B, C, 2, 2, lines, lines]
+    ends = ends.permute(2, 3, 1, 4, 5, 0).reshape(4, -1, B)
+    added = _product(kernels, ends, bias).view(2, 2, -1, tall, wide, B)
+    b, o, h, w = out.stride()
+    shape = (B, out.shape[1], 2, 2, tall, wide)
+    target = out.as_strided(shape, (b, o, (R * H - tall) * h, (R * W - wide) * w, h, w))
+    target.add_(added.permute(5, 2, 0, 1, 3, 4))
+
+
+def _product(kernels: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
+    return kernels @ columns if bias is None else torch.baddbmm(bias, kernels, columns)

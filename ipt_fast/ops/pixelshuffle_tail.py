@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ipt_fast.ops._backend import choose
-from ipt_fast.ops._tail_collapse import Axis, Collapsed, Conv, axes_of, chain
+from ipt_fast.ops._tail_collapse import Collapsed, Conv, apply, axes_of, chain
 
 _OP = "pixelshuffle_tail"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -27,72 +26,35 @@ def pixelshuffle_tail_reference(x: Tensor, convs: Sequence[Conv], scales: Sequen
     return chain(x, convs, scales)
 
 
-def _apply(x: Tensor, tail: Collapsed) -> Tensor:
-    """The collapsed tail on x [B, C, H, W]: one convolution for the inside, small matrix products for the frame."""
-    y_axis, x_axis = tail.rows_axis, tail.columns_axis
-    fy, fx, R, B = y_axis.frame, x_axis.frame, y_axis.scale, len(x)
-    pad_y, pad_x = y_axis.reach - fy, x_axis.reach - fx
-    H, W = x.shape[2] - 2 * fy, x.shape[3] - 2 * fx  # of the inside
-    z = F.conv2d(x, tail.inner, tail.inner_bias, padding=(pad_y, pad_x))  # [B, P, H + slack, W + slack]
-    inside = _align(z, y_axis, x_axis, H, W)  # [B, P, H, W]
-    P = inside.shape[1]
-    if tail.columns is not None:
-        depth = x_axis.depth
-        strips = torch.stack([x[..., :depth], x[..., -depth:]])  # [2, B, C, H, depth]
-        strips = F.pad(strips, (0, 0, pad_y, pad_y)).unfold(3, 2 * y_axis.reach + 1, 1)  # [2, B, C, H, depth, taps]
-        strips = strips.permute(0, 2, 5, 4, 1, 3).reshape(2, -1, B * H)
-        columns = _product(tail.columns, strips, tail.columns_bias).view(2, fx, P, B, H)
-        left, right = columns.permute(0, 3, 2, 4, 1)  # [B, P, H, fx]
-        inside = torch.cat([left, inside, right], 3)
-    if tail.rows is None:
-        return F.pixel_shuffle(inside, R)
-    depth = y_axis.depth
-    strips = torch.stack([x[:, :, :depth], x[:, :, -depth:]])  # [2, B, C, depth, W]
-    windows = F.pad(strips, (pad_x, pad_x)).unfold(4, 2 * x_axis.reach + 1, 1)  # [2, B, C, depth, W, taps]
-    windows = windows.permute(0, 2, 3, 5, 1, 4).reshape(2, -1, B * W)
-    rows = _product(tail.rows, windows, tail.rows_bias).view(2, fy, P, B, W)
-    rows = rows.permute(0, 3, 2, 1, 4)  # [2, B, P, fy, W]
-    if tail.corners is not None:
-        depth = x_axis.depth
-        patches = torch.stack([strips[..., :depth], strips[..., -depth:]], 1)  # [2, 2, B, C, depth, depth]
-        patches = patches.reshape(4, B, -1).transpose(1, 2)
-        corners = _product(tail.corners, patches, tail.corners_bias).view(2, 2, fy, fx, P, B)
-        left, right = corners.permute(1, 0, 5, 4, 2, 3)  # [2, B, P, fy, fx]
-        rows = torch.cat([left, rows, right], 4)
-    return F.pixel_shuffle(torch.cat([rows[0], inside, rows[1]], 2), R)
-
-
-def _product(kernels: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
-    return kernels @ columns if bias is None else torch.baddbmm(bias, kernels, columns)
-
-
-def _align(z: Tensor, y_axis: Axis, x_axis: Axis, H: int, W: int) -> Tensor:
-    """[B, P, H, W] where output pixel (a, b) of a cell lies starts[a] lines further down and starts[b] to the right."""
-    if not any(y_axis.starts) and not any(x_axis.starts):
-        return z
-    R = y_axis.scale
-    z = z.unflatten(1, (-1, R, R))  # [B, O, R, R, H + slack, W + slack]
-    z = torch.stack([p.narrow(-2, s, H) for p, s in zip(z.unbind(2), y_axis.starts, strict=True)], 2)
-    z = torch.stack([p.narrow(-1, s, W) for p, s in zip(z.unbind(3), x_axis.starts, strict=True)], 3)
-    return z.flatten(1, 3)
-
-
 @dataclass
 class _Kept:
-    """Collapsed kernels with what they were made from: the tensors, their state, and on a CPU copies of them."""
+    """Collapsed kernels with what they were made from: the tensors, their state, and on a CPU what they held."""
 
     tensors: list[weakref.ref]
-    state: list
-    copies: list[Tensor]
+    state: tuple
+    contents: list[tuple[Tensor, Tensor]]  # views of the tensors with copies
     tail: Collapsed
 
-    def holds(self, tensors: list[Tensor], state: list) -> bool:
+    def holds(self, tensors: list[Tensor], state: tuple) -> bool:
         if self.state != state or any(ref() is not t for ref, t in zip(self.tensors, tensors, strict=True)):
             return False
-        return all(torch.equal(t, c) for t, c in zip(tensors, self.copies, strict=False))
+        return all(torch.equal(now, then) for now, then in self.contents)
+
+
+def _content(t: Tensor) -> tuple[Tensor, Tensor]:
+    """A view of t, as whole numbers, which compare twice as fast, where the bytes allow it, and a copy."""
+    t = t.detach()
+    words = 8 // t.element_size()
+    if t.is_contiguous() and t.numel() % words == 0 and t.storage_offset() % words == 0:
+        t = t.view(-1).view(torch.int64)
+    return t, t.clone()
 
 
 _KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the last weight of a tail
+
+
+def _wants_gradient(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _collapsed(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype) -> Collapsed:
@@ -105,28 +67,65 @@ def _collapsed(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype)
     last = convs[-1][0]
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
         return Collapsed(convs, scales, dtype)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if _wants_gradient(tensors):
         _KEPT.pop(last, None)
         return Collapsed(convs, scales, dtype)
     try:
-        state = [(t._version, t.data_ptr(), t.shape) for t in tensors]
+        versions = tuple([(t._version, t.data_ptr(), t.shape) for t in tensors])
     except RuntimeError:  # inference tensors count no versions, functorch's have no address
         return Collapsed(convs, scales, dtype)
-    state += [[b is None for _, b in convs], tuple(scales), dtype]
+    state = (versions, tuple([b is None for _, b in convs]), tuple(scales), dtype)
     kept = _KEPT.get(last)
     if kept is not None and kept.holds(tensors, state):
         return kept.tail
     with torch.inference_mode(False), torch.no_grad():
-        copies = [t.clone() for t in tensors] if last.is_cpu else []
-        kept = _Kept([weakref.ref(t) for t in tensors], state, copies, Collapsed(convs, scales, dtype))
+        contents = [_content(t) for t in tensors] if last.is_cpu else []
+        kept = _Kept([weakref.ref(t) for t in tensors], state, contents, Collapsed(convs, scales, dtype))
     _KEPT[last] = kept
     return kept.tail
+
+
+# Dispatcher registration, for compiled inference: to the compiler the call is one opaque op, so that the kept kernels
+# serve there too. Without it every compiled call would compose them anew.
+
+torch.library.define(
+    f"ipt_fast::{_OP}",
+    "(Tensor x, Tensor[] weights, Tensor?[] biases, int[] scales, str impl) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl(f"ipt_fast::{_OP}", "CompositeExplicitAutograd")
+def _inference(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], scales: list[int], impl: str) -> Tensor:
+    with torch.no_grad():
+        return _run(x, list(zip(weights, biases, strict=True)), scales, impl)
+
+
+@torch.library.register_fake(f"ipt_fast::{_OP}")
+def _inference_fake(x, weights, biases, scales, impl):
+    R = math.prod(scales)
+    return x.new_empty(x.shape[0], weights[-1].shape[0], R * x.shape[2], R * x.shape[3])
+
+
+def _run(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str) -> Tensor:
+    """x in the dtype of the result; the weights in theirs."""
+    dtype = x.dtype
+    too_small = any(n < a.smallest for n, a in zip(x.shape[2:], axes_of(convs, scales), strict=True))
+    if impl == "eager" or too_small:  # an image that is all frame: the chain is small there
+        cast = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in convs]
+        return pixelshuffle_tail_reference(x, cast, scales)
+    # CPUs have no fast float16 convolution; float32 is both faster and closer.
+    work = torch.float32 if x.device.type == "cpu" and dtype == torch.float16 else dtype
+    return apply(x.to(work), _collapsed(convs, scales, work)).contiguous().to(dtype)
 
 
 def _needs_fewer_products(convs: Sequence[Conv], scales: Sequence[int]) -> bool:
     """Whether collapsing at least halves the multiplications an image cell; the frame and composing cost a little."""
     y, x = axes_of(convs, scales)
-    chain = sum(w.numel() * math.prod(scales[:i]) ** 2 for i, (w, _) in enumerate(convs))
+    chain, cells = 0, 1
+    for (weight, _), r in zip(convs, [*scales, 1], strict=True):
+        chain += weight.numel() * cells
+        cells *= r * r
     return 2 * len(convs[-1][0]) * y.scale**2 * convs[0][0].shape[1] * y.width * x.width <= chain
 
 
@@ -218,15 +217,12 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
         raise TypeError(f"{_OP}: x is {dtype}, the weights {pairs[0][0].dtype}; use one dtype or torch.autocast")
     order = ("collapsed", "eager") if _needs_fewer_products(pairs, scales) else ("eager", "collapsed")
     backend = choose(_OP, impl, dict.fromkeys(order))
-    y, x_axis = axes_of(pairs, scales)
-    too_small = any(n < a.smallest for n, a in zip(x.shape[2:], (y, x_axis), strict=True))
     with torch.autocast(x.device.type, enabled=False):
-        if backend == "eager" or too_small:  # an image that is all frame: the chain is small there
-            cast = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in pairs]
-            return pixelshuffle_tail_reference(x.to(dtype), cast, scales)
-        # CPUs have no fast half-precision convolution; float32 is both faster and closer.
-        work = torch.float32 if x.device.type == "cpu" and dtype == torch.float16 else dtype
-        return _apply(x.to(work), _collapsed(pairs, scales, work)).to(dtype)
+        x = x.to(dtype)
+        weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
+        if torch.compiler.is_compiling() and not _wants_gradient([x, *weights, *(b for b in biases if b is not None)]):
+            return torch.ops.ipt_fast.pixelshuffle_tail(x, weights, biases, list(scales), backend)
+        return _run(x, pairs, scales, backend)
 
 
 class PixelShuffleTail(nn.Module):

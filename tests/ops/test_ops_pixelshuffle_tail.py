@@ -183,3 +183,91 @@ def test_kernels_are_kept_while_nothing_changes(monkeypatch):
     convs[0][0].add_(1)
     pixelshuffle_tail(x, convs, (2,), impl="collapsed")
     assert len(composed) == 2
+
+
+@pytest.mark.parametrize("impl", ["eager", "collapsed"])
+def test_opcheck(impl):
+    convs = make_convs((2,), (3, 3), dtype=torch.float32)
+    x = torch.randn(2, 5, 6, 7)
+    weights, biases = [w for w, _ in convs], [b for _, b in convs]
+    torch.library.opcheck(torch.ops.ipt_fast.pixelshuffle_tail, (x, weights, biases, [2], impl))
+    torch.library.opcheck(torch.ops.ipt_fast.pixelshuffle_tail, (x, weights, [None, None], [2], impl))
+
+
+def test_compiles_with_and_without_gradients(monkeypatch):
+    tail = PixelShuffleTail(4, 3, (2,), impl="collapsed")
+    compiled = torch.compile(tail, fullgraph=True, backend="aot_eager")  # functionalises
+    x = torch.randn(1, 4, 6, 7)
+    leaves = list(tail.parameters())
+    got = torch.autograd.grad(compiled(x).square().sum(), leaves)
+    expected = torch.autograd.grad(tail(x).square().sum(), leaves)
+    assert all(torch.allclose(g, e, rtol=1e-4, atol=1e-5) for g, e in zip(got, expected, strict=True))
+    with torch.no_grad():
+        assert torch.equal(compiled(x), tail(x))
+        module = sys.modules["ipt_fast.ops.pixelshuffle_tail"]
+        composed = []
+        original = module.Collapsed
+        monkeypatch.setattr(module, "Collapsed", lambda *a: composed.append(1) or original(*a))
+        compiled(x)
+        assert not composed  # the kept kernels serve compiled calls too
+        tail.convs[0].weight.mul_(2)
+        assert torch.equal(compiled(x), tail(x))
+        assert len(composed) == 1
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+def test_any_layout(layout):
+    convs = make_convs((3,), (3, 3))
+    x = torch.randn(2, 5, 7, 9, dtype=torch.float64)
+    if layout == "channels_last":
+        given = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        given = x.transpose(2, 3).contiguous().transpose(2, 3)
+    else:
+        given = torch.stack([x, x], -1)[..., 0]
+    got = pixelshuffle_tail(given, convs, (3,), impl="collapsed")
+    assert relative(got, written_out(x, convs, (3,))) < 1e-12
+
+
+def test_autocast_gives_its_dtype():
+    tail = PixelShuffleTail(8, 3, (2,), impl="collapsed")
+    x = torch.randn(1, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = tail(x)
+    assert y.dtype == torch.bfloat16
+    assert relative(y, tail(x)) < 2e-2
+
+
+def test_collapses_only_where_it_is_cheaper(monkeypatch):
+    module = sys.modules["ipt_fast.ops.pixelshuffle_tail"]
+    used = []
+    original = module.apply
+    monkeypatch.setattr(module, "apply", lambda *a: used.append(1) or original(*a))
+    pixelshuffle_tail(torch.randn(1, 64, 8, 8), [torch.randn(256, 64, 3, 3), torch.randn(3, 64, 3, 3)], (2,))
+    assert used
+    used.clear()
+    pixelshuffle_tail(torch.randn(1, 8, 8, 8), [torch.randn(32, 8, 1, 1), torch.randn(16, 8, 1, 1)], (2,))
+    assert not used
+
+
+@pytest.mark.parametrize(
+    "convs,scales,error,match",
+    [
+        ([torch.randn(4, 3, 3, 3)], (2,), ValueError, "one more than scales"),
+        ([torch.randn(4, 3, 3, 3), torch.randn(3, 1, 3, 3)], (0,), ValueError, "whole numbers"),
+        ([torch.randn(4, 2, 3, 3), torch.randn(3, 1, 3, 3)], (2,), ValueError, "takes 2 channels, but 3 come in"),
+        ([torch.randn(6, 3, 3, 3), torch.randn(3, 1, 3, 3)], (2,), ValueError, "no multiple of 2"),
+        ([torch.randn(4, 3, 2, 2), torch.randn(3, 1, 3, 3)], (2,), ValueError, "odd"),
+        ([torch.randn(4, 3, 3, 3).double(), torch.randn(3, 1, 3, 3)], (2,), TypeError, "one dtype"),
+        ([nn.Conv2d(3, 4, 3), nn.Conv2d(1, 3, 3, padding=1)], (2,), ValueError, "padding"),
+        ([nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Conv2d(1, 3, 3, padding=1)], (2,), ValueError, "stride"),
+    ],
+)
+def test_errors_say_what_is_wrong(convs, scales, error, match):
+    with pytest.raises(error, match=match):
+        pixelshuffle_tail(torch.randn(1, 3, 4, 4), convs, scales)
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="is not a backend"):
+        pixelshuffle_tail(torch.randn(1, 5, 4, 4), make_convs((2,), (3, 3), dtype=torch.float32), (2,), impl="cuda")
