@@ -84,6 +84,7 @@ def _write(place: Path, entries: Sequence[ImageEntry], min_size: int) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".tmp")
     try:
+        os.fchmod(handle, 0o644)  # photos are shared, and so is what is known of them
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             out.write(json.dumps({"format": FORMAT, "min_size": min_size}) + "\n")
             for entry in entries:

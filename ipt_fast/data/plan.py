@@ -17,7 +17,7 @@ import numpy as np
 from ipt_fast.tasks import get_task
 
 # Streams of random numbers: what a hash is drawn for.
-_TASK, _SHUFFLE, _TOP, _LEFT, _SEED, _SHARE, _SUBSTITUTE = range(1, 8)
+_TASK, _SHUFFLE, _TOP, _LEFT, _SEED, _SHARE, _SUBSTITUTE, _ORDER = range(1, 9)
 # Low-resolution pixels around an SR patch that exact bicubic needs on every side.
 SR_MARGIN = 2
 
@@ -54,6 +54,11 @@ def draw_share(n_images: int, fraction: float) -> np.ndarray:
         raise ValueError(f"data_fraction is {fraction}; it has to be above 0 and at most 1")
     count = max(1, round(fraction * n_images))
     return np.sort(np.argsort(_mix(0, _SHARE, np.arange(n_images)), kind="stable")[:count])
+
+
+def draw_order(n_images: int) -> np.ndarray:
+    """A fixed shuffle of the photos: the order in which shards hold them."""
+    return np.argsort(_mix(0, _ORDER, np.arange(n_images)), kind="stable")
 
 
 def crop_size(task: str, patch_size: int) -> int:

@@ -174,6 +174,7 @@ def damage(folder):
     (folder / "photo004.jpg").write_bytes(jpeg_bytes(pixels(100, 100)))
 
 
+@pytest.mark.filterwarnings("ignore:a photo went bad")  # the reference's
 @pytest.mark.parametrize("crops_per_image", [1, 2])
 def test_photos_gone_bad_cost_their_sample_alone(folder, opened, kind, crops_per_image):
     sound = take(opened(folder, crops_per_image=crops_per_image), 8)
@@ -217,6 +218,7 @@ def test_all_photos_gone_is_an_error(folder, opened, kind, workers):
         take(loader, 2)
 
 
+@pytest.mark.filterwarnings("ignore:a photo went bad")
 @pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))
 def test_a_photo_that_dali_cannot_decode_is_decoded_without_it(folder, opened):
     """Same size and time as indexed, so only the decoder notices."""
