@@ -300,11 +300,13 @@ def _add_edges(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor | None, acr
     windows = F.pad(ends, (along.reach, along.reach)).unfold(4, 2 * along.reach + 1, 1)  # [2, C, lines, B, W, taps]
     windows = windows.permute(0, 1, 2, 5, 3, 4).reshape(2, -1, B * W)
     added = _product(kernels, windows, bias).view(2, -1, pixels, R, B, W)
-    # Strides, as functionalisation loses all that an unfolded view does not cover when this is written to.
-    b, o, h, w = out.stride()
-    shape = (B, out.shape[1], 2, W, R, pixels)
-    target = out.as_strided(shape, (b, o, (R * H - pixels) * h, R * w, w, h))
-    target.add_(added.permute(4, 1, 0, 5, 3, 2))
+    added = added.permute(0, 4, 1, 2, 5, 3)  # [2, B, O, pixels, W, R]
+    if out.requires_grad:
+        for end, part in zip((0, R * H - pixels), added, strict=True):
+            out.narrow(2, end, pixels).unflatten(3, (W, R)).add_(part)
+        return
+    b, o, h, w = out.stride()  # both ends at once; compilers refuse such views, but trace with gradients only
+    out.as_strided(added.shape, ((R * H - pixels) * h, b, o, h, R * w, w)).add_(added)
 
 
 def _add_corners(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor | None, y: Axis, x_axis: Axis) -> None:
@@ -313,10 +315,15 @@ def _add_corners(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor | None, y
     ends = x.unfold(2, y.lines, H - y.lines).unfold(3, x_axis.lines, W - x_axis.lines)  # [B, C, 2, 2, lines, lines]
     ends = ends.permute(2, 3, 1, 4, 5, 0).reshape(4, -1, B)
     added = _product(kernels, ends, bias).view(2, 2, -1, tall, wide, B)
+    added = added.permute(0, 1, 5, 2, 3, 4)  # [2, 2, B, O, tall, wide]
+    down, right = R * H - tall, R * W - wide
+    if out.requires_grad:
+        for i in range(2):
+            for j in range(2):
+                out[:, :, i * down : i * down + tall, j * right : j * right + wide].add_(added[i, j])
+        return
     b, o, h, w = out.stride()
-    shape = (B, out.shape[1], 2, 2, tall, wide)
-    target = out.as_strided(shape, (b, o, (R * H - tall) * h, (R * W - wide) * w, h, w))
-    target.add_(added.permute(5, 2, 0, 1, 3, 4))
+    out.as_strided(added.shape, (down * h, right * w, b, o, h, w)).add_(added)
 
 
 def _product(kernels: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
