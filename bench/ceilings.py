@@ -27,13 +27,15 @@ _DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch
 class Ceilings:
     """Measured on ``device`` with ``threads`` CPU threads.
 
-    ``copy_bandwidth``: bytes read plus bytes written a second. ``matmul_rate``: dtype name -> FLOP/s.
+    ``copy_bandwidth``: bytes read plus bytes written a second. ``matmul_rate``: dtype name -> FLOP/s. ``steady``: the
+    lowest of the repeated measurements as a share of the highest; 1 where there was one.
     """
 
     device: str
     threads: int
     copy_bandwidth: float
     matmul_rate: dict[str, float]
+    steady: float = 1.0
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -50,6 +52,17 @@ def measure_ceilings(device: torch.device, seconds: float = 1.0) -> Ceilings:
             2 * n**3 / _median_seconds(partial(torch.matmul, a, a), device, seconds)
         )
     return Ceilings(device_name(device), torch.get_num_threads(), copy, rates)
+
+
+def highest(measured: Sequence[Ceilings]) -> Ceilings:
+    """The highest of several measurements of one machine: what takes time from it can only lower them."""
+    first = measured[0]
+    copies = [c.copy_bandwidth for c in measured]
+    rates = {name: [c.matmul_rate[name] for c in measured] for name in first.matmul_rate}
+    steady = min(min(values) / max(values) for values in (copies, *rates.values()))
+    return Ceilings(
+        first.device, first.threads, max(copies), {name: max(values) for name, values in rates.items()}, steady
+    )
 
 
 def _copy_bandwidth(device: torch.device, seconds: float) -> float:

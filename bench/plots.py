@@ -36,7 +36,7 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
     for result in run.results:
         sheets.setdefault((result.op, result.direction), []).append(result)
     paths = [_sheet(run, *key, results, folder) for key, results in sheets.items()]
-    rooflined = [r for r in run.results if r.flops and r.bytes and r.dtype in run.ceilings.matmul_rate]
+    rooflined = [r for r in run.results if r.flops and r.bytes and (r.products or r.dtype) in run.ceilings.matmul_rate]
     if rooflined:
         paths.append(_roofline(run, rooflined, folder))
     return paths
@@ -141,6 +141,8 @@ def _memory(axis: Any, bars: Sequence[tuple[float, Result]], colours: Sequence[s
 
 
 def _duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"
 
 
@@ -178,7 +180,7 @@ def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
     x = np.geomspace(min(intensities) / 3, max(intensities) * 3, 200)
     figure, axis = plt.subplots(figsize=(10, 5.4), layout="constrained")
     unit, scale = ("TFLOP/s", 1e12) if max(run.ceilings.matmul_rate.values()) > 2e12 else ("GFLOP/s", 1e9)
-    dtypes = sorted({r.dtype for r in results})
+    dtypes = sorted({r.products or r.dtype for r in results})
     for i, dtype in enumerate(dtypes):
         roof = np.minimum(x * run.ceilings.copy_bandwidth, run.ceilings.matmul_rate[dtype]) / scale
         # Roofs that lie on each other are told apart by their dashes.
@@ -190,7 +192,7 @@ def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
     ops = list(dict.fromkeys((r.op, r.direction) for r in results))
     for r in results:
         best = r.median == fastest[r.group, r.dtype]
-        colour = _COLOURS[dtypes.index(r.dtype)]
+        colour = _COLOURS[dtypes.index(r.products or r.dtype)]
         axis.scatter(
             r.flops / r.bytes,
             r.flops / r.median / scale,

@@ -23,6 +23,8 @@ from ipt_fast.text_table import markdown_table, print_table
 COLUMNS = ("op", "shape", "contender", "ms", "20..80 %", "faster", "copy", "matmul", "peak MB")
 NUMERIC = ("ms", "20..80 %", "faster", "copy", "matmul", "peak MB")
 
+_QUIET = 0.8  # repeated ceilings within this share of each other
+
 
 @dataclass
 class Result:
@@ -30,7 +32,8 @@ class Result:
 
     ``faster``: how many times faster than the baseline contender. ``copy`` and ``matmul``: the share of the measured
     copy bandwidth and matrix product rate that the least possible bytes and FLOPs of the operation amount to in that
-    time. ``peak_bytes``: the most memory held beyond what was there before. None: not known, or makes no sense.
+    time. ``products``: the dtype of the products where it is not ``dtype``. ``peak_bytes``: the most memory held
+    beyond what was there before. None: not known, or makes no sense.
     """
 
     op: str
@@ -47,6 +50,7 @@ class Result:
     bytes: float
     cuda_graph: bool
     peak_bytes: int | None
+    products: str = ""
     faster: float | None = None
     copy: float | None = None
     matmul: float | None = None
@@ -63,8 +67,8 @@ class Result:
             op,
             self.shape,
             f"{self.contender} {self.dtype}",
-            f"{self.median * 1e3:.4g}",
-            f"{self.q20 * 1e3:.4g}..{self.q80 * 1e3:.4g}",
+            _milliseconds(self.median),
+            f"{_milliseconds(self.q20)}..{_milliseconds(self.q80)}",
             "" if self.faster is None else f"{self.faster:.2f}x",
             "" if self.copy is None else f"{self.copy:.0%}",
             "" if self.matmul is None else f"{self.matmul:.0%}",
@@ -111,7 +115,7 @@ def compare(results: Sequence[Result], ceilings: Ceilings) -> None:
         base = next((b for b in rivals if b.dtype == r.dtype), rivals[0] if rivals else None)
         r.faster = None if base is None else base.median / r.median
         r.copy = r.bytes / r.median / ceilings.copy_bandwidth if r.bytes else None
-        rate = ceilings.matmul_rate.get(r.dtype)
+        rate = ceilings.matmul_rate.get(r.products or r.dtype)
         r.matmul = r.flops / r.median / rate if r.flops and rate else None
 
 
@@ -187,7 +191,10 @@ def markdown(run: Run) -> str:
 def ceilings_line(ceilings: Ceilings) -> str:
     """Both ceilings in one line."""
     rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in ceilings.matmul_rate.items())
-    return f"Ceilings measured in the same run: copy {ceilings.copy_bandwidth / 1e9:,.1f} GB/s; matmul {rates}"
+    line = f"Ceilings measured in the same run: copy {ceilings.copy_bandwidth / 1e9:,.1f} GB/s; matmul {rates}"
+    if ceilings.steady < _QUIET:
+        line += f" (at times down to {ceilings.steady:.0%} of these: the machine was not left alone)"
+    return line
 
 
 def skipped_rows(run: Run) -> list[tuple[str, str]]:
@@ -206,6 +213,10 @@ def print_run(run: Run) -> None:
     print(ceilings_line(run.ceilings))
     if run.not_measured:
         print_table("not measured", ("case", "reason"), skipped_rows(run))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f}" if seconds >= 1 else f"{seconds * 1e3:.4g}"
 
 
 def _short(value: Any) -> Any:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from bench.ceilings import Ceilings, device_name, measure_ceilings
+from bench.ceilings import Ceilings, device_name, highest, measure_ceilings
 from bench.plots import draw_run
-from bench.report import Result, Run, environment, print_run, read_benchmarks, write_run
+from bench.report import Result, Run, compare, environment, print_run, read_benchmarks, write_run
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -39,7 +39,7 @@ def run_suite(
     folder: Path | None = None,
     budget: float | None = None,
 ) -> int:
-    """Measure the ceilings, run each benchmark file in a process of its own, print and write the report.
+    """Run each benchmark file in a process of its own and the ceilings around them, print and write the report.
 
     Args:
         only: names of ``bench_names()``; all if empty.
@@ -53,21 +53,24 @@ def run_suite(
     """
     folder = folder or default_folder(device)
     end = None if budget is None else time.monotonic() + budget
-    ceilings = measure_ceilings(device, seconds=0.2 if small else 1.0)
+    measured = [measure_ceilings(device, seconds=0.2 if small else 1.0)]
     results: list[Result] = []
     not_measured: list[dict[str, str]] = []
     failed = []
     names = list(only or bench_names())
     for place, name in enumerate(names):
         share = None if end is None else max(10.0, (end - time.monotonic()) / (len(names) - place))
-        code, found, skipped = run_file(name, device, small, share, ceilings)
+        code, found, skipped = run_file(name, device, small, share, measured[0])
         results += found
         not_measured += skipped
         if code:
             failed.append(name)
+        measured.append(measure_ceilings(device, seconds=0.1 if small else 0.5))
     if not results:
         print("bench: no benchmark gave a result", file=sys.stderr)
         return 1
+    ceilings = highest(measured)
+    compare(results, ceilings)
     run = Run(environment(device), ceilings, results, not_measured)
     print_run(run)
     write_run(run, folder)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bench import report
-from bench.ceilings import Ceilings
+from bench.ceilings import Ceilings, highest
 from bench.report import Result, Run
 
 CEILINGS = Ceilings("Test CPU", 2, copy_bandwidth=1e9, matmul_rate={"float32": 1e11})
@@ -57,6 +57,21 @@ def test_a_dtype_without_a_ceiling_has_no_share(read):
     (result,) = read(case("eager", [0.2], dtype="float64"))
     assert result.matmul is None
     assert result.copy is not None
+
+
+def test_products_of_another_dtype_count_against_their_own_ceiling(tmp_path):
+    path = tmp_path / "times.json"
+    path.write_text(json.dumps({"benchmarks": [case("eager", [0.2], products="bfloat16")]}))
+    both = Ceilings("Test CPU", 2, 1e9, {"float32": 1e11, "bfloat16": 4e11})
+    assert report.read_benchmarks(path, both)[0].matmul == pytest.approx(0.125)
+
+
+def test_ceilings_are_the_highest_and_say_how_steady_they_were():
+    measured = [Ceilings("Test CPU", 2, copy, {"float32": rate}) for copy, rate in ((1e9, 4e11), (9e8, 1e11))]
+    best = highest(measured)
+    assert (best.copy_bandwidth, best.matmul_rate, best.steady) == (1e9, {"float32": 4e11}, 0.25)
+    assert "down to 25% of these" in report.ceilings_line(best)
+    assert "left alone" not in report.ceilings_line(CEILINGS)
 
 
 def test_faster_is_against_the_baseline_of_the_same_shape_and_dtype(read):
