@@ -4,8 +4,9 @@ With p the probabilities, made again from the saved lse, and g the gradient of o
 
     dv = p^T g        ds = p (g v^T - delta) scale        dq = ds k        dk = ds^T q        delta = rowsum(g out)
 
-``keys_kernel`` walks over the queries for a block of keys. Where that block is the whole head it makes dq on the way: one
-pass, five products, nothing added up across programs. Otherwise ``queries_kernel`` runs first, makes dq and leaves delta.
+``keys_kernel`` walks over the queries for a block of keys. Where that block is the whole head it makes dq on the way:
+one pass, five products, nothing added up across programs. Otherwise ``queries_kernel`` runs first, makes dq and leaves
+delta.
 """
 
 import triton

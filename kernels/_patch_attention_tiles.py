@@ -1,7 +1,8 @@
 """What the kernels of patch_attention share: how a head is cut into tiles, loaded and multiplied.
 
-A head of d columns is held as two tiles of D0 and D1 columns, powers of two, because Triton has no others: 48 is 32 + 16,
-where padding to 64 would waste a quarter of every product. D1 = 0: one tile is enough. Columns beyond d read as zero.
+A head of d columns is held as two tiles of D0 and D1 columns, powers of two, because Triton has no others: 48 is
+32 + 16, where padding to 64 would waste a quarter of every product. D1 = 0: one tile is enough. Columns beyond d read
+as zero.
 """
 
 import functools
@@ -19,12 +20,14 @@ def load_tile(X, row_stride, E, e_stride, rows, length, FROM: tl.constexpr, WIDT
               EVEN: tl.constexpr):  # fmt: skip
     """X[rows, FROM : FROM + WIDTH], plus E there unless it is None; zero beyond ``length`` rows and d columns."""
     cols = FROM + tl.arange(0, WIDTH)
-    if EVEN and FROM + WIDTH <= d:
+    if EVEN and d >= FROM + WIDTH:
         x = tl.load(X + rows[:, None] * row_stride + cols[None, :])
         if E is not None:
             x += tl.load(E + rows[:, None] * e_stride + cols[None, :])
     else:
-        inside = (rows[:, None] < length) & (cols[None, :] < d)
+        inside = rows[:, None] < length
+        if d < FROM + WIDTH:
+            inside = inside & (cols[None, :] < d)
         x = tl.load(X + rows[:, None] * row_stride + cols[None, :], mask=inside, other=0.0)
         if E is not None:
             x += tl.load(E + rows[:, None] * e_stride + cols[None, :], mask=inside, other=0.0)
@@ -48,10 +51,13 @@ def store_tile(X, row_stride, rows, length, x, FROM: tl.constexpr, WIDTH: tl.con
     """X[rows, FROM : FROM + WIDTH] = x, nothing beyond ``length`` rows and d columns."""
     cols = FROM + tl.arange(0, WIDTH)
     at = X + rows[:, None] * row_stride + cols[None, :]
-    if EVEN and FROM + WIDTH <= d:
+    if EVEN and d >= FROM + WIDTH:
         tl.store(at, x.to(X.dtype.element_ty))
     else:
-        tl.store(at, x.to(X.dtype.element_ty), mask=(rows[:, None] < length) & (cols[None, :] < d))
+        inside = rows[:, None] < length
+        if d < FROM + WIDTH:
+            inside = inside & (cols[None, :] < d)
+        tl.store(at, x.to(X.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -24,20 +24,26 @@ from ipt_fast.kernels._patch_attention_tiles import (
 )
 
 MAX_HEAD_DIM = 128
-# Keys that one program can hold at once.
+# Keys that a program can keep on chip.
 ONE_PASS = 256
 
 
 @triton.jit
-def softmax_terms(q0, q1, k0, k1, m, M, unit, D1: tl.constexpr, POSITIVE: tl.constexpr, EVEN_M: tl.constexpr):
-    """Scores [n, m] and what a score is to be multiplied with to be an exponent of two."""
-    s = dot_heads(q0, q1, k0, k1, D1)
-    if not POSITIVE:  # a scale of no sign that the maximum can be taken before
+def attend(top, total, out0, out1, q0, q1, k, v, m, M, unit, D1: tl.constexpr, POSITIVE: tl.constexpr,
+           EVEN_M: tl.constexpr):  # fmt: skip
+    """Queries [n, d] take in one tile of keys and values [m, d]: highest exponent, sum and output so far -> with it."""
+    s = dot_heads(q0, q1, k[0], k[1], D1)  # [n, m]
+    if not POSITIVE:  # the highest product is not the highest exponent
         s *= unit
         unit = 1.0
     if not EVEN_M:
         s = tl.where(m[None, :] < M, s, -float("inf"))
-    return s, unit
+    higher = tl.maximum(top, tl.max(s, 1) * unit)
+    p = tl.exp2(s * unit - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(p, 1)
+    out0, out1 = add_dot(out0 * shrink[:, None], out1 * shrink[:, None], p.to(v[0].dtype), v[0], v[1], D1)
+    return higher, total, out0, out1
 
 
 @triton.jit
@@ -46,12 +52,13 @@ def forward_kernel(
     q_batch, q_row, k_batch, k_row, v_batch, v_row, qe_row, ke_row,
     N, M, H, rows, unit,
     d: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    ONE: tl.constexpr, POSITIVE: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
+    HELD: tl.constexpr, POSITIVE: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
 ):  # fmt: skip
     """One program: ``rows`` queries of one head of one image. Q [B, N, D], K and V [B, M, D] by stride with dense rows,
     QE [N, D] and KE [M, D] or None, OUT [B, N, D] and LSE [B, H, N] contiguous; unit = scale log2(e).
 
-    ONE: BLOCK_M covers all keys, which are loaded once, and the softmax is the plain one; otherwise online.
+    HELD: tiles of BLOCK_M keys that cover M and stay on chip for all queries of the program; 0: keys are read again for
+    every BLOCK_N queries.
     """
     # Which image, head and queries
     parts = tl.cdiv(N, rows)
@@ -69,39 +76,32 @@ def forward_kernel(
     if KE is not None:
         KE += h * d
 
-    m = tl.arange(0, BLOCK_M)
-    if ONE:
-        k0, k1 = load_head(K, k_row, KE, ke_row, m, M, d, D0, D1, EVEN_M)  # [m, d]
-        v0, v1 = load_head(V, v_row, None, 0, m, M, d, D0, D1, EVEN_M)  # [m, d]
+    if HELD > 0:
+        keys, values = (), ()
+        for part in tl.static_range(HELD):
+            m = part * BLOCK_M + tl.arange(0, BLOCK_M)
+            keys += (load_head(K, k_row, KE, ke_row, m, M, d, D0, D1, EVEN_M),)  # [m, d]
+            values += (load_head(V, v_row, None, 0, m, M, d, D0, D1, EVEN_M),)  # [m, d]
 
     for start in range(first, tl.minimum(first + rows, N), BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         q0, q1 = load_head(Q, q_row, QE, qe_row, n, N, d, D0, D1, EVEN_N)  # [n, d]
+        top = tl.full((BLOCK_N,), -float("inf"), tl.float32)
+        total = tl.zeros((BLOCK_N,), tl.float32)
         out0 = tl.zeros((BLOCK_N, D0), tl.float32)
         out1 = tl.zeros((BLOCK_N, D1 if D1 > 0 else 16), tl.float32)
-        if ONE:
-            s, by = softmax_terms(q0, q1, k0, k1, m, M, unit, D1, POSITIVE, EVEN_M)  # [n, m]
-            top = tl.max(s, 1) * by
-            p = tl.exp2(s * by - top[:, None])
-            total = tl.sum(p, 1)
-            out0, out1 = add_dot(out0, out1, p.to(v0.dtype), v0, v1, D1)
+        if HELD > 0:
+            for part in tl.static_range(HELD):
+                m = part * BLOCK_M + tl.arange(0, BLOCK_M)
+                top, total, out0, out1 = attend(
+                    top, total, out0, out1, q0, q1, keys[part], values[part], m, M, unit, D1, POSITIVE, EVEN_M
+                )
         else:
-            top = tl.full((BLOCK_N,), -float("inf"), tl.float32)
-            total = tl.zeros((BLOCK_N,), tl.float32)
             for key in range(0, M, BLOCK_M):
-                j = key + m
-                k0, k1 = load_head(K, k_row, KE, ke_row, j, M, d, D0, D1, EVEN_M)  # [m, d]
-                s, by = softmax_terms(q0, q1, k0, k1, j, M, unit, D1, POSITIVE, EVEN_M)  # [n, m]
-                higher = tl.maximum(top, tl.max(s, 1) * by)
-                p = tl.exp2(s * by - higher[:, None])
-                shrink = tl.exp2(top - higher)
-                total = total * shrink + tl.sum(p, 1)
-                out0 *= shrink[:, None]
-                out1 *= shrink[:, None]
-                v0, v1 = load_head(V, v_row, None, 0, j, M, d, D0, D1, EVEN_M)  # [m, d]
-                out0, out1 = add_dot(out0, out1, p.to(v0.dtype), v0, v1, D1)
-                top = higher
-
+                m = key + tl.arange(0, BLOCK_M)
+                k = load_head(K, k_row, KE, ke_row, m, M, d, D0, D1, EVEN_M)  # [m, d]
+                v = load_head(V, v_row, None, 0, m, M, d, D0, D1, EVEN_M)  # [m, d]
+                top, total, out0, out1 = attend(top, total, out0, out1, q0, q1, k, v, m, M, unit, D1, POSITIVE, EVEN_M)
         store_head(OUT, H * d, n, N, out0 / total[:, None], out1 / total[:, None], d, D0, D1, EVEN_N)
         lse = (top + tl.log2(total)) * 0.6931471805599453
         tl.store(LSE + n, lse, mask=n < N)
@@ -109,7 +109,7 @@ def forward_kernel(
 
 @dataclass(frozen=True)
 class Plan:
-    """Tile sizes of one launch. ``one``: a program holds all keys of its head."""
+    """Tile sizes of one launch. ``one``: a program keeps all keys of its head on chip."""
 
     block_n: int
     block_m: int
@@ -119,23 +119,30 @@ class Plan:
 
 
 def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
-    """Chosen by registers and shared memory of the compiled kernels (``python -m bench.offline``)."""
+    """Chosen so that the compiled kernels spill nothing and several programs share a multiprocessor
+    (``python -m bench.offline``)."""
     width = sum(split_head(d))
     if dtype == torch.float32:  # no tensor cores: products of small tiles in registers
-        return Plan(_block(N, 32), _block(M, 32), M <= 32, 4, 2)
-    if M <= ONE_PASS and width <= 64:
-        return Plan(_block(N, 64), _block(M, ONE_PASS), True, 4, 2)
-    return Plan(_block(N, 128 if width <= 64 else 64), _block(M, 64), M <= 64, 4, 2)
+        return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 1)
+    if d % 16:  # masks of columns take registers too
+        return Plan(_block(N, 64), _block(M, 32), False, 4 if width <= 64 else 8, 2)
+    if width > 64:
+        return Plan(_block(N, 64), _block(M, 32), False, 4, 2)
+    if M > ONE_PASS:
+        return Plan(_block(N, 64), 64, False, 4, 3)
+    return Plan(_block(N, 64), _block(M, 64), True, 4, 1 if N % 64 or M % 64 else 2)
 
 
 def plan_backward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
     """As ``plan_forward``, for both backward kernels; ``one``: one program makes all gradients of a head."""
     width = sum(split_head(d))
     if dtype == torch.float32:
-        return Plan(_block(N, 32), _block(M, 32), M <= 32, 4, 1)
-    if max(N, M) <= ONE_PASS and width <= 48:
-        return Plan(_block(N, 32), _block(M, ONE_PASS), True, 8, 2)
-    return Plan(_block(N, 64), _block(M, 64), M <= 64 and N <= ONE_PASS, 4, 2)
+        return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 1)
+    if d % 16 or width > 64:
+        return Plan(_block(N, 32), _block(M, 32), False, 4 if width <= 64 else 8, 1)
+    if width <= 48 and max(N, M) <= ONE_PASS and N % 32 == M % _block(M, ONE_PASS) == 0:  # masked, it would spill
+        return Plan(32, _block(M, ONE_PASS), True, 8, 2)
+    return Plan(_block(N, 64 if width <= 48 else 32), _block(M, 64), False, 4, 2)
 
 
 def _block(length: int, most: int) -> int:
@@ -155,17 +162,19 @@ def patch_attention_forward(
     out = torch.empty(B, N, D, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
     plan = plan_forward(N, M, d, q.dtype)
-    # A program that holds the keys serves all queries of its head, unless that leaves multiprocessors idle.
+    # A program that holds the keys serves as many queries of its head as it can without multiprocessors being idle.
     rows = plan.block_n
-    if plan.one and B * num_heads >= 2 * multiprocessors(q.device):
-        rows = triton.cdiv(N, plan.block_n) * plan.block_n
+    if plan.one:
+        parts = triton.cdiv(2 * multiprocessors(q.device), B * num_heads)
+        rows *= triton.cdiv(triton.cdiv(N, plan.block_n), parts)
     D0, D1 = split_head(d)
+    held = triton.cdiv(M, plan.block_m) if plan.one else 0
     with torch.cuda.device_of(q):
         forward_kernel[(triton.cdiv(N, rows) * B * num_heads,)](
             q, k, v, q_embed, k_embed, out, lse,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], _row(q_embed), _row(k_embed),
             N, M, num_heads, rows, scale * LOG2E,
-            d=d, D0=D0, D1=D1, BLOCK_N=plan.block_n, BLOCK_M=plan.block_m, ONE=plan.one, POSITIVE=scale > 0,
+            d=d, D0=D0, D1=D1, BLOCK_N=plan.block_n, BLOCK_M=plan.block_m, HELD=held, POSITIVE=scale > 0,
             EVEN_N=N % plan.block_n == 0, EVEN_M=M % plan.block_m == 0,
             num_warps=plan.num_warps, num_stages=plan.num_stages,
         )  # fmt: skip
@@ -203,11 +212,11 @@ def patch_attention_backward(
     plan = plan_backward(N, M, d, q.dtype)
     delta = None if plan.one else torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
     D0, D1 = split_head(d)
-    common = dict(
-        d=d, D0=D0, D1=D1, BLOCK_N=plan.block_n, BLOCK_M=plan.block_m,
-        EVEN_N=N % plan.block_n == 0, EVEN_M=M % plan.block_m == 0,
-        num_warps=plan.num_warps, num_stages=plan.num_stages,
-    )  # fmt: skip
+    common = {
+        **{"d": d, "D0": D0, "D1": D1, "BLOCK_N": plan.block_n, "BLOCK_M": plan.block_m},
+        **{"EVEN_N": N % plan.block_n == 0, "EVEN_M": M % plan.block_m == 0},
+        **{"num_warps": plan.num_warps, "num_stages": plan.num_stages},
+    }
     strides = [s for x in (grad, out, q, k, v, dq, dk) for s in x.stride()[:2]] + [_row(q_embed), _row(k_embed)]
     sizes = (N, M, num_heads, scale)
     with torch.cuda.device_of(q):
