@@ -88,11 +88,14 @@ def add_dot(acc0, acc1, w, x0, x1, D1: tl.constexpr):
 
 
 def split_head(d: int) -> tuple[int, int]:
-    """(D0, D1): the least number of columns that one or two powers of two of at least 16 can cover d with."""
+    """(D0, D1): the least number of columns that one or two powers of two of at least 16 can cover d with.
+
+    Heads of more than 64 get one tile: two such tiles do not fit into registers.
+    """
     whole = max(16, triton.next_power_of_2(d))
     first = whole // 2
-    rest = max(16, triton.next_power_of_2(d - first)) if first >= 16 and d > first else whole
-    return (first, rest) if first + rest < whole else (whole, 0)
+    rest = max(16, triton.next_power_of_2(max(d - first, 1)))
+    return (first, rest) if 16 < whole <= 64 and first + rest < whole else (whole, 0)
 
 
 def rows_dense(x: Tensor | None) -> Tensor | None:

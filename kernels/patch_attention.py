@@ -128,9 +128,8 @@ def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
         return Plan(_block(N, 64), _block(M, 32), False, 4 if width <= 64 else 8, 2)
     if width > 64:
         return Plan(_block(N, 64), _block(M, 32), False, 4, 2)
-    if M > ONE_PASS:
-        return Plan(_block(N, 64), 64, False, 4, 3)
-    return Plan(_block(N, 64), _block(M, 64), True, 4, 1 if N % 64 or M % 64 else 2)
+    one = M <= ONE_PASS and M % _block(M, 64) == 0  # masked, it would spill
+    return Plan(_block(N, 64), _block(M, 64), one, 4, 2 if one else 3)
 
 
 def plan_backward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
@@ -138,9 +137,11 @@ def plan_backward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
     width = sum(split_head(d))
     if dtype == torch.float32:
         return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 1)
-    if d % 16 or width > 64:
+    if d % 16:
         return Plan(_block(N, 32), _block(M, 32), False, 4 if width <= 64 else 8, 1)
-    if width <= 48 and max(N, M) <= ONE_PASS and N % 32 == M % _block(M, ONE_PASS) == 0:  # masked, it would spill
+    if width > 64:
+        return Plan(_block(N, 32), _block(M, 64), False, 8, 1)
+    if width <= 48 and max(N, M) <= ONE_PASS and N % 32 == M % _block(M, ONE_PASS) == 0:
         return Plan(32, _block(M, ONE_PASS), True, 8, 2)
     return Plan(_block(N, 64 if width <= 48 else 32), _block(M, 64), False, 4, 2)
 
