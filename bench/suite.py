@@ -66,14 +66,14 @@ def run_suite(
         if code:
             failed.append(name)
         measured.append(measure_ceilings(device, seconds=0.1 if small else 0.5))
+        run = Run(environment(device), highest(measured), results, not_measured)
+        compare(results, run.ceilings)
+        if results:
+            write_run(run, folder)  # after each file: a run that is cut off leaves what it has
     if not results:
         print("bench: no benchmark gave a result", file=sys.stderr)
         return 1
-    ceilings = highest(measured)
-    compare(results, ceilings)
-    run = Run(environment(device), ceilings, results, not_measured)
     print_run(run)
-    write_run(run, folder)
     draw_run(run, folder)
     print(f"written: {folder}")
     if failed:
