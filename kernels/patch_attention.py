@@ -123,7 +123,7 @@ def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
     (``python -m bench.offline``)."""
     width = sum(split_head(d))
     if dtype == torch.float32:  # no tensor cores: products of small tiles in registers
-        return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 1)
+        return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 2)
     if d % 16:  # masks of columns take registers too
         return Plan(_block(N, 64), _block(M, 32), False, 4 if width <= 64 else 8, 2)
     if width > 64:
