@@ -53,6 +53,11 @@ def _content(t: Tensor) -> tuple[Tensor, Tensor]:
 _KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the last weight of a tail
 
 
+def tensors_of(convs: Sequence[Conv]) -> list[Tensor]:
+    """Weights and biases in order."""
+    return [t for conv in convs for t in conv if t is not None]
+
+
 def _wants_gradient(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
@@ -63,7 +68,7 @@ def _collapsed(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype)
     Version counters do not see all changes: fused optimizers and writes through ``.data`` leave them as they are. So a
     call that learns drops what is kept, and on a CPU, where that takes a few microseconds, the weights are compared.
     """
-    tensors = [t for conv in convs for t in conv if t is not None]
+    tensors = tensors_of(convs)
     last = convs[-1][0]
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
         return Collapsed(convs, scales, dtype)
@@ -110,7 +115,8 @@ def _inference_fake(x, weights, biases, scales, impl):
 def _run(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str) -> Tensor:
     """x in the dtype of the result; the weights in theirs."""
     dtype = x.dtype
-    too_small = any(n < a.smallest for n, a in zip(x.shape[2:], axes_of(convs, scales), strict=True))
+    y, x_axis = axes_of(convs, scales)
+    too_small = x.shape[2] < y.smallest or x.shape[3] < x_axis.smallest
     if impl == "eager" or too_small:  # an image that is all frame: the chain is small there
         cast = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in convs]
         return pixelshuffle_tail_reference(x, cast, scales)
@@ -122,11 +128,11 @@ def _run(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str) -> Tens
 def _needs_fewer_products(convs: Sequence[Conv], scales: Sequence[int]) -> bool:
     """Whether collapsing at least halves the multiplications an image cell; the frame and composing cost a little."""
     y, x = axes_of(convs, scales)
-    chain, cells = 0, 1
-    for (weight, _), r in zip(convs, [*scales, 1], strict=True):
+    chain, cells = convs[-1][0].numel() * y.scale**2, 1
+    for (weight, _), r in zip(convs[:-1], scales, strict=True):
         chain += weight.numel() * cells
         cells *= r * r
-    return 2 * len(convs[-1][0]) * y.scale**2 * convs[0][0].shape[1] * y.width * x.width <= chain
+    return 2 * convs[-1][0].shape[0] * y.scale**2 * convs[0][0].shape[1] * y.width * x.width <= chain
 
 
 def _check(x: Tensor, convs: Sequence, scales: Sequence[int]) -> list[Conv]:
@@ -152,7 +158,7 @@ def _check(x: Tensor, convs: Sequence, scales: Sequence[int]) -> list[Conv]:
         if bias is not None and bias.shape != (out,):
             raise ValueError(f"{_OP}: convs[{i}] needs a bias of shape [{out}] (got {list(bias.shape)})")
         channels = out // (r * r)
-    tensors = [t for pair in pairs for t in pair if t is not None]
+    tensors = tensors_of(pairs)
     if x.dtype not in _DTYPES or any(t.dtype not in _DTYPES for t in tensors):
         raise TypeError(f"{_OP}: needs float16, bfloat16, float32 or float64 (got {x.dtype} and {tensors[0].dtype})")
     if any(t.device != x.device for t in tensors):
@@ -210,19 +216,24 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
         RuntimeError: the backend asked for cannot serve the call.
     """
     pairs = _check(x, convs, scales)
-    dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-    elif any(t.dtype != dtype for pair in pairs for t in pair if t is not None):
-        raise TypeError(f"{_OP}: x is {dtype}, the weights {pairs[0][0].dtype}; use one dtype or torch.autocast")
-    order = ("collapsed", "eager") if _needs_fewer_products(pairs, scales) else ("eager", "collapsed")
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return _serve(x.to(dtype), pairs, scales, impl)
+    for t in tensors_of(pairs):
+        if t.dtype != x.dtype:
+            raise TypeError(f"{_OP}: x is {x.dtype}, a weight {t.dtype}; use one dtype or torch.autocast")
+    return _serve(x, pairs, scales, impl)
+
+
+def _serve(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str | None) -> Tensor:
+    order = ("collapsed", "eager") if _needs_fewer_products(convs, scales) else ("eager", "collapsed")
     backend = choose(_OP, impl, dict.fromkeys(order))
-    with torch.autocast(x.device.type, enabled=False):
-        x = x.to(dtype)
-        weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
-        if torch.compiler.is_compiling() and not _wants_gradient([x, *weights, *(b for b in biases if b is not None)]):
-            return torch.ops.ipt_fast.pixelshuffle_tail(x, weights, biases, list(scales), backend)
-        return _run(x, pairs, scales, backend)
+    if torch.compiler.is_compiling() and not _wants_gradient([x, *tensors_of(convs)]):
+        weights, biases = [w for w, _ in convs], [b for _, b in convs]
+        return torch.ops.ipt_fast.pixelshuffle_tail(x, weights, biases, list(scales), backend)
+    return _run(x, convs, scales, backend)
 
 
 class PixelShuffleTail(nn.Module):
