@@ -123,7 +123,7 @@ class PairLoader(TorchLoader):
     def __init__(
         self, source: PairSource, task: str, rank: int, world_size: int, *, workers: int | None, prefetch: int
     ) -> None:
-        super().__init__(source, rank, world_size, workers=workers, prefetch=prefetch, why="pairs")
+        super().__init__(source, rank, world_size, workers=workers, prefetch=prefetch, why="")
         self._task, self._scale, self._side = task, source.scale, source.plan.patch_size
 
     def __next__(self) -> Any:
