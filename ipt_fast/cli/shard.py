@@ -13,6 +13,7 @@ _NAMED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``ipt-fast shard``."""
     parser.add_argument("data", nargs="+", metavar="DIR", help="folder of photos, nested or flat")
     parser.add_argument("out", metavar="OUT", help="new folder for the shards; training takes it as --data")
     parser.add_argument("--shard-mb", type=float, default=256, help="size of a shard in MB (default: %(default)s)")
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Check the photos and pack the usable ones."""
     started = time.monotonic()
     try:
         index = build_index(args.data, min_size=args.min_size, workers=args.workers)

@@ -24,6 +24,7 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.
 
 
 def is_jpeg(data: bytes) -> bool:
+    """Whether the bytes begin as a JPEG file does."""
     return data[:3] == JPEG_MAGIC
 
 

@@ -41,6 +41,7 @@ def default_index_file(root: Path) -> Path:
 
 
 def cache_index_file(root: Path) -> Path:
+    """Where the index of a folder lies that cannot be written to: the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     return cache / "ipt-fast" / f"index-{digest}.jsonl"
