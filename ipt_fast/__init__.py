@@ -14,11 +14,13 @@ _HOMES = {
     "TASKS": "ipt_fast.tasks",
     "load_checkpoint": "ipt_fast.inference",
     "restore": "ipt_fast.inference",
+    "accelerate": "ipt_fast.acceleration",
 }
 
-__all__ = ["IPT", "TASKS", "IPTConfig", "__version__", "load_checkpoint", "restore"]
+__all__ = ["IPT", "TASKS", "IPTConfig", "__version__", "accelerate", "load_checkpoint", "restore"]
 
 if TYPE_CHECKING:
+    from ipt_fast.acceleration import accelerate
     from ipt_fast.inference import load_checkpoint, restore
     from ipt_fast.model import IPT, IPTConfig
     from ipt_fast.tasks import TASKS

@@ -228,6 +228,8 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
 
 
 def _serve(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str | None) -> Tensor:
+    if impl is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        return pixelshuffle_tail_reference(x, convs, scales)  # in operations that every other runtime knows
     order = ("collapsed", "eager") if _needs_fewer_products(convs, scales) else ("eager", "collapsed")
     backend = choose(_OP, impl, dict.fromkeys(order))
     if torch.compiler.is_compiling() and not _wants_gradient([x, *tensors_of(convs)]):
@@ -279,6 +281,20 @@ class PixelShuffleTail(nn.Module):
         return f"scales={self.scales}"
 
 
+class TailSequence(nn.Sequential):
+    """``Sequential(Sequential(conv, PixelShuffle, ...), conv)``, the layout of EDSR's and IPT's checkpoints, run by
+    ``pixelshuffle_tail``. Children and state dict are those of the Sequential."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, n_feats, H, W] -> [B, out_channels, R H, R W]."""
+        stages = [m for child in self for m in (child if isinstance(child, nn.Sequential) else [child])]
+        if any(type(m) not in (nn.Conv2d, nn.PixelShuffle) or m._forward_hooks or m._forward_pre_hooks for m in stages):
+            return super().forward(input)  # something was replaced, or wants to see what passes
+        convs = [m for m in stages if isinstance(m, nn.Conv2d)]
+        scales = [m.upscale_factor for m in stages if isinstance(m, nn.PixelShuffle)]
+        return pixelshuffle_tail(input, convs, scales)
+
+
 def forget() -> None:
     """Drop every collapsed kernel that is kept; needed only on a GPU after writing through ``weight.data``."""
     _KEPT.clear()
@@ -291,6 +307,7 @@ def backend_status(device: torch.device | str) -> dict[str, str | None]:
 
 __all__ = [
     "PixelShuffleTail",
+    "TailSequence",
     "backend_status",
     "forget",
     "pixelshuffle_tail",
