@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _ROWS = 256  # tokens in the rows of a block, where an image has no more
-_BLOCK = 1 << 18  # elements of a block
+_BLOCK = 1 << 19  # elements of a block: more would not stay in the cache, fewer make threads wait for each other often
 
 
 def _chunks(start: int, stop: int, step: int) -> Iterator[slice]:

@@ -61,9 +61,13 @@ def _wide(features: Tensor) -> Tensor:
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
-def _unit(features: Tensor) -> Tensor:
-    wide = _wide(features)
-    return wide * _inverse_norms(wide)
+def _unit(features: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Unit tokens, contiguous, in ``dtype`` or what ``_wide`` makes; few images at once, so as to hold no wide copy."""
+    unit = torch.empty(features.shape, dtype=dtype or _wide(features[:0]).dtype, device=features.device)
+    for out, part in zip(unit.split(4), features.split(4), strict=True):
+        wide = _wide(part)
+        out.copy_(wide * _inverse_norms(wide))
+    return unit
 
 
 def _through_norm(g: Tensor, features: Tensor, pull: Tensor) -> Tensor:
@@ -111,9 +115,8 @@ def _bf16_products(dtype: torch.dtype, mode: str) -> bool:
 
 def _tokens_cpu(features: Tensor, mode: str) -> Tensor:
     """Unit tokens for the products: [B, N, D], or [B N, 1, D] for "supcon", where every token is its own image."""
-    unit = _unit(features).contiguous()
-    unit = unit if mode == "paper" else unit.flatten(0, 1).unsqueeze(1)
-    return unit.bfloat16() if _bf16_products(features.dtype, mode) else unit
+    unit = _unit(features, torch.bfloat16 if _bf16_products(features.dtype, mode) else None)
+    return unit if mode == "paper" else unit.flatten(0, 1).unsqueeze(1)
 
 
 def _forward_cpu(features: Tensor, others: Tensor | None, mode: str, temperature: float) -> tuple[Tensor, ...]:

@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -256,3 +259,35 @@ def test_status_and_automatic_choice(monkeypatch):
     # Too small a temperature for sums without a maximum: the automatic choice passes over to eager.
     small = patch_contrastive_loss(features, "supcon", temperature=0.001)
     assert torch.equal(small, patch_contrastive_loss(features, "supcon", temperature=0.001, impl="eager"))
+
+
+MEASURED_PROCESS = """
+import re, sys, torch
+from ipt_fast.ops import patch_contrastive_loss
+
+def megabytes(key):
+    return int(re.search(rf"{key}:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024 / 1e6
+
+def forward_backward(features):
+    return torch.autograd.grad(patch_contrastive_loss(features, impl="cpu"), features)
+
+B, N, D, dtype = *map(int, sys.argv[1:4]), getattr(torch, sys.argv[4])
+features = torch.randn(B, N, D).to(dtype).requires_grad_()
+forward_backward(features)  # libraries are loaded, their code is made
+before = megabytes("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # VmHWM begins anew
+forward_backward(features)
+print(megabytes("VmHWM") - before - features.nbytes / 1e6)  # the most it ever was, without the gradient
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's account of memory")
+@pytest.mark.parametrize(
+    "B, D, dtype, limit", [(16, 576, "float32", 35), (16, 576, "bfloat16", 35), (32, 48, "float32", 50)]
+)
+def test_memory_stays_far_below_the_matrix_of_similarities(B, D, dtype, limit):
+    # The matrix alone has 67 MB for 16 images and 268 MB for 32; the limits are for all that the process takes.
+    command = [sys.executable, "-c", MEASURED_PROCESS, str(B), "256", str(D), dtype]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    assert float(done.stdout) < limit
