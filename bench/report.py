@@ -1,6 +1,6 @@
 """From the times of a benchmark run to a table, JSON, CSV and Markdown. Plots are drawn by bench/plots.py.
 
-python -m bench.report bench/results/cpu          print the table of committed results again, and redraw the plots
+python -m bench.report bench/results/amd-epyc          print the table of committed results again, and redraw the plots
 """
 
 import argparse

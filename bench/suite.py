@@ -26,9 +26,8 @@ def bench_names() -> list[str]:
 
 
 def default_folder(device: torch.device) -> Path:
-    """bench/results/cpu, or the GPU's name in small letters."""
-    name = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    return BENCH / "results" / name
+    """bench/results/ and the name of the GPU or the processor in small letters."""
+    return BENCH / "results" / re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
 def run_suite(

@@ -81,17 +81,19 @@ def pytest_files(
     for place, file in enumerate(files):
         share = max(5.0, (end - time.monotonic()) / (len(files) - place))
         own = log.with_name(f"{log.stem}_{file.stem}.log")
-        command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "bench.deadline", *options]
+        command = [sys.executable, "-m", "pytest", str(file), "-q", "-rs", "-p", "bench.deadline", *options]
         # A test that has begun may still take a while: it begins within 0.7 of the share.
         code = execute([*command, f"--deadline={0.7 * share:.0f}"], own, share + 5, env)
         with log.open("a") as all_logs:
             all_logs.write(f"{file.name}\n{own.read_text(errors='replace')}\n")
         for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", last_line(own, r" in [\d.]+s")):
             counts[word] = counts.get(word, 0) + int(number)
+        late = re.findall(r"SKIPPED \[(\d+)\].*: out of time", own.read_text(errors="replace"))
+        counts["of the skipped out of time"] = counts.get("of the skipped out of time", 0) + sum(map(int, late))
         if code not in (0, 5):
             bad.append(f"{file.name} ({'out of time' if code is None else f'exit code {code}'})")
         own.unlink()
-    line = ", ".join(f"{number} {word}" for word, number in counts.items()) or "no test of that kind"
+    line = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "no test of that kind"
     if bad:
         raise StageError(f"{line}; see {log.name} for {', '.join(bad)}")
     return line
