@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ipt_fast.model.body import Body
 from ipt_fast.model.config import IPTConfig
-from ipt_fast.ops.pixelshuffle_tail import TailSequence
 from ipt_fast.tasks import get_task
 
 # Of DIV2K, as in EDSR; times 255 at use.
@@ -53,7 +52,7 @@ def make_tail(n_feats: int, scale: int) -> nn.Sequential:
     stages: list[nn.Module] = []
     for r in {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[scale]:
         stages += [nn.Conv2d(n_feats, n_feats * r * r, 3, padding=1), nn.PixelShuffle(r)]
-    return TailSequence(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
+    return nn.Sequential(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
 
 
 class IPT(nn.Module):

@@ -217,7 +217,7 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
     """
     pairs = _check(x, convs, scales)
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return _serve(x.to(dtype), pairs, scales, impl)

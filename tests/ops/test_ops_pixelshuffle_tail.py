@@ -10,7 +10,6 @@ from torch import nn
 from ipt_fast.ops import pixelshuffle_tail
 from ipt_fast.ops.pixelshuffle_tail import (
     PixelShuffleTail,
-    TailSequence,
     forget,
     pixelshuffle_tail_reference,
 )
@@ -272,28 +271,3 @@ def test_errors_say_what_is_wrong(convs, scales, error, match):
 def test_unknown_backend():
     with pytest.raises(ValueError, match="is not a backend"):
         pixelshuffle_tail(torch.randn(1, 5, 4, 4), make_convs((2,), (3, 3), dtype=torch.float32), (2,), impl="cuda")
-
-
-def test_meta_tensors_have_the_shape():
-    tail = PixelShuffleTail(4, 3, (2,), impl="collapsed").to("meta")
-    assert tail(torch.empty(2, 4, 5, 6, device="meta")).shape == (2, 3, 10, 12)
-
-
-def test_a_sequence_of_the_released_layout_equals_the_plain_one():
-    stages = [nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.PixelShuffle(2)), nn.Conv2d(8, 3, 3, padding=1)]
-    plain, tail = nn.Sequential(*stages), TailSequence(*stages)
-    x = torch.randn(1, 8, 6, 6)
-    assert list(tail.state_dict()) == list(plain.state_dict())
-    assert relative(tail(x), plain(x)) < 1e-5
-    seen = []
-    handle = tail[0][0].register_forward_hook(lambda *_: seen.append(1))
-    assert torch.equal(tail(x), plain(x)) and len(seen) == 2
-    handle.remove()
-    tail[0][1] = nn.Sequential(nn.PixelShuffle(2), nn.ReLU())
-    assert torch.equal(tail(x), stages[1](stages[0](x)))
-
-
-def test_exported_graphs_hold_the_chain():
-    program = torch.export.export(PixelShuffleTail(4, 3, (2,)).eval(), (torch.randn(1, 4, 6, 6),))
-    assert "ipt_fast" not in str(program.graph)
-    assert str(program.graph).count("pixel_shuffle") >= 1
