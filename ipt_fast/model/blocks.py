@@ -1,14 +1,28 @@
 """The transformer's layers. Pre-norm; no biases in attention; parameter names are the released ones.
 
 Shapes: B images, N tokens, D embedding. ``E`` is a task embedding [N, D], the same for every image and layer.
+
+For the backward a layer keeps its inputs, the packed projections and the attention's output. The normalised tokens and
+the hidden layer of the feed-forward network, four times as wide as a token, are made again (bench/notes/block.md).
 """
 
 import math
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ipt_fast.model.memory_projection import MemoryProjection
 from ipt_fast.ops import patch_attention
+
+
+def made_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), keeping x alone; the backward repeats what it needs. A compiler decides that for itself."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_meta:
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class Attention(nn.Module):
@@ -24,23 +38,28 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(Tensor(3 * dim, dim))  # rows: q, k, v
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, E: Tensor | None = None) -> Tensor:
-        """Self-attention: q = k = x + E, v = x. x [B, N, D], E [N, D] or None."""
-        q, k, v = F.linear(x, self.in_proj_weight).chunk(3, dim=-1)  # views of [B, N, 3D]
+    def forward(self, x: Tensor, norm: nn.Module, E: Tensor | None = None) -> Tensor:
+        """Self-attention: y = norm(x), q = k = y + E, v = y. x [B, N, D], E [N, D] or None -> [B, N, D]."""
+        packed = made_again(lambda x: F.linear(norm(x), self.in_proj_weight), x)
+        q, k, v = packed.chunk(3, dim=-1)  # views of [B, N, 3D]
         q_embed = k_embed = None
         if E is not None:
             q_embed, k_embed = F.linear(E, self.in_proj_weight[: 2 * E.shape[-1]]).chunk(2, dim=-1)  # [N, D] each
         out = patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed, k_embed=k_embed)
         return self.out_proj(out)
 
-    def cross(self, x: Tensor, memory: Tensor, E: Tensor | None = None) -> Tensor:
-        """Cross-attention: q = x + E, k = v = memory [B, M, D]."""
+    def cross(self, x: Tensor, norm: nn.Module, memory: tuple[Tensor, Tensor], E: Tensor | None = None) -> Tensor:
+        """Cross-attention: q = norm(x) + E; ``memory`` is what ``keys_values`` made of it."""
         D = x.shape[-1]
-        q_weight, kv_weight = self.in_proj_weight.split([D, 2 * D])
-        q = F.linear(x, q_weight)  # [B, N, D]
-        k, v = F.linear(memory, kv_weight).chunk(2, dim=-1)  # views of [B, M, 2D]
-        q_embed = None if E is None else F.linear(E, q_weight)  # [N, D]
+        q = made_again(lambda x: F.linear(norm(x), self.in_proj_weight[:D]), x)  # [B, N, D]
+        k, v = memory
+        q_embed = None if E is None else F.linear(E, self.in_proj_weight[:D])  # [N, D]
         return self.out_proj(patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed))
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v of the memory [B, M, D] for ``cross``: views of [B, M, 2D]."""
+        k, v = F.linear(memory, self.in_proj_weight[memory.shape[-1] :]).chunk(2, dim=-1)
+        return k, v
 
 
 class EncoderLayer(nn.Module):
@@ -58,8 +77,11 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
-        x = x + self.self_attn(self.norm1(x))
-        return x + self.linear2(F.relu(self.linear1(self.norm2(x))))
+        x = x + self.self_attn(x, self.norm1)
+        return x + made_again(self._feed_forward, x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.relu_(self.linear1(self.norm2(x))))
 
 
 class DecoderLayer(nn.Module):
@@ -77,11 +99,16 @@ class DecoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.self_attn.in_proj_weight)
         nn.init.xavier_uniform_(self.multihead_attn.in_proj_weight)
 
-    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
-        """z [B, N, D], memory [B, N, D], E [N, D] or None -> [B, N, D]."""
-        z = z + self.self_attn(self.norm1(z), E)
-        z = z + self.multihead_attn.cross(self.norm2(z), memory, E)
-        return z + self.linear2(F.relu(self.linear1(self.norm3(z))))
+    def forward(
+        self, z: Tensor, memory: Tensor, E: Tensor | None, keys_values: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """z [B, N, D], memory [B, N, D], E [N, D] or None -> [B, N, D]. ``keys_values``: of this layer, if made."""
+        z = z + self.self_attn(z, self.norm1, E)
+        z = z + self.multihead_attn.cross(z, self.norm2, keys_values or self.multihead_attn.keys_values(memory), E)
+        return z + made_again(self._feed_forward, z)
+
+    def _feed_forward(self, z: Tensor) -> Tensor:
+        return self.linear2(F.relu_(self.linear1(self.norm3(z))))
 
 
 class Encoder(nn.Module):
@@ -106,10 +133,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
         # Eq. 2 normalises z0. The affine part is absorbed by each layer's own projection, so one norm serves all.
         self.memory_norm = nn.LayerNorm(dim) if memory_norm else nn.Identity()
+        self._packed = MemoryProjection()
 
     def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
         """z and memory [B, N, D], E [N, D] or None -> [B, N, D]."""
         memory = self.memory_norm(memory)
-        for layer in self.layers:
-            z = layer(z, memory, E)
+        weights = [layer.get_parameter("multihead_attn.in_proj_weight") for layer in self.layers]
+        keys_values = self._packed(weights, memory)
+        for layer, made in zip(self.layers, keys_values, strict=True):
+            z = layer(z, memory, E, made)
         return z

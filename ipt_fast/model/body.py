@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.model.blocks import Decoder, Encoder
+from ipt_fast.model.blocks import Decoder, Encoder, made_again
 from ipt_fast.model.config import IPTConfig
 
 
@@ -69,7 +69,6 @@ class Body(nn.Module):
         E = self.task_embedding(task_index)
         x = decoded = self.decoder(x, x, E)
         if self.config.mlp:
-            hidden = F.relu(self.mlp_head[0](x))
-            x = self.mlp_head[3](hidden) + x
+            x = made_again(lambda x: self.mlp_head[3](F.relu_(self.mlp_head[0](x))), x) + x
         feats = decoded if self.config.features_from == "decoder" else x
         return to_features(x, p, size), feats

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from ipt_fast import IPT, IPTConfig
 from ipt_fast.model import PRESETS, preset
 from ipt_fast.model.body import to_features, to_tokens
+from ipt_fast.ops.patch_attention import backend_status
 
 SMALL = IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=2)
 
@@ -40,8 +41,14 @@ def relative(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
+@pytest.fixture(params=[name for name, reason in backend_status("cpu").items() if reason is None])
+def backend(request, monkeypatch):
+    """Every backend of attention that runs here."""
+    monkeypatch.setenv("IPT_FAST_IMPL", f"patch_attention={request.param}")
+
+
 @pytest.mark.parametrize("task", range(6))
-def test_output_equals_the_reference(golden, task):
+def test_output_equals_the_reference(golden, backend, task):
     model, tensors, _ = golden
     with torch.no_grad():
         y = model(tensors["input"], task)
@@ -49,7 +56,7 @@ def test_output_equals_the_reference(golden, task):
     assert relative(y, tensors[f"output.task{task}"]) < 1e-5
 
 
-def test_contrastive_features_equal_the_reference(golden):
+def test_contrastive_features_equal_the_reference(golden, backend):
     model, tensors, _ = golden
     with torch.no_grad():
         y, feats = model(tensors["input"], "sr2", return_features=True)
@@ -57,7 +64,7 @@ def test_contrastive_features_equal_the_reference(golden):
     assert relative(y, tensors["output.task0"]) < 1e-5
 
 
-def test_gradient_norms_equal_the_reference(golden):
+def test_gradient_norms_equal_the_reference(golden, backend):
     model, tensors, facts = golden
     model.zero_grad()
     x = tensors["input"]
