@@ -19,7 +19,11 @@ _NAMED = 100
 
 
 class CropBatch(NamedTuple):
-    """One rank's part of a batch. ``crops`` uint8 [B, 3, S, S]; ``seeds`` int64 [B], one a sample, for ``degrade``."""
+    """One rank's part of a batch. ``crops`` uint8 [B, 3, S, S]; ``seeds`` int64 [B], one a sample, for ``degrade``.
+
+    In memory the three channels of a pixel lie side by side, as decoders leave them: ``degrade`` reads them as they
+    are, and puts the channels apart while it makes floats of them.
+    """
 
     crops: Tensor
     task: str

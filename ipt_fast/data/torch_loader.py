@@ -16,7 +16,7 @@ from ipt_fast.data.source import CropSource
 
 
 class _Batches(Dataset):
-    """step -> (crops, bad photos)."""
+    """step -> (crops uint8 [B, 3, S, S], bad photos)."""
 
     def __init__(self, source: CropSource, rank: int, world_size: int) -> None:
         self._source = source
@@ -25,7 +25,7 @@ class _Batches(Dataset):
 
     def __getitem__(self, step: int) -> tuple[Tensor, list[tuple[str, str]]]:
         crops, bad = self._source.crops(self._source.plan.batch(step, self._rank, self._world_size))
-        return torch.from_numpy(crops), bad
+        return torch.from_numpy(crops).permute(0, 3, 1, 2), bad
 
 
 class TorchLoader(CropLoader):

@@ -64,7 +64,7 @@ def test_batches_hold_what_they_say(folder, opened, kind):
     for step, batch in enumerate(take(loader, 8)):
         size = {"sr2": 104, "sr3": 156, "sr4": 208}.get(batch.task, 48)
         assert batch.crops.shape == (4, 3, size, size) and batch.crops.dtype == torch.uint8
-        assert batch.crops.is_contiguous()
+        assert batch.crops.permute(0, 2, 3, 1).is_contiguous()
         assert batch.seeds.shape == (4,) and batch.seeds.dtype == torch.int64 and (batch.seeds >= 0).all()
         assert batch.step == step and batch.epoch == step // loader.batches_per_epoch
     assert loader.batches_per_epoch == 4  # 13 photos

@@ -1,0 +1,285 @@
+"""How many crops a second and a CPU-second do the loaders give, against a plain DataLoader with Pillow?
+
+``ipt-fast bench --only data`` times a batch of each loader. CPU time, on which the goals are set, is measured by
+
+    python -m bench.bench_data --data photos/train
+
+CPU time is that of the process and its workers, user and system, and so counts what a training would have to give up.
+Rounds of the contenders take turns. The row "six tasks" is what pre-training draws: each task in a sixth of the
+batches, three of them with 48 x 48 crops, super-resolution with the larger ones that exact bicubic needs.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from bench.baselines.pillow_loader import pillow_batches
+from bench.case import Work
+from ipt_fast.data import ImageIndex, build_index, make_loader
+from ipt_fast.data.dali_loader import why_not
+from ipt_fast.data.plan import crop_size
+from ipt_fast.tasks import TASKS
+from ipt_fast.text_table import markdown_table, print_table
+
+BASELINE = "DataLoader + Pillow"
+CONTENDERS = (BASELINE, "torch loader", "DALI loader")
+# Crops of one decode, beyond the contest: the plain loader has no such thing.
+SEVERAL = 4
+GOALS = {"torch loader": 1.25, "DALI loader": 2.4}
+BATCH = 64
+COLUMNS = ("crop", "loader", "crops/s", "crops/CPU-s", "20..80 %", "faster", "per CPU-s", "CPU µs a crop")
+MIX = "six tasks"
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and its children, the dead ones too."""
+    times = os.times()
+    total = times.user + times.system + times.children_user + times.children_system
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it may end between being listed and being asked
+            spent = child.cpu_times()
+            total += spent.user + spent.system
+    return total
+
+
+@contextmanager
+def batches(contender: str, index: ImageIndex, task: str, workers: int, crops: int = 1) -> Iterator[Iterator[Any]]:
+    """Endless batches of one contender; its workers end with the context."""
+    if contender == BASELINE:
+        paths = [entry.path for entry in index.usable]
+        with closing(pillow_batches(paths, crop_size(task, 48), BATCH, workers)) as stream:
+            yield stream
+        return
+    kind = contender.split()[0].lower()
+    options = {"tasks": (task,), "batch_size": BATCH, "workers": workers, "crops_per_image": crops, "device": "cpu"}
+    with closing(make_loader(index, loader=kind, **options)) as loader:
+        yield loader
+
+
+# ---- in the suite: wall time of a batch
+
+
+def _photos() -> Path:
+    default = Path(__file__).resolve().parents[2] / "shared/data/imagenet-sample/train"
+    return Path(os.environ.get("IPT_FAST_BENCH_PHOTOS", default))
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> ImageIndex:
+    if not _photos().is_dir():
+        pytest.skip(f"no photos at {_photos()}; set IPT_FAST_BENCH_PHOTOS to a folder of them")
+    return build_index(_photos(), index_file=tmp_path_factory.mktemp("index") / "index.jsonl", progress=False)
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("task", ["denoise30", "sr4"])
+def bench_loader(measure, index, small, contender, task):
+    if contender == "DALI loader" and why_not():
+        pytest.skip(str(why_not()))
+    size = crop_size(task, 48)
+    with batches(contender, index, task, workers=2) as stream:
+        for _ in range(6):
+            next(stream)
+        measure(
+            lambda: next(stream),
+            op="data",
+            contender=contender,
+            shape=f"{BATCH} crops {size}x{size} of {len(index.usable)} photos",
+            dtype="uint8",
+            work=Work(bytes=BATCH * 3 * size * size),
+            baseline=BASELINE,
+            memory=False,
+            capture=False,
+        )
+
+
+# ---- alone: CPU time too
+
+
+@dataclass
+class Rate:
+    """Crops a second of wall and of CPU time: medians over the rounds, with 20 % and 80 % quantiles of the latter."""
+
+    crop: str
+    loader: str
+    wall: float
+    cpu: float
+    cpu_low: float
+    cpu_high: float
+    faster: float = 1.0
+    faster_cpu: float = 1.0
+
+    def row(self) -> tuple[str, ...]:
+        return (
+            self.crop,
+            self.loader,
+            f"{self.wall:,.0f}",
+            f"{self.cpu:,.0f}",
+            f"{self.cpu_low:,.0f}..{self.cpu_high:,.0f}",
+            f"{self.faster:.2f}x",
+            f"{self.faster_cpu:.2f}x",
+            f"{1e6 / self.cpu:,.0f}",
+        )
+
+
+def one_round(
+    contender: str, index: ImageIndex, task: str, workers: int, count: int, crops: int
+) -> tuple[float, float]:
+    """(crops a second, crops a CPU-second) over ``count`` crops, once the loader runs."""
+    with batches(contender, index, task, workers, crops) as stream:
+        for _ in range(2 * workers + 2):
+            next(stream)
+        cpu, wall = cpu_seconds(), time.perf_counter()
+        for _ in range(count // BATCH):
+            next(stream)
+        wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+    done = count // BATCH * BATCH
+    return done / wall, done / cpu
+
+
+def measure_rates(index: ImageIndex, workers: int, rounds: int, count: int) -> list[Rate]:
+    """All contenders at all crop sizes, and what six tasks in turn make of them."""
+    contenders = [(name, 1) for name in CONTENDERS if name != "DALI loader" or not why_not()]
+    contenders += [(name, SEVERAL) for name, _ in contenders[1:]]
+    tasks = {crop_size(task, 48): task for task in TASKS}
+    seen: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        for size, task in tasks.items():
+            for name, crops in contenders:
+                label = name if crops == 1 else f"{name}, {crops} crops a decode"
+                result = one_round(name, index, task, workers, count, crops)
+                seen.setdefault((size, label), []).append(result)
+    labels = list(dict.fromkeys(label for _, label in seen))
+    # A batch of each task in turn takes the sum of their times.
+    mixed = {
+        label: [
+            tuple(len(TASKS) / sum(1 / seen[crop_size(task, 48), label][r][i] for task in TASKS) for i in (0, 1))
+            for r in range(rounds)
+        ]
+        for label in labels
+    }
+    rates = [_rate(MIX, label, mixed[label]) for label in labels]
+    rates += [_rate(f"{size}x{size}", label, seen[size, label]) for size in sorted(tasks) for label in labels]
+    for rate in rates:
+        base = next(b for b in rates if b.crop == rate.crop and b.loader == BASELINE)
+        rate.faster, rate.faster_cpu = rate.wall / base.wall, rate.cpu / base.cpu
+    return rates
+
+
+def _rate(crop: str, label: str, results: Sequence[tuple[float, ...]]) -> Rate:
+    walls, cpus = zip(*results, strict=True)
+    low, high = (min(cpus), max(cpus))
+    if len(cpus) > 2:
+        quantiles = statistics.quantiles(cpus, n=5, method="inclusive")
+        low, high = quantiles[0], quantiles[-1]
+    return Rate(crop, label, statistics.median(walls), statistics.median(cpus), low, high)
+
+
+def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
+    """Bars of crops a CPU-second, the goals as lines across them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    crops = list(dict.fromkeys(rate.crop for rate in rates))
+    labels = list(dict.fromkeys(rate.loader for rate in rates))
+    colours = ("#999999", "#4477aa", "#228833", "#aac4dd", "#99cc99")
+    figure, axis = plt.subplots(figsize=(10.5, 5), layout="constrained")
+    width = 0.84 / len(labels)
+    for i, label in enumerate(labels):
+        own = [next(r for r in rates if (r.crop, r.loader) == (crop, label)) for crop in crops]
+        places = [n - 0.42 + (i + 0.5) * width for n in range(len(crops))]
+        errors = [[r.cpu - r.cpu_low for r in own], [r.cpu_high - r.cpu for r in own]]
+        axis.bar(
+            places, [r.cpu for r in own], width * 0.94, label=label, color=colours[i], yerr=errors, ecolor="#333333"
+        )
+        for place, r in zip(places, own, strict=True):
+            if r.loader != BASELINE:
+                axis.annotate(
+                    f"{r.faster_cpu:.1f}x",
+                    (place, r.cpu_high),
+                    xytext=(0, 3),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
+    axis.set_xticks(range(len(crops)), [crop if crop == MIX else f"crops of {crop}" for crop in crops])
+    axis.set_ylabel("crops a CPU-second (higher is better)")
+    axis.set_title(f"Loading training crops from JPEGs: {where}", loc="left", fontsize=11, fontweight="bold")
+    axis.legend(frameon=False, fontsize=9, ncols=2)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.margins(y=0.18)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from bench.ceilings import device_name
+    from bench.report import environment
+
+    parser = argparse.ArgumentParser(prog="python -m bench.bench_data", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=_photos(), help="a folder of photos")
+    parser.add_argument("--workers", type=int, default=2, help="processes (torch) or threads (DALI)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--crops", type=int, default=1600, help="crops a round")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/cpu/data")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    index = build_index(args.data, index_file=args.out / ".index.jsonl", progress=False)
+    (args.out / ".index.jsonl").unlink()
+    if why_not():
+        print(f"the DALI loader is not measured: {why_not()}")
+    rates = measure_rates(index, args.workers, args.rounds, args.crops)
+    photos = index.usable
+    about = {
+        "photos": len(photos),
+        "mean kB": round(sum(e.size_bytes for e in photos) / len(photos) / 1e3),
+        "mean megapixels": round(sum(e.width * e.height for e in photos) / len(photos) / 1e6, 2),
+        "workers": args.workers,
+        "batch": BATCH,
+        "rounds": args.rounds,
+        "crops a round": args.crops,
+        **environment(torch.device("cpu")),
+    }
+    where = f"{device_name(torch.device('cpu'))}, {args.workers} workers"
+    print_table(f"{where}, {len(photos)} photos", COLUMNS, [rate.row() for rate in rates], COLUMNS[2:])
+    for name, goal in GOALS.items():
+        found = next((r for r in rates if (r.crop, r.loader) == (MIX, name)), None)
+        if found:
+            print(f"{name}: {found.faster_cpu:.2f} times as many crops a CPU-second, the goal is {goal}")
+    text = [
+        f"# Loading: {where}",
+        "",
+        ", ".join(f"{key} {value}" for key, value in about.items()) + ".",
+        "",
+        markdown_table(COLUMNS, [rate.row() for rate in rates], COLUMNS[2:]),
+    ]
+    (args.out / "data.md").write_text("\n".join(text))
+    content = {"environment": about, "results": [asdict(rate) for rate in rates]}
+    (args.out / "data.json").write_text(json.dumps(content, indent=1) + "\n")
+    with (args.out / "data.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rates[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(rate) for rate in rates)
+    draw(rates, f"{len(photos)} photos, {where}", args.out / "data.png")
+    print(f"written: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
