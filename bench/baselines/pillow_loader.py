@@ -1,7 +1,8 @@
 """The loader most people would write: PyTorch's DataLoader over a Dataset that opens, decodes and crops with Pillow.
 
 The contender of the data benchmark. It gives what ours give, uint8 crops [B, 3, S, S] of random places in photos in
-random order, channels last in memory as ours, and nothing more: no index, no resume, no rank, no check of what it reads.
+random order, channels last in memory as ours, and nothing more: no index,
+no resume, no rank, no check of what it reads.
 """
 
 from collections.abc import Iterator, Sequence

@@ -166,8 +166,9 @@ def benchmarks(proof: Proof, seconds: float) -> str:
     log = proof.log("benchmarks")
     command = [*_COMMAND, "bench", "--device", proof.device.type, "--out", str(proof.folder)]
     command += ["--budget", f"{0.75 * seconds:.0f}", *(["--small"] if proof.small else [])]
-    code = execute(command, log, seconds)
     results = proof.folder / "results.json"
+    results.unlink(missing_ok=True)  # of an earlier proof
+    code = execute(command, log, seconds)
     if not results.exists():
         raise StageError("out of time" if code is None else f"left with {code}: {last_line(log)}")
     content = json.loads(results.read_text())

@@ -96,7 +96,7 @@ class PhotoTable:
         """
         path = self.path(image)
         offset, size = int(self._offsets[image]), int(self.sizes[image])
-        view, done = memoryview(memory), 0
+        view, done = memoryview(memory.data), 0
         try:
             with open(path.split(MEMBER)[0] if offset >= 0 else path, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from networks import DetrDecoderLayer
 from torch import nn
 
+from bench.baselines.people_networks import DetrDecoderLayer
 from ipt_fast import accelerate
 
 

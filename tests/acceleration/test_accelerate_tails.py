@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from networks import EDSR, HAT, RCAN, Block, SwinIR, Upsample
 from torch import nn
 
 import ipt_fast
+from bench.baselines.people_networks import EDSR, HAT, RCAN, Block, SwinIR, Upsample
 from ipt_fast import accelerate
 from ipt_fast.model import IPT, preset
 
@@ -309,11 +309,16 @@ def test_unbatched_and_wrong_inputs_go_to_the_chain():
         network(torch.rand(1, 7, 5, 5))
 
 
-def test_ipt_needs_none_of_it():
-    network = IPT(preset("tiny"))
+def test_ipt_itself(calls):
+    network = IPT(preset("tiny", tasks=("sr2", "sr3", "sr4", "denoise30"))).eval()
+    x = torch.rand(1, 3, 48, 48) * 255
+    expected = [no_grad(lambda x: network(x, task), x) for task in network.config.tasks]
     report = accelerate(network).report
-    assert not report.swapped and not report.refused
-    assert len(report.already) == len(network.tail)
+    assert [path for path, _ in report.swapped] == ["tail.0.0.0", "tail.1.0.0", "tail.2.0.0"]
+    assert not report.refused
+    for task, y in zip(network.config.tasks, expected, strict=True):
+        assert relative(no_grad(lambda x, task=task: network(x, task), x), y) < 1e-5
+    assert len(calls) == 3
 
 
 def test_errors():
