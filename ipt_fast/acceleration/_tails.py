@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ipt_fast.acceleration._pending import Pending, pending, traced, wants_gradient
 from ipt_fast.acceleration._swap import Report, Swapped, original_class, swap, why_watched
-from ipt_fast.ops.pixelshuffle_tail import TailSequence, pixelshuffle_tail, unlike_plain
+from ipt_fast.ops.pixelshuffle_tail import pixelshuffle_tail, unlike_plain
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -165,10 +165,7 @@ def swap_tails(network: nn.Module, report: Report) -> list[nn.Module]:
     swapped: list[nn.Module] = []
     inside: set[int] = set()  # modules that an outer Sequential calls
     for path, module in list(network.named_modules()):
-        if isinstance(module, TailSequence):
-            inside.update(id(m) for m in module.modules())
-            report.already.append(path)
-        elif is_plain_sequential(module) and id(module) not in inside:
+        if is_plain_sequential(module) and id(module) not in inside:
             inside.update(id(m) for m in module.modules())
             swapped += _swap_sequential(network, path, module, report)
         elif isinstance(module, nn.PixelShuffle) and id(module) not in inside:
@@ -213,7 +210,7 @@ def _swap_sequential(network: nn.Module, path: str, module: nn.Module, report: R
             report.refused.append((where, _why_not(named, i)))
         elif i not in served:
             for inner, shuffle in leaf.named_modules():
-                if isinstance(shuffle, nn.PixelShuffle) and not isinstance(leaf, TailSequence):
+                if isinstance(shuffle, nn.PixelShuffle):
                     report.refused.append((f"{where}.{inner}", _why_not_followed(leaf)))
     return swapped
 

@@ -217,7 +217,7 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
     """
     pairs = _check(x, convs, scales)
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return _serve(x.to(dtype), pairs, scales, impl)
@@ -281,20 +281,6 @@ class PixelShuffleTail(nn.Module):
         return f"scales={self.scales}"
 
 
-class TailSequence(nn.Sequential):
-    """``Sequential(Sequential(conv, PixelShuffle, ...), conv)``, the layout of EDSR's and IPT's checkpoints, run by
-    ``pixelshuffle_tail``. Children and state dict are those of the Sequential."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[B, n_feats, H, W] -> [B, out_channels, R H, R W]."""
-        stages = [m for child in self for m in (child if isinstance(child, nn.Sequential) else [child])]
-        if any(type(m) not in (nn.Conv2d, nn.PixelShuffle) or m._forward_hooks or m._forward_pre_hooks for m in stages):
-            return super().forward(input)  # something was replaced, or wants to see what passes
-        convs = [m for m in stages if isinstance(m, nn.Conv2d)]
-        scales = [m.upscale_factor for m in stages if isinstance(m, nn.PixelShuffle)]
-        return pixelshuffle_tail(input, convs, scales)
-
-
 def forget() -> None:
     """Drop every collapsed kernel that is kept; needed only on a GPU after writing through ``weight.data``."""
     _KEPT.clear()
@@ -307,7 +293,6 @@ def backend_status(device: torch.device | str) -> dict[str, str | None]:
 
 __all__ = [
     "PixelShuffleTail",
-    "TailSequence",
     "backend_status",
     "forget",
     "pixelshuffle_tail",

@@ -271,3 +271,14 @@ def test_errors_say_what_is_wrong(convs, scales, error, match):
 def test_unknown_backend():
     with pytest.raises(ValueError, match="is not a backend"):
         pixelshuffle_tail(torch.randn(1, 5, 4, 4), make_convs((2,), (3, 3), dtype=torch.float32), (2,), impl="cuda")
+
+
+def test_meta_tensors_have_the_shape():
+    tail = PixelShuffleTail(4, 3, (2,), impl="collapsed").to("meta")
+    assert tail(torch.empty(2, 4, 5, 6, device="meta")).shape == (2, 3, 10, 12)
+
+
+def test_exported_graphs_hold_the_chain():
+    program = torch.export.export(PixelShuffleTail(4, 3, (2,)).eval(), (torch.randn(1, 4, 6, 6),))
+    assert "ipt_fast" not in str(program.graph)
+    assert str(program.graph).count("pixel_shuffle") >= 1
