@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ipt_fast.data.decode import hush_pillow
 from ipt_fast.data.index import ImageIndex
 from ipt_fast.data.plan import CropPlan, draw_share
 from ipt_fast.data.source import CropSource, PhotoTable
@@ -186,6 +187,7 @@ def make_loader(
         raise ValueError(f'loader is {loader!r}; it has to be "auto", "dali" or "torch"')
     if not index.usable:
         raise ValueError("the index holds no usable image; see its refusals")
+    hush_pillow()
     table = PhotoTable([index.usable[i] for i in draw_share(len(index.usable), data_fraction)])
     plan = CropPlan(
         table.widths, table.heights, tuple(tasks), batch_size * world_size, seed, patch_size, crops_per_image

@@ -71,6 +71,7 @@ def test_batches_hold_what_they_say(folder, opened, kind):
     assert loader.stats()["batches"] == 8 and loader.stats()["bad_files"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_do_not_change_the_batches(folder, opened, workers):
     one, many = opened(folder), opened(folder, workers=workers)
