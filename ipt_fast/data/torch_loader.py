@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.decode import hush_pillow, simplejpeg
+from ipt_fast.data.decode import simplejpeg
 from ipt_fast.data.loader import CropLoader
 from ipt_fast.data.source import CropSource
 
 
 class _Batches(Dataset):
-    """step -> (crops uint8 [B, 3, S, S], bad photos)."""
+    """step -> (crops, bad photos)."""
 
     def __init__(self, source: CropSource, rank: int, world_size: int) -> None:
         self._source = source
@@ -25,7 +25,7 @@ class _Batches(Dataset):
 
     def __getitem__(self, step: int) -> tuple[Tensor, list[tuple[str, str]]]:
         crops, bad = self._source.crops(self._source.plan.batch(step, self._rank, self._world_size))
-        return torch.from_numpy(crops).permute(0, 3, 1, 2), bad
+        return torch.from_numpy(crops), bad
 
 
 class TorchLoader(CropLoader):
@@ -50,7 +50,7 @@ class TorchLoader(CropLoader):
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             collate_fn=_as_it_is,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=_leave_signals_to_the_trainer,
             pin_memory=torch.cuda.is_available(),
         )
         return iter(loader)
@@ -66,8 +66,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _begin_worker(worker: int) -> None:
+def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C and SIGTERM reach the whole process group; the trainer stops its workers after the last checkpoint."""
-    hush_pillow()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
