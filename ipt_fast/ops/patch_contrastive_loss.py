@@ -1,5 +1,7 @@
 """The contrastive loss between the patches of a batch (Eq. 5 of the paper), and its supervised-contrastive variant."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ipt_fast import cpu_features
 from ipt_fast.ops import _contrastive_cpu
-from ipt_fast.ops._backend import choose
+from ipt_fast.ops._backend import choose, triton_missing
 
 _OP = "patch_contrastive_loss"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -144,18 +146,54 @@ def _backward_cpu(
         return _through_norm(g.view_as(features), features, pull).to(features.dtype)
 
 
+def _triton_products(features: Tensor) -> tuple[torch.dtype, str]:
+    """Dtype and precision of the products: float32 features follow ``torch.set_float32_matmul_precision``."""
+    if features.dtype != torch.float32:
+        return features.dtype, "ieee"
+    allowed = torch.get_float32_matmul_precision()
+    return torch.bfloat16 if allowed == "medium" else torch.float32, "tf32" if allowed == "high" else "ieee"
+
+
+def _forward_triton(features: Tensor, others: Tensor | None, mode: str, temperature: float) -> tuple[Tensor, ...]:
+    from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_forward
+
+    sums, log_means, token_sum = patch_contrastive_forward(features, others, *_triton_products(features))
+    return sums, log_means - token_sum.square().sum(1) / features.shape[1] ** 2, token_sum
+
+
+def _backward_triton(
+    features: Tensor,
+    rates: Tensor,
+    pull: Tensor,
+    others: Tensor | None,
+    others_rates: Tensor | None,
+    mode: str,
+    temperature: float,
+) -> Tensor:
+    from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_backward
+
+    rates = rates if others_rates is None else torch.cat([rates, others_rates])  # [K, N, N]
+    with torch.autocast(features.device.type, enabled=False):
+        return patch_contrastive_backward(features, rates, pull, others, *_triton_products(features))
+
+
+_IMAGES = "Tensor features, Tensor? others"
+_HOW = "str mode, float temperature"
 _library = torch.library.Library("ipt_fast", "FRAGMENT")
-_library.define(
-    "patch_contrastive_cpu(Tensor features, Tensor? others, str mode, float temperature) -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "patch_contrastive_cpu_backward(Tensor features, Tensor rates, Tensor pull, Tensor? others, Tensor? others_rates, "
-    "str mode, float temperature) -> Tensor"
-)
+for _name in ("cpu", "triton"):
+    _library.define(f"patch_contrastive_{_name}({_IMAGES}, {_HOW}) -> (Tensor, Tensor, Tensor)")
+    _library.define(
+        f"patch_contrastive_{_name}_backward(Tensor features, Tensor rates, Tensor pull, Tensor? others, "
+        f"Tensor? others_rates, {_HOW}) -> Tensor"
+    )
 _library.impl("patch_contrastive_cpu", _forward_cpu, "CPU")
 _library.impl("patch_contrastive_cpu_backward", _backward_cpu, "CPU")
+for _device in ("CUDA", "CPU"):  # on a CPU: Triton's interpreter
+    _library.impl("patch_contrastive_triton", _forward_triton, _device)
+    _library.impl("patch_contrastive_triton_backward", _backward_triton, _device)
 
 
+@torch.library.register_fake("ipt_fast::patch_contrastive_triton")
 @torch.library.register_fake("ipt_fast::patch_contrastive_cpu")
 def _forward_fake(features, others, mode, temperature):
     B, N, D = features.shape
@@ -164,6 +202,7 @@ def _forward_fake(features, others, mode, temperature):
     return sums, sums.new_empty(B), sums.new_empty(B, D)
 
 
+@torch.library.register_fake("ipt_fast::patch_contrastive_triton_backward")
 @torch.library.register_fake("ipt_fast::patch_contrastive_cpu_backward")
 def _backward_fake(features, rates, pull, others, others_rates, mode, temperature):
     return torch.empty(features.shape, dtype=features.dtype, device=features.device)
@@ -177,15 +216,23 @@ def _of_other_ranks(own: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
+def _fused_ops(backend: str) -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]:
+    ops = torch.ops.ipt_fast
+    if backend == "cpu":
+        return ops.patch_contrastive_cpu, ops.patch_contrastive_cpu_backward
+    return ops.patch_contrastive_triton, ops.patch_contrastive_triton_backward
+
+
 class _Fused(torch.autograd.Function):
     """Saves the features and the sums over the negatives; the backward recomputes the similarities."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, mode: str, temperature: float, ranks: int) -> Tensor:
+    def forward(ctx, features: Tensor, mode: str, temperature: float, ranks: int, backend: str) -> Tensor:
         others = _of_other_ranks(features) if ranks > 1 else None
-        sums, values, token_sum = torch.ops.ipt_fast.patch_contrastive_cpu(features, others, mode, temperature)
+        op, _ = _fused_ops(backend)
+        sums, values, token_sum = op(features, others, mode, temperature)
         ctx.save_for_backward(features, sums, token_sum, others)
-        ctx.mode, ctx.temperature = mode, temperature
+        ctx.mode, ctx.temperature, ctx.backend = mode, temperature, backend
         return values
 
     @staticmethod
@@ -196,10 +243,9 @@ class _Fused(torch.autograd.Function):
         rates = _rates(weights, sums)
         # An image's gradient needs the rates of every image it is a negative of: gathered, so that no gradient is sent.
         others_rates = None if others is None else _of_other_ranks(rates)
-        grad = torch.ops.ipt_fast.patch_contrastive_cpu_backward(
-            features, rates, pull, others, others_rates, ctx.mode, ctx.temperature
-        )
-        return grad, None, None, None
+        _, op = _fused_ops(ctx.backend)
+        grad = op(features, rates, pull, others, others_rates, ctx.mode, ctx.temperature)
+        return grad, None, None, None, None
 
 
 class _AllGather(torch.autograd.Function):
@@ -307,11 +353,11 @@ def patch_contrastive_loss(
         RuntimeError: the backend asked for cannot serve the call.
     """
     _check(features, mode, temperature, reduction, scope)
-    backend, ranks = choose(_OP, impl, _why_not(features, mode, temperature)), _world_size(scope)
+    backend, ranks = _choose(impl, str(features.device), features.dtype, mode, temperature), _world_size(scope)
     if backend == "eager":
         per_image = _eager(features, mode, temperature, ranks)  # [B]
     else:
-        per_image = _Fused.apply(features, mode, temperature, ranks)
+        per_image = _Fused.apply(features, mode, temperature, ranks, backend)
     if per_image.is_cpu and not torch.compiler.is_compiling() and not per_image.isfinite().all():
         raise ValueError(f"{_OP}: features hold nan or inf (or a norm beyond {features.dtype}); the loss is undefined")
     if reduction == "none":
@@ -319,17 +365,36 @@ def patch_contrastive_loss(
     return per_image.mean() if reduction == "mean" else per_image.sum()
 
 
+def _why_not(
+    device: str, dtype: torch.dtype | None = None, mode: str = "paper", temperature: float = _TEMPERATURE
+) -> dict[str, str | None]:
+    kind = torch.device(device).type
+    cpu = None if kind == "cpu" else f"serves CPU tensors (found {kind})"
+    if mode == "supcon" and temperature < _MIN_TEMPERATURE:
+        cpu = cpu or f"needs temperature >= {_MIN_TEMPERATURE} (got {temperature})"
+    triton = triton_missing(device)
+    if triton is None and dtype == torch.float64:
+        triton = "has no float64 kernel"
+    if triton is None and mode != "paper":
+        triton = f'has a kernel for mode "paper" only (got "{mode}")'
+    return (
+        {"cpu": cpu, "triton": triton, "eager": None}
+        if kind == "cpu"
+        else {"triton": triton, "cpu": cpu, "eager": None}
+    )
+
+
 def backend_status(device: torch.device | str) -> dict[str, str | None]:
     """Backend -> None where it can serve ``device``, otherwise the reason why not; in order of preference."""
-    device = torch.device(device)
-    return {"cpu": None if device.type == "cpu" else f"serves CPU tensors (found {device.type})", "eager": None}
+    return _why_not(str(device))
 
 
-def _why_not(features: Tensor, mode: str, temperature: float) -> dict[str, str | None]:
-    reasons = backend_status(features.device)
-    if mode == "supcon" and temperature < _MIN_TEMPERATURE:
-        reasons["cpu"] = reasons["cpu"] or f"needs temperature >= {_MIN_TEMPERATURE} (got {temperature})"
-    return reasons
+def _choose(impl: str | None, device: str, dtype: torch.dtype, mode: str, temperature: float) -> str:
+    return choose(_OP, impl, _why_not(device, dtype, mode, temperature))
+
+
+# What torch.compiler.assume_constant_result sets. Calling it imports the whole compiler: a second for every import.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 __all__ = ["backend_status", "patch_contrastive_loss", "patch_contrastive_loss_reference"]

@@ -1,0 +1,79 @@
+"""patch_contrastive_loss's kernels at IPT's shape and at those of other networks, as the launchers start them."""
+
+import torch
+
+from bench.offline_cases import OfflineCase
+from ipt_fast.kernels.patch_contrastive_loss import (
+    norm_backward_kernel,
+    plan,
+    sums_kernel,
+    unit_kernel,
+    weights_kernel,
+)
+
+# B, N, D: the network's own, a small batch, no multiple of any tile, a few wide tokens.
+SHAPES = [(64, 256, 576), (8, 256, 576), (64, 257, 100), (64, 49, 1024)]
+PROCESSORS = 132
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+FEATURES = ("U", "X", "W", "OUT")  # pointers of the features' dtype; all others are float32
+
+
+def offline_cases() -> list[OfflineCase]:
+    cases = [case for shape in SHAPES for dtype in ("fp16", "bf16") for case in _products(shape, dtype, "ieee")]
+    cases += _products(SHAPES[0], "fp32", "ieee") + _products(SHAPES[0], "fp32", "tf32")
+    return cases + [
+        case for shape in SHAPES[::2] for dtype in ("bf16", "fp32") for case in _token_by_token(shape, dtype)
+    ]
+
+
+def _products(shape: tuple[int, int, int], dtype: str, precision: str) -> list[OfflineCase]:
+    B, N, D = shape
+    p = plan(B, N, D, DTYPES[dtype], PROCESSORS)
+    consts = {"DP": p.DP, "BLOCK": p.block, "BLOCK_D": p.block_d, "EVEN": p.NP == N, "PRECISION": precision}
+    label = f"{dtype} B={B} N={N} D={D}" + (" tf32" if precision == "tf32" else "")
+    return [
+        OfflineCase(
+            op="patch_contrastive_loss",
+            kernel_name=name,
+            fn=fn,
+            types={a: _type(a, dtype) for a in fn.arg_names if a not in consts},
+            consts=consts,
+            align16=_aligned(fn.arg_names, N),
+            num_warps=p.num_warps,
+            num_stages=p.num_stages,
+            needs_tensor_cores=dtype != "fp32" or precision == "tf32",
+            label=label,
+        )
+        for name, fn in (("forward", sums_kernel), ("backward weights", weights_kernel))
+    ]
+
+
+def _token_by_token(shape: tuple[int, int, int], dtype: str) -> list[OfflineCase]:
+    B, N, D = shape
+    p = plan(B, N, D, DTYPES[dtype], PROCESSORS)
+    consts = {"D": D, "DP": p.DP, "BLOCK_D": p.block_of_features, "ROWS": p.rows}
+    return [
+        OfflineCase(
+            op="patch_contrastive_loss",
+            kernel_name=name,
+            fn=fn,
+            types={a: _type(a, dtype) for a in fn.arg_names if a not in consts},
+            consts=consts,
+            align16=_aligned(fn.arg_names, N),
+            needs_tensor_cores=False,
+            label=f"{dtype} B={B} N={N} D={D}",
+        )
+        for name, fn in (("unit tokens", unit_kernel), ("backward norm", norm_backward_kernel))
+    ]
+
+
+def _type(argument: str, dtype: str) -> str:
+    if argument in ("K", "N", "NP") or argument.islower():
+        return "i32"
+    return f"*{dtype}" if argument in FEATURES else "*fp32"
+
+
+def _aligned(arguments: list[str], N: int) -> tuple[str, ...]:
+    whole = ("NP", "N") if N % 16 == 0 else ("NP",)
+    pointers = ("U", "X", "W", "OUT", "S", "PART", "R", "TOP", "G", "PULL")
+    return tuple(a for a in arguments if a in pointers or a in whole)
