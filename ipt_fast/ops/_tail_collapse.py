@@ -205,12 +205,37 @@ class Collapsed:
         self.columns_bias: Tensor | None = None
         self.corners_bias: Tensor | None = None
         if any(b is not None for _, b in convs):
-            n, m = 2 * y.frame + 1, 2 * x.frame + 1  # the smallest image that has every class once
-            black = convs[0][0].new_zeros(1, convs[0][0].shape[1], n, m)
-            bias = chain(black, convs, scales).view(-1, n, y.scale, m, x.scale).permute(1, 2, 3, 4, 0)
+            bias = _class_biases(convs, scales, y, x)
             self.inner_bias = bias[y.frame, :, x.frame].permute(2, 0, 1).flatten().to(dtype)
             biases = [None if b is None else b.to(dtype) for b in _frame(bias[..., None, None, None], y, x, False)]
             self.rows_bias, self.columns_bias, self.corners_bias = biases
+
+
+class ClassKernels:
+    """The kernels of every class of cells, as the Triton kernel reads them.
+
+    Attributes:
+        kernels: [classes y, classes x, taps y, taps x, C, P]. bias: [classes y, classes x, P], or None.
+        frame: classes at either end of rows and columns.
+    """
+
+    def __init__(self, convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype):
+        wide = torch.promote_types(convs[0][0].dtype, torch.float32)
+        convs = [(w.to(wide), None if b is None else b.to(wide)) for w, b in convs]
+        y, x = axes_of(convs, scales)
+        self.frame, self.scale = (y.frame, x.frame), y.scale
+        bank = compose_kernels([w for w, _ in convs], y, x)  # [classes, R, classes, R, O, C, taps, taps]
+        self.kernels = bank.permute(0, 2, 6, 7, 5, 4, 1, 3).flatten(5).to(dtype).contiguous()
+        self.bias: Tensor | None = None
+        if any(b is not None for _, b in convs):
+            self.bias = _class_biases(convs, scales, y, x).permute(0, 2, 4, 1, 3).flatten(2).to(dtype).contiguous()
+
+
+def _class_biases(convs: Sequence[Conv], scales: Sequence[int], y: Axis, x: Axis) -> Tensor:
+    """[classes, R, classes, R, O]: what the chain makes of a black image that has every class once."""
+    n, m = 2 * y.frame + 1, 2 * x.frame + 1
+    black = convs[0][0].new_zeros(1, convs[0][0].shape[1], n, m)
+    return chain(black, convs, scales).view(-1, n, y.scale, m, x.scale).permute(1, 2, 3, 4, 0)
 
 
 def _frame(bank: Tensor, y: Axis, x: Axis, seen: bool) -> list[Tensor | None]:

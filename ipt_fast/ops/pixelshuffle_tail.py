@@ -9,13 +9,14 @@ import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ipt_fast.ops._backend import choose
-from ipt_fast.ops._tail_collapse import Collapsed, Conv, apply, axes_of, chain
+from ipt_fast.ops._backend import choose, triton_missing
+from ipt_fast.ops._tail_collapse import ClassKernels, Collapsed, Conv, apply, axes_of, chain
 
 _OP = "pixelshuffle_tail"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,7 +34,7 @@ class _Kept:
     tensors: list[weakref.ref]
     state: tuple
     contents: list[tuple[Tensor, Tensor]]  # views of the tensors with copies
-    tail: Collapsed
+    tail: Collapsed | ClassKernels
 
     def holds(self, tensors: list[Tensor], state: tuple) -> bool:
         if self.state != state or any(ref() is not t for ref, t in zip(self.tensors, tensors, strict=True)):
@@ -62,7 +63,17 @@ def _wants_gradient(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+def _class_kernels(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype) -> ClassKernels:
+    return cast("ClassKernels", _kept(ClassKernels, convs, scales, dtype))
+
+
 def _collapsed(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype) -> Collapsed:
+    return cast("Collapsed", _kept(Collapsed, convs, scales, dtype))
+
+
+def _kept(
+    make: type[Collapsed] | type[ClassKernels], convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype
+) -> Collapsed | ClassKernels:
     """The kernels: composed with gradients where those are wanted, otherwise kept until a weight changes.
 
     Version counters do not see all changes: fused optimizers and writes through ``.data`` leave them as they are. So a
@@ -71,23 +82,23 @@ def _collapsed(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype)
     tensors = tensors_of(convs)
     last = convs[-1][0]
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
-        return Collapsed(convs, scales, dtype)
+        return make(convs, scales, dtype)
     if _wants_gradient(tensors):
         _KEPT.pop(last, None)
-        return Collapsed(convs, scales, dtype)
+        return make(convs, scales, dtype)
     try:
         versions = tuple([(t._version, t.data_ptr(), t.shape) for t in tensors])
     except RuntimeError:  # inference tensors count no versions, functorch's have no address
-        return Collapsed(convs, scales, dtype)
-    state = (versions, tuple([b is None for _, b in convs]), tuple(scales), dtype)
-    kept = _KEPT.get(last)
-    if kept is not None and kept.holds(tensors, state):
-        return kept.tail
+        return make(convs, scales, dtype)
+    state = (versions, tuple([b is None for _, b in convs]), tuple(scales), dtype, make)
+    found = _KEPT.get(last)
+    if found is not None and found.holds(tensors, state):
+        return found.tail
     with torch.inference_mode(False), torch.no_grad():
         contents = [_content(t) for t in tensors] if last.is_cpu else []
-        kept = _Kept([weakref.ref(t) for t in tensors], state, contents, Collapsed(convs, scales, dtype))
-    _KEPT[last] = kept
-    return kept.tail
+        found = _Kept([weakref.ref(t) for t in tensors], state, contents, make(convs, scales, dtype))
+    _KEPT[last] = found
+    return found.tail
 
 
 # Dispatcher registration, for compiled inference: to the compiler the call is one opaque op, so that the kept kernels
@@ -118,11 +129,38 @@ def _run(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str) -> Tens
     y, x_axis = axes_of(convs, scales)
     too_small = x.shape[2] < y.smallest or x.shape[3] < x_axis.smallest
     if impl == "eager" or too_small:  # an image that is all frame: the chain is small there
-        cast = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in convs]
-        return pixelshuffle_tail_reference(x, cast, scales)
+        converted = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in convs]
+        return pixelshuffle_tail_reference(x, converted, scales)
+    if impl == "triton":
+        from ipt_fast.kernels.pixelshuffle_tail import pixelshuffle_tail_forward
+
+        tail = _class_kernels(convs, scales, dtype)
+        return pixelshuffle_tail_forward(x, tail.kernels, tail.bias, tail.scale, tail.frame)
     # CPUs have no fast float16 convolution; float32 is both faster and closer.
     work = torch.float32 if x.device.type == "cpu" and dtype == torch.float16 else dtype
     return apply(x.to(work), _collapsed(convs, scales, work)).contiguous().to(dtype)
+
+
+def _why_not(device: str, dtype: torch.dtype | None = None, wants_gradient: bool = False) -> dict[str, str | None]:
+    """Every backend, best first -> None or why it cannot serve."""
+    triton = None if device == "meta" else triton_missing(device)
+    if triton is None and dtype == torch.float64:
+        triton = "has no float64 kernel"
+    if triton is None and wants_gradient:
+        triton = "has no backward pass (call it under torch.no_grad())"
+    if torch.device(device).type == "cuda" and dtype in (None, torch.float16, torch.bfloat16):
+        return {"triton": triton, "collapsed": None, "eager": None}
+    # float32 products use no tensor cores in the Triton kernel, and on a CPU it is Triton's interpreter.
+    return {"collapsed": None, "eager": None, "triton": triton}
+
+
+def _choose(impl: str | None, device: str, dtype: torch.dtype, wants_gradient: bool, cheaper: bool) -> str:
+    reasons = _why_not(device, dtype, wants_gradient)
+    return choose(_OP, impl, reasons if cheaper else {"eager": None, **reasons})
+
+
+# What torch.compiler.assume_constant_result sets. Calling it imports the whole compiler: a second for every import.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _needs_fewer_products(convs: Sequence[Conv], scales: Sequence[int]) -> bool:
@@ -204,8 +242,9 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
         convs: one more than ``scales``; each an ``nn.Conv2d``, a weight [out, in, kh, kw], or a pair (weight, bias or
             None). Odd kernels of any size, k // 2 zeros around, stride 1, no groups.
         scales: r of the PixelShuffle after each convolution but the last: (2,), (3,), (2, 2) for x2, x3, x4.
-        impl: backend, see ``backend_status``; None chooses: the chain itself where collapsing would not halve the
-            work, as for a 1x1 convolution to many channels.
+        impl: "triton" (one fused kernel, inference only), "collapsed" (one convolution and a frame) or "eager" (the
+            chain), see ``backend_status``; None chooses: the chain where collapsing would not halve the work, as for a
+            1x1 convolution to many channels.
 
     Returns:
         [B, C_out, R H, R W] with R the product of ``scales``; dtype of x, or autocast's.
@@ -230,9 +269,9 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
 def _serve(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str | None) -> Tensor:
     if impl is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
         return pixelshuffle_tail_reference(x, convs, scales)  # in operations that every other runtime knows
-    order = ("collapsed", "eager") if _needs_fewer_products(convs, scales) else ("eager", "collapsed")
-    backend = choose(_OP, impl, dict.fromkeys(order))
-    if torch.compiler.is_compiling() and not _wants_gradient([x, *tensors_of(convs)]):
+    wanted = _wants_gradient([x, *tensors_of(convs)])
+    backend = _choose(impl, str(x.device), x.dtype, wanted, _needs_fewer_products(convs, scales))
+    if torch.compiler.is_compiling() and not wanted:
         weights, biases = [w for w, _ in convs], [b for _, b in convs]
         return torch.ops.ipt_fast.pixelshuffle_tail(x, weights, biases, list(scales), backend)
     return _run(x, convs, scales, backend)
@@ -286,9 +325,9 @@ def forget() -> None:
     _KEPT.clear()
 
 
-def backend_status(device: torch.device | str) -> dict[str, str | None]:
-    """Backend -> None where it can serve ``device``, otherwise the reason why not."""
-    return {"collapsed": None, "eager": None}
+def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Every backend in the order of automatic choice on ``device`` -> None, or why this machine cannot run it."""
+    return _why_not(str(device))
 
 
 __all__ = [

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ipt_fast.ops import pixelshuffle_tail
+from ipt_fast.ops._tail_collapse import Collapsed
 from ipt_fast.ops.pixelshuffle_tail import (
     PixelShuffleTail,
     forget,
@@ -169,11 +170,15 @@ def test_kept_kernels_follow_every_change_of_a_weight(change):
         assert change == "half" or not torch.allclose(before, tail(x))
 
 
+def count_compositions(monkeypatch):
+    """A list that grows by one whenever kernels are composed."""
+    composed, original = [], Collapsed.__init__
+    monkeypatch.setattr(Collapsed, "__init__", lambda *a: composed.append(1) or original(*a))
+    return composed
+
+
 def test_kernels_are_kept_while_nothing_changes(monkeypatch):
-    module = sys.modules["ipt_fast.ops.pixelshuffle_tail"]
-    composed = []
-    original = module.Collapsed
-    monkeypatch.setattr(module, "Collapsed", lambda *a: composed.append(1) or original(*a))
+    composed = count_compositions(monkeypatch)
     convs = make_convs((2,), (3, 3))
     x = torch.randn(1, 5, 6, 6, dtype=torch.float64)
     forget()
@@ -204,10 +209,7 @@ def test_compiles_with_and_without_gradients(monkeypatch):
     assert all(torch.allclose(g, e, rtol=1e-4, atol=1e-5) for g, e in zip(got, expected, strict=True))
     with torch.no_grad():
         assert torch.equal(compiled(x), tail(x))
-        module = sys.modules["ipt_fast.ops.pixelshuffle_tail"]
-        composed = []
-        original = module.Collapsed
-        monkeypatch.setattr(module, "Collapsed", lambda *a: composed.append(1) or original(*a))
+        composed = count_compositions(monkeypatch)
         compiled(x)
         assert not composed  # the kept kernels serve compiled calls too
         tail.convs[0].weight.mul_(2)
