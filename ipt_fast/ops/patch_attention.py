@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ipt_fast import cpu_features
+from ipt_fast.ops._attention_cpu import attention_by_products, attention_by_products_backward
 from ipt_fast.ops._backend import choose, module_missing, triton_missing
 
 _OP = "patch_attention"
@@ -34,8 +36,8 @@ def patch_attention_reference(
     return (weights @ v).transpose(1, 2).reshape(B, N, D)
 
 
-# Dispatcher registration. One pair of ops for the backends whose backward is written out here: "triton", and "sdpa" on
-# a CPU. Saved for backward: q, k, v, out and one float a row; q + q_embed and k + k_embed are added again.
+# Dispatcher registration. One pair of ops for the backends whose backward is written out here: "triton", "cpu", and
+# "sdpa" on a CPU. Saved for backward: q, k, v, out and one float a row ("cpu": none); the embeds are added again.
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? q_embed, Tensor? k_embed"
 torch.library.define(
@@ -62,6 +64,17 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _no_lse(q: Tensor, num_heads: int) -> Tensor:
+    return q.new_empty(q.shape[0], num_heads, 0)
+
+
+def _unpacked(first: Tensor, second: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    # dq, dk and dv as views of what the backward returns.
+    if q.shape[1] == k.shape[1]:
+        return first.chunk(3, dim=-1)
+    return first, *second.chunk(2, dim=-1)
+
+
 def _plus(x: Tensor, embed: Tensor | None) -> Tensor:
     return x if embed is None else x + embed
 
@@ -81,6 +94,9 @@ def _forward(
         from ipt_fast.kernels.patch_attention import patch_attention_forward
 
         return patch_attention_forward(q, k, v, q_embed, k_embed, num_heads, scale)
+    if impl == "cpu":
+        out = attention_by_products(_plus(q, q_embed), _plus(k, k_embed), v, num_heads, scale)
+        return out, _no_lse(q, num_heads)
     q, k, v = (_dense_rows(x) for x in (_plus(q, q_embed), _plus(k, k_embed), v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         _heads(q, num_heads), _heads(k, num_heads), _heads(v, num_heads), 0.0, False, scale=scale
@@ -107,6 +123,10 @@ def _backward(
 
         return patch_attention_backward(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale)
     q, k = _plus(q, q_embed), _plus(k, k_embed)
+    if impl == "cpu":
+        first, second = _backward_fake(grad, q, k, v, None, None, out, lse, num_heads, scale, impl)
+        attention_by_products_backward(grad, q, k, v, num_heads, scale, *_unpacked(first, second, q, k))
+        return first, second
     g, *qkv, o = (_heads(_dense_rows(x), num_heads) for x in (grad, q, k, v, out))
     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         g, *qkv, o, lse, 0.0, False, scale=scale
@@ -120,6 +140,8 @@ def _backward(
 @torch.library.register_fake(f"ipt_fast::{_OP}")
 def _forward_fake(q, k, v, q_embed, k_embed, num_heads, scale, impl):
     B, N, D = q.shape
+    if impl == "cpu":
+        return q.new_empty(B, N, D), _no_lse(q, num_heads)
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(B, N, D), q.new_empty(B, num_heads, N, dtype=lse_dtype)
 
@@ -158,11 +180,7 @@ class _PatchAttention(torch.autograd.Function):
         first, second = _PatchAttentionGradient.apply(
             grad, q, k, v, q_embed, k_embed, out, lse, ctx.num_heads, ctx.scale, ctx.impl
         )
-        D = q.shape[-1]
-        if q.shape[1] == k.shape[1]:
-            dq, dk, dv = first.split(D, dim=-1)  # views of [B, N, 3D]
-        else:
-            dq, (dk, dv) = first, second.split(D, dim=-1)
+        dq, dk, dv = _unpacked(first, second, q, k)
         # An embedding serves the whole batch, so its gradient is the sum over the batch, taken in float32.
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         dq_embed = dq.sum(0, dtype=wide).to(q.dtype) if ctx.needs_input_grad[3] else None  # [N, D]
@@ -179,6 +197,10 @@ def _own_backward(q, k, v, q_embed, k_embed, num_heads, scale, impl):
 
 def _triton(q, k, v, q_embed, k_embed, num_heads, scale):
     return _own_backward(q, k, v, q_embed, k_embed, num_heads, scale, "triton")
+
+
+def _cpu(q, k, v, q_embed, k_embed, num_heads, scale):
+    return _own_backward(q, k, v, q_embed, k_embed, num_heads, scale, "cpu")
 
 
 def _sdpa(q, k, v, q_embed, k_embed, num_heads, scale):
@@ -206,6 +228,7 @@ def _eager(q, k, v, q_embed, k_embed, num_heads, scale):
 
 _BACKENDS: dict[str, Callable[..., Tensor]] = {
     "triton": _triton,
+    "cpu": _cpu,
     "sdpa": _sdpa,
     "xformers": _xformers,
     "eager": _eager,
@@ -225,11 +248,16 @@ def _why_not(device: str, dtype: torch.dtype | None = None, head_dim: int | None
     xformers = xformers or module_missing("xformers")
     if xformers is None and dtype == torch.float64:
         xformers = "has no float64 kernel"
-    reasons = {"triton": triton, "sdpa": None, "xformers": xformers, "eager": None}
+    cpu = None if kind in ("cpu", "meta") else f"serves CPU tensors (found {kind})"  # meta: shapes only
+    reasons = {"triton": triton, "cpu": cpu, "sdpa": None, "xformers": xformers, "eager": None}
     if kind == "cuda" and half:
         return reasons
     # float32 products use no tensor cores in the Triton kernel, and on a CPU it is Triton's interpreter.
-    return {name: reasons[name] for name in ("sdpa", "xformers", "eager", "triton")}
+    order = ["sdpa", "xformers", "eager", "triton"]
+    # PyTorch's fused kernel uses AMX where there is some, but not AVX512-BF16.
+    wins = dtype == torch.bfloat16 and cpu_features.has_fast_bf16() and not cpu_features.has_amx()
+    order.insert(0 if wins else 2, "cpu")
+    return {name: reasons[name] for name in order}
 
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
@@ -305,11 +333,12 @@ def patch_attention(
         num_heads: H; head h owns the columns h d to (h + 1) d with d = D / H, any d (Triton: up to 128).
         q_embed: [N, D] or None. k_embed: [M, D] or None. Their gradients are sums over the batch.
         scale: of the scores; None means d ** -0.5.
-        impl: "triton", "sdpa", "xformers" or "eager", see ``backend_status``; None takes ``IPT_FAST_IMPL`` or, without
-            it, the first that can serve.
+        impl: "triton", "cpu", "sdpa", "xformers" or "eager", see ``backend_status``; None takes ``IPT_FAST_IMPL`` or,
+            without it, the first that can serve.
 
     Under ``torch.autocast`` all five tensors are cast to the autocast dtype first (float64 is left alone), as
-    ``scaled_dot_product_attention`` does; the result has that dtype. Every backend sums scores and outputs in float32.
+    ``scaled_dot_product_attention`` does; the result has that dtype. Every backend sums products in float32; "eager"
+    and "cpu" round scores and probabilities to the dtype in between.
 
     Returns:
         [B, N, D] in the dtype of q, heads side by side as in q.

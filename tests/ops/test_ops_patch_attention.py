@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from ipt_fast.ops import patch_attention
 from ipt_fast.ops.patch_attention import backend_status, patch_attention_reference
 
-CPU = ("eager", "sdpa")
+CPU = ("eager", "sdpa", "cpu")
 NAMES = ("q", "k", "v", "q_embed", "k_embed")
 
 
@@ -75,8 +75,10 @@ def test_gradcheck(impl, embeds):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("B, N, M, H, d", [(1, 256, 256, 2, 48), (3, 59, 257, 2, 12), (2, 1, 255, 1, 59)])
-def test_sdpa_is_as_exact_as_eager(dtype, B, N, M, H, d):
+@pytest.mark.parametrize(
+    "B, N, M, H, d", [(1, 256, 256, 2, 48), (3, 59, 257, 2, 12), (2, 1, 255, 1, 59), (1, 300, 400, 5, 12)]
+)
+def test_every_backend_is_as_exact_as_eager(dtype, B, N, M, H, d):
     inputs = make(B, N, M, H, d, dtype)
     grad = torch.randn(B, N, H * d).to(dtype)
     exact = oracle(inputs, H, grad)
@@ -85,18 +87,20 @@ def test_sdpa_is_as_exact_as_eager(dtype, B, N, M, H, d):
         out = call(inputs, H, impl=impl)
         assert out.dtype == dtype and out.shape == (B, N, H * d) and out.is_contiguous()
         results[impl] = [out, *torch.autograd.grad(out, inputs, grad)]
-    for name, ours, eager, wanted in zip(("out", *NAMES), results["sdpa"], results["eager"], exact, strict=True):
-        assert relative(ours, wanted) <= 2 * relative(eager, wanted) + 2 * torch.finfo(dtype).eps, name
+    for impl in CPU[1:]:
+        for name, ours, eager, wanted in zip(("out", *NAMES), results[impl], results["eager"], exact, strict=True):
+            assert relative(ours, wanted) <= 2 * relative(eager, wanted) + 2 * torch.finfo(dtype).eps, (impl, name)
 
 
+@pytest.mark.parametrize("impl", CPU[1:])
 @pytest.mark.parametrize("embeds", [True, False])
-def test_opcheck(embeds):
+def test_opcheck(embeds, impl):
     for N in (9, 7):
         q, k, v, *e = (x.detach() for x in make(N=N, M=9, dtype=torch.float32, embeds=embeds))
         e = e or [None, None]
-        torch.library.opcheck(torch.ops.ipt_fast.patch_attention, (q, k, v, *e, 3, 0.4, "sdpa"))
-        out, lse = torch.ops.ipt_fast.patch_attention(q, k, v, *e, 3, 0.4, "sdpa")
-        args = (torch.randn_like(out), q, k, v, *e, out, lse, 3, 0.4, "sdpa")
+        torch.library.opcheck(torch.ops.ipt_fast.patch_attention, (q, k, v, *e, 3, 0.4, impl))
+        out, lse = torch.ops.ipt_fast.patch_attention(q, k, v, *e, 3, 0.4, impl)
+        args = (torch.randn_like(out), q, k, v, *e, out, lse, 3, 0.4, impl)
         checks = torch.library.opcheck(torch.ops.ipt_fast.patch_attention_backward, args)
         assert set(checks.values()) == {"SUCCESS"}
 
@@ -143,18 +147,20 @@ def test_packed_views_are_read_and_their_gradients_written_without_a_copy():
     assert sum(copied) <= 2 * 3 * 8  # at most the row sums [B, H, N], never a [B, N, D]
     in_packed = [x for x in saved if x.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()]
     assert len(in_packed) == 3
-    grads = torch.autograd.grad(out.sum(), views)
-    assert len({g.untyped_storage().data_ptr() for g in grads}) == 1
-    assert [g.storage_offset() for g in grads] == [0, 12, 24]
+    for result in (out, patch_attention(*views, num_heads=3, impl="cpu")):
+        grads = torch.autograd.grad(result.sum(), views)
+        assert len({g.untyped_storage().data_ptr() for g in grads}) == 1
+        assert [g.storage_offset() for g in grads] == [0, 12, 24]
 
 
-def test_probabilities_are_not_saved():
+@pytest.mark.parametrize("impl, floats_per_row", [("sdpa", 1), ("cpu", 0)])
+def test_probabilities_are_not_saved(impl, floats_per_row):
     B, N, H, d = 2, 64, 3, 16
     inputs = make(B, N, N, H, d, torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        call(inputs, H, impl="sdpa")
-    assert sum(x.numel() for x in saved) == 4 * B * N * H * d + 2 * N * H * d + B * H * N
+        call(inputs, H, impl=impl)
+    assert sum(x.numel() for x in saved) == 4 * B * N * H * d + 2 * N * H * d + floats_per_row * B * H * N
 
 
 @pytest.mark.parametrize("impl", CPU)
@@ -207,7 +213,11 @@ def test_meta_tensors_have_shapes():
         ({"k_embed": torch.zeros(7, 15)}, ValueError, r"k_embed must be \[9, 15\]"),
         ({"k_embed": torch.zeros(9, 15).half()}, TypeError, r"k_embed must have the dtype.*float16.*cast it"),
         ({"q": torch.zeros(2, 0, 15)}, ValueError, "at least one image and one token.*N=0"),
-        ({"impl": "cudnn"}, ValueError, 'impl="cudnn" is not a backend; choose one of sdpa, xformers, eager, triton'),
+        (
+            {"impl": "cudnn"},
+            ValueError,
+            'impl="cudnn" is not a backend; choose one of sdpa, xformers, cpu, eager, triton',
+        ),
         ({"impl": "xformers"}, RuntimeError, r"needs a CUDA device \(found cpu\); use impl="),
     ],
 )
@@ -248,7 +258,7 @@ def test_xformers_gets_heads_last_and_the_scale(monkeypatch):
 def test_status_names_every_backend(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     status = backend_status("cpu")
-    assert list(status) == ["sdpa", "xformers", "eager", "triton"]
-    assert status["sdpa"] is None and status["eager"] is None
+    assert list(status) == ["sdpa", "xformers", "cpu", "eager", "triton"]
+    assert status["sdpa"] is None and status["cpu"] is None and status["eager"] is None
     assert "CUDA device" in status["xformers"]
     assert status["triton"]
