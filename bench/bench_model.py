@@ -1,5 +1,7 @@
 """Is the whole network faster than the same network written plainly, and how much less does a training step keep?"""
 
+import copy
+
 import pytest
 import torch
 
@@ -29,9 +31,9 @@ def plain(network):
 
 
 def pytest_generate_tests(metafunc):
-    if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", DTYPES)
-        metafunc.parametrize("contender", ["plain", "ipt_fast"])
+    metafunc.parametrize("dtype", DTYPES)
+    cast = ["plain, weights cast", "ipt_fast, weights cast"] if metafunc.function is bench_forward else []
+    metafunc.parametrize("contender", ["plain", "ipt_fast", *cast])
 
 
 def autocast(device, dtype):
@@ -39,12 +41,18 @@ def autocast(device, dtype):
 
 
 def bench_forward(measure, device, preset, network, plain, contender, dtype):
-    model = (plain if contender == "plain" else network).eval()
+    """bfloat16 by autocast, or with the weights cast once, as for a network that is only used."""
+    model = (plain if contender.startswith("plain") else network).eval()
+    cast = contender.endswith("cast")
+    if cast and dtype == "float32":
+        pytest.skip("the weights are float32 already")
     B = 2 if preset == "tiny" else 64 if device.type == "cuda" else 8
     x = torch.rand(B, 3, 48, 48, device=device) * 255
+    if cast:
+        model, x = copy.deepcopy(model).to(DTYPES[dtype]), x.to(DTYPES[dtype])
 
     def call():
-        with torch.no_grad(), autocast(device, dtype):
+        with torch.no_grad(), autocast(device, "float32" if cast else dtype):
             return model(x, "sr2")
 
     work, shape = Work(flops=B * FLOPS[preset]), f"{preset} x2 B={B}"

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ipt_fast.model.feed_forward import feed_forward
 from ipt_fast.model.memory_projection import MemoryProjection
+from ipt_fast.model.norm import LayerNorm
 from ipt_fast.ops import patch_attention
 
 
@@ -70,18 +72,15 @@ class EncoderLayer(nn.Module):
         self.self_attn = Attention(dim, num_heads)
         self.linear1 = nn.Linear(dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         # The reference: kaiming here, xavier in the decoder.
         nn.init.kaiming_uniform_(self.self_attn.in_proj_weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
         x = x + self.self_attn(x, self.norm1)
-        return x + made_again(self._feed_forward, x)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(F.relu_(self.linear1(self.norm2(x))))
+        return x + feed_forward(x, self.norm2, self.linear1, self.linear2)
 
 
 class DecoderLayer(nn.Module):
@@ -93,9 +92,9 @@ class DecoderLayer(nn.Module):
         self.multihead_attn = Attention(dim, num_heads)
         self.linear1 = nn.Linear(dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
         nn.init.xavier_uniform_(self.self_attn.in_proj_weight)
         nn.init.xavier_uniform_(self.multihead_attn.in_proj_weight)
 
@@ -105,10 +104,7 @@ class DecoderLayer(nn.Module):
         """z [B, N, D], memory [B, N, D], E [N, D] or None -> [B, N, D]. ``keys_values``: of this layer, if made."""
         z = z + self.self_attn(z, self.norm1, E)
         z = z + self.multihead_attn.cross(z, self.norm2, keys_values or self.multihead_attn.keys_values(memory), E)
-        return z + made_again(self._feed_forward, z)
-
-    def _feed_forward(self, z: Tensor) -> Tensor:
-        return self.linear2(F.relu_(self.linear1(self.norm3(z))))
+        return z + feed_forward(z, self.norm3, self.linear1, self.linear2)
 
 
 class Encoder(nn.Module):
@@ -132,7 +128,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
         # Eq. 2 normalises z0. The affine part is absorbed by each layer's own projection, so one norm serves all.
-        self.memory_norm = nn.LayerNorm(dim) if memory_norm else nn.Identity()
+        self.memory_norm = LayerNorm(dim) if memory_norm else nn.Identity()
         self._packed = MemoryProjection()
 
     def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:

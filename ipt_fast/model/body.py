@@ -1,11 +1,11 @@
 """The body: features -> patches -> encoder -> decoder with the task embedding -> features."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.model.blocks import Decoder, Encoder, made_again
+from ipt_fast.model.blocks import Decoder, Encoder
 from ipt_fast.model.config import IPTConfig
+from ipt_fast.model.feed_forward import feed_forward
 
 
 def to_tokens(x: Tensor, p: int) -> Tensor:
@@ -69,6 +69,6 @@ class Body(nn.Module):
         E = self.task_embedding(task_index)
         x = decoded = self.decoder(x, x, E)
         if self.config.mlp:
-            x = made_again(lambda x: self.mlp_head[3](F.relu_(self.mlp_head[0](x))), x) + x
+            x = feed_forward(x, None, self.mlp_head[0], self.mlp_head[3]) + x
         feats = decoded if self.config.features_from == "decoder" else x
         return to_features(x, p, size), feats

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ipt_fast.model.norm import product_dtype
+
 
 class MemoryProjection:
     """The layers' key and value weights side by side, [L 2D, D], kept from call to call in the dtype that multiplies.
@@ -40,9 +42,9 @@ class MemoryProjection:
         if torch.is_grad_enabled() and (memory.requires_grad or any(w.requires_grad for w in weights)):
             self.forget()  # in training every layer keeps its own, and gives its memory back in its own backward
             return [None] * len(weights)
-        kind = memory.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights[0].dtype
-        parts = F.linear(memory, self._joined(weights, dtype)).chunk(2 * len(weights), dim=-1)  # [B, M, D] each
+        parts = F.linear(memory, self._joined(weights, product_dtype(weights[0]))).chunk(
+            2 * len(weights), dim=-1
+        )  # [B, M, D] each
         return list(zip(parts[::2], parts[1::2], strict=True))
 
     def _joined(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,144 @@
+"""Is patch_attention faster than the attention that PyTorch, its compiler and xFormers offer, at IPT's shapes?"""
+
+import contextlib
+import os
+import shutil
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bench.case import Work
+from ipt_fast.ops import patch_attention
+from ipt_fast.ops.patch_attention import backend_status, patch_attention_reference
+
+D, H = 576, 12
+# (B, N), those that tell most first: where time runs out, the last are not measured. N=1024: the deblurring network.
+SHAPES = {
+    "cuda": ((64, 256), (8, 256), (1, 256), (8, 1024), (256, 256), (16, 1024), (1, 1024)),
+    "cpu": ((8, 256), (1, 1024)),
+}
+DTYPES = {"cuda": ("bfloat16", "float16"), "cpu": ("float32", "bfloat16")}
+# One backend of scaled_dot_product_attention at a time; PyTorch raises where that one cannot serve.
+TORCH = {
+    "torch math": SDPBackend.MATH,
+    "torch flash": SDPBackend.FLASH_ATTENTION,
+    "torch efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "torch cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+# "eager" first, which the others are compared with; the op's own backends last.
+CONTENDERS = ("eager", "compile", *TORCH, *(name for name in backend_status() if name != "eager"))
+# Of the difference from the eager result in float32, in relative norm.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def pytest_generate_tests(metafunc):
+    config = metafunc.config
+    kind = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    shapes = SHAPES[kind][:1] if config.getoption("--small") else SHAPES[kind]
+    metafunc.parametrize("dtype", DTYPES[kind])
+    metafunc.parametrize("B, N", shapes, ids=[f"B={B} N={N}" for B, N in shapes])
+    metafunc.parametrize("direction", ("forward", "forward+backward"))
+    metafunc.parametrize("contender", CONTENDERS)
+
+
+def eager(q, k, v, q_embed, k_embed):
+    return patch_attention_reference(q, k, v, H, q_embed, k_embed, (D // H) ** -0.5)
+
+
+def scaled_dot_product(q, k, v, q_embed, k_embed):
+    q, k, v = (x.unflatten(-1, (H, -1)).transpose(1, 2) for x in (q + q_embed, k + k_embed, v))  # [B, H, N, d]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def make_function(contender):
+    """q, k, v [B, N, D] and two embeddings [N, D] -> [B, N, D]."""
+    if contender == "eager":
+        return eager
+    if contender == "compile":
+        torch.compiler.reset()
+        return torch.compile(eager, fullgraph=True, dynamic=False)
+    if contender in TORCH:
+        return scaled_dot_product
+
+    def ours(q, k, v, q_embed, k_embed):
+        return patch_attention(q, k, v, num_heads=H, q_embed=q_embed, k_embed=k_embed, impl=contender)
+
+    return ours
+
+
+def skip_where_it_cannot_run(device, contender, B, N):
+    if reason := backend_status(device).get(contender):
+        pytest.skip(f"{contender} {reason}")
+    if device.type == "cuda":
+        if contender == "sdpa":
+            pytest.skip('impl="sdpa" is on a GPU the one of the "torch" contenders that PyTorch chooses')
+    elif contender == "triton":
+        pytest.skip("triton: its interpreter shows numbers, not speed")
+    elif contender == "compile":
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            pytest.skip("compile needs a C++ compiler on a CPU")
+        if SHAPES["cpu"][0] != (B, N):
+            pytest.skip("compile: on a CPU for one shape, as compiling takes longer than measuring")
+
+
+def outcome(function, inputs, upstream):
+    """The output, or where ``upstream`` is given the gradients of all inputs."""
+    if upstream is None:
+        with torch.no_grad():
+            return (function(*inputs),)
+    return torch.autograd.grad(function(*inputs), inputs, upstream)
+
+
+def check(call, inputs, upstream, dtype, contender):
+    """The contender computes what eager does; a backend of PyTorch that cannot is skipped in PyTorch's words."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            found = call()
+        except RuntimeError as error:
+            if contender not in TORCH:
+                raise
+            lines = [str(warning.message).partition(" (Triggered")[0] for warning in said] or [str(error)]
+            pytest.skip(f"{contender} on {inputs[0].device.type}: {' '.join(dict.fromkeys(lines))}")
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    expected = outcome(eager, exact, None if upstream is None else upstream.float())
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == inputs[0].dtype
+        assert (a.float() - b).norm() <= TOLERANCE[dtype] * b.norm()
+
+
+def least(B, N, size, direction):
+    """Each tensor once: q, k, v, out, the embeddings; backward also the gradients and, twice, one float a row."""
+    tensor, embed, rows = size * B * N * D, size * N * D, 4 * B * H * N
+    flops, moved = 4 * B * N * N * D, 4 * tensor + 2 * embed
+    if direction == "forward":
+        return Work(flops, moved)
+    return Work(3.5 * flops, moved + 8 * tensor + 4 * embed + 2 * rows)
+
+
+def bench_attention(measure, device, dtype, B, N, direction, contender):
+    skip_where_it_cannot_run(device, contender, B, N)
+    kind = {"device": device, "dtype": getattr(torch, dtype)}
+    # As the network gives them: views of packed projections.
+    packed, embeds = torch.randn(B, N, 3 * D, **kind), torch.randn(N, 2 * D, **kind)
+    inputs = [x.requires_grad_() for x in (*packed.chunk(3, dim=-1), *embeds.chunk(2, dim=-1))]
+    upstream = torch.randn(B, N, D, **kind) if direction == "forward+backward" else None
+    function = make_function(contender)
+
+    def call():
+        return outcome(function, inputs, upstream)
+
+    with sdpa_kernel(TORCH[contender]) if contender in TORCH else contextlib.nullcontext():
+        check(call, inputs, upstream, dtype, contender)
+        measure(
+            call,
+            op="patch_attention",
+            contender=contender,
+            shape=f"B={B} N={N} D={D}",
+            dtype=dtype,
+            work=least(B, N, packed.element_size(), direction),
+            direction=direction,
+        )

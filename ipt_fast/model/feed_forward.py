@@ -1,0 +1,80 @@
+"""The feed-forward network of a layer. Of it the backward needs the tokens alone, and makes the rest again.
+
+The hidden layer is four times as wide as a token: to keep it would take more memory than all else of a layer. On CUDA
+bias and ReLU are the epilogue of the product that makes it, which autograd does not know; so the backward is written
+out here.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ipt_fast.model.norm import LayerNorm, product_dtype
+
+
+def feed_forward(x: Tensor, norm: nn.Module | None, linear1: nn.Module, linear2: nn.Module) -> Tensor:
+    """linear2(relu(linear1(norm(x)))); x [B, N, D] -> [B, N, D] in the dtype of products."""
+    ours = isinstance(norm, LayerNorm | None) and type(linear1) is nn.Linear and type(linear2) is nn.Linear
+    # A compiler decides itself what to keep and what to fuse; modules that somebody put in their places are called.
+    if not ours or torch.compiler.is_compiling() or x.is_meta:
+        return linear2(F.relu_(linear1(x if norm is None else norm(x))))
+    assert isinstance(linear1, nn.Linear) and isinstance(linear2, nn.Linear)
+    parameters = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+        scale = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+        return _FeedForward.apply(x, *scale, *parameters)
+    hidden = _hidden(x if norm is None else norm(x), linear1.weight, linear1.bias)
+    return F.linear(hidden, linear2.weight, linear2.bias)
+
+
+def _has_epilogue(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _hidden(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(y W^T + b), [B, N, 4 D]."""
+    if not _has_epilogue(y):
+        return F.relu_(F.linear(y, weight, bias))
+    dtype = product_dtype(y)
+    rows = y.to(dtype).flatten(0, -2)  # [B N, D]
+    return torch._addmm_activation(bias.to(dtype), rows, weight.to(dtype).t()).unflatten(0, y.shape[:-1])
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, eps, w1, b1, w2, b2):
+        ctx.save_for_backward(x, norm_weight, norm_bias, w1, b1, w2)
+        ctx.eps, ctx.dtype = eps, product_dtype(x)
+        y, *_ = _normed(x, norm_weight, norm_bias, eps)
+        return F.linear(_hidden(y, w1, b1), w2, b2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, norm_weight, norm_bias, w1, b1, w2 = ctx.saved_tensors
+        w1, b1, w2 = (t.to(ctx.dtype) for t in (w1, b1, w2))
+        with torch.autocast(x.device.type, enabled=False):
+            y, mean, rstd = _normed(x, norm_weight, norm_bias, ctx.eps)
+            rows = y.to(ctx.dtype).flatten(0, -2)  # [B N, D]
+            hidden = _hidden(rows, w1, b1)  # [B N, 4 D]
+            grad = grad.to(ctx.dtype).flatten(0, -2)  # [B N, D]
+            dw2, db2 = grad.t() @ hidden, grad.sum(0)
+            dhidden = torch.ops.aten.threshold_backward(grad @ w2, hidden, 0)
+            dw1, db1 = dhidden.t() @ rows, dhidden.sum(0)
+            dx = (dhidden @ w1).view_as(x).to(x.dtype)
+            dnorm = (None, None)
+            if norm_weight is not None:
+                scale = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
+                dx, *dnorm = torch.ops.aten.native_layer_norm_backward(
+                    dx, x, x.shape[-1:], mean, rstd, *scale, [True, True, True]
+                )
+        return dx, *dnorm, None, dw1, db1, dw2, db2
+
+
+def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
+    """norm(x) as ``norm.LayerNorm`` makes it, with its mean and 1 / standard deviation; x itself without a weight."""
+    if weight is None or bias is None:
+        return x, None, None
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.native_layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
