@@ -50,7 +50,7 @@ def compile_case(case: OfflineCase, capability: int) -> PtxFacts:
         constexprs=dict(case.consts),
         attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if name in case.align16},
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": case.fp_fusion}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return read_ptx(compiled.asm["ptx"], compiled.metadata.shared, Path(triton.__file__).parent)
 

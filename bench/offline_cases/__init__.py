@@ -20,7 +20,7 @@ class OfflineCase:
         types: every argument that is no constant -> Triton's type string ("*fp16", "*bf16", "*fp32", "i32", "fp32").
         consts: every constexpr argument -> its value; also a pointer that is passed as None.
         align16: arguments that are multiples of 16 at launch (fresh tensors, strides of whole rows).
-        num_warps, num_stages: as launched.
+        num_warps, num_stages, fp_fusion: as launched.
         targets: compute capabilities to compile for.
         needs_tensor_cores: True where the kernel must contain tensor-core instructions.
         label: dtype and shape as the table shows them; made from ``types`` and ``consts`` when empty.
@@ -34,6 +34,7 @@ class OfflineCase:
     align16: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 2
+    fp_fusion: bool = True
     targets: tuple[int, ...] = (80, 90)
     needs_tensor_cores: bool = True
     label: str = ""

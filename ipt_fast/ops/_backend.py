@@ -77,6 +77,8 @@ def triton_missing(device: torch.device | str) -> str | None:
     device = torch.device(device)
     if device.type != "cuda":
         return f"needs a CUDA device of capability 8.0 or newer (found {device.type})"
+    if not torch.cuda.is_available():
+        return "needs a CUDA device of capability 8.0 or newer (found none)"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"needs a CUDA device of capability 8.0 or newer (found {major}.{minor})"

@@ -9,10 +9,11 @@ from torch import Tensor
 from ipt_fast.degradations.bicubic import resize_planes
 from ipt_fast.degradations.noise import add_noise
 from ipt_fast.degradations.rain import add_rain, rain_layers
-from ipt_fast.ops._backend import choose
+from ipt_fast.ops._backend import choose, triton_missing
 from ipt_fast.tasks import Task, get_task
 
 _OP = "degrade"
+_TRITON_SCALES = (2, 3, 4)
 # Makes rain layers float32 [B, height, width] from seeds int64 [B], height and width, on the seeds' device.
 Rain = Callable[[Tensor, int, int], Tensor]
 
@@ -30,6 +31,99 @@ def degrade_reference(
         return add_noise(clean, seeds, task.sigma), clean.float()
     layers = (rain or rain_layers)(seeds, *clean.shape[2:])  # [B, H, W]
     return add_rain(clean, layers), clean.float()
+
+
+# Dispatcher registration of the Triton kernels, one op each. Neither clean nor seeds have gradients.
+
+_OUTPUTS = "-> (Tensor input, Tensor target)"
+for _name, _arguments in (
+    ("sr", "Tensor clean, int scale, int margin"),
+    ("denoise", "Tensor clean, Tensor seeds, float sigma"),
+    ("derain", "Tensor clean, Tensor seeds"),
+    ("add_layers", "Tensor clean, Tensor layers"),
+):
+    torch.library.define(f"ipt_fast::{_OP}_{_name}", f"({_arguments}) {_OUTPUTS}", tags=torch.Tag.pt2_compliant_tag)
+
+
+@torch.library.impl(f"ipt_fast::{_OP}_sr", "CompositeExplicitAutograd")
+def _sr(clean: Tensor, scale: int, margin: int) -> tuple[Tensor, Tensor]:
+    from ipt_fast.kernels.degrade import shrink
+
+    with torch.cuda.device_of(clean):
+        return shrink(clean, scale, margin)
+
+
+@torch.library.impl(f"ipt_fast::{_OP}_denoise", "CompositeExplicitAutograd")
+def _denoise(clean: Tensor, seeds: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    from ipt_fast.kernels.degrade import add_noise
+
+    with torch.cuda.device_of(clean):
+        return add_noise(clean, seeds.contiguous(), sigma)
+
+
+@torch.library.impl(f"ipt_fast::{_OP}_derain", "CompositeExplicitAutograd")
+def _derain(clean: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    from ipt_fast.kernels.degrade import add_rain
+
+    with torch.cuda.device_of(clean):
+        return add_rain(clean, seeds.contiguous())
+
+
+@torch.library.impl(f"ipt_fast::{_OP}_add_layers", "CompositeExplicitAutograd")
+def _add_layers(clean: Tensor, layers: Tensor) -> tuple[Tensor, Tensor]:
+    from ipt_fast.kernels.degrade import add_layers
+
+    B, _, H, W = clean.shape
+    with torch.cuda.device_of(clean):
+        return add_layers(clean, layers.float().expand(B, H, W).contiguous())
+
+
+@torch.library.register_fake(f"ipt_fast::{_OP}_sr")
+def _sr_fake(clean, scale, margin):
+    B, C, H, W = clean.shape
+    h, w = H // scale - 2 * margin, W // scale - 2 * margin
+    target = clean.new_empty((B, C, h * scale, w * scale), dtype=torch.float32)
+    return clean.new_empty((B, C, h, w), dtype=torch.float32), target
+
+
+@torch.library.register_fake(f"ipt_fast::{_OP}_denoise")
+@torch.library.register_fake(f"ipt_fast::{_OP}_derain")
+@torch.library.register_fake(f"ipt_fast::{_OP}_add_layers")
+def _same_size_fake(clean, *_):
+    return clean.new_empty(clean.shape, dtype=torch.float32), clean.new_empty(clean.shape, dtype=torch.float32)
+
+
+def _triton(clean: Tensor, task: Task, seeds: Tensor, margin: int, rain: Rain | None) -> tuple[Tensor, Tensor]:
+    ops = torch.ops.ipt_fast
+    if task.kind == "sr":
+        return ops.degrade_sr(clean, task.scale, margin)
+    if task.kind == "denoise":
+        return ops.degrade_denoise(clean, seeds, task.sigma)
+    if rain is None:
+        return ops.degrade_derain(clean, seeds)
+    return ops.degrade_add_layers(clean, rain(seeds, *clean.shape[2:]))
+
+
+def _why_not(device: str, scale: int = 1) -> dict[str, str | None]:
+    """Every backend in the order of automatic choice on ``device`` -> None or why it cannot serve that scale."""
+    triton = triton_missing(device)
+    if triton is None and scale not in (1, *_TRITON_SCALES):
+        triton = f"has kernels for the scales {', '.join(map(str, _TRITON_SCALES))} (got {scale})"
+    # On a CPU it is Triton's interpreter.
+    return {"triton": triton, "eager": None} if device.startswith("cuda") else {"eager": None, "triton": triton}
+
+
+def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Every backend in the order of automatic choice on ``device`` -> None, or why this machine cannot run it."""
+    return _why_not(str(device))
+
+
+def _choose(impl: str | None, device: str, scale: int) -> str:
+    return choose(_OP, impl, _why_not(device, scale))
+
+
+# What torch.compiler.assume_constant_result sets. Calling it imports the whole compiler: a second for every import.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check(clean: Tensor, task: Task, seeds: Tensor | None, margin: int, rain: Rain | None) -> None:
@@ -88,7 +182,8 @@ def degrade(
             super-resolution only.
         rain: for ``derain``, what makes the layers: None for the own generator, or a
             ``ipt_fast.degradations.streak_folder.StreakFolder``.
-        impl: backend, see ``backend_status``; None chooses.
+        impl: backend, see ``backend_status``; None chooses. All give the same bits for super-resolution, the same noise
+            and rain to rounding of log, cos and exp (2e-3; a pixel on the edge of a streak may fall on its other side).
 
     Returns:
         (input, target): float32, 0..255, RGB, on the device of ``clean``.
@@ -100,18 +195,14 @@ def degrade(
     """
     task = get_task(task)
     _check(clean, task, seeds, margin, rain)
-    choose(_OP, impl, backend_status(clean.device))
-    if seeds is None and task.kind != "sr":
+    backend = _choose(impl, str(clean.device), task.scale)
+    if task.kind == "sr":
+        seeds = clean.new_empty(0, dtype=torch.int64)  # nothing is drawn, and nothing need be sent to the device
+    elif seeds is None:
         device = generator.device if generator is not None else "cpu"
         seeds = torch.randint(-(2**63), 2**63 - 1, (len(clean),), generator=generator, device=device)
-    if seeds is None:
-        seeds = torch.zeros(len(clean), dtype=torch.int64)
-    return degrade_reference(clean, task, seeds.to(clean.device, non_blocking=True), margin, rain)
-
-
-def backend_status(device: torch.device | str) -> dict[str, str | None]:
-    """Backend -> None where it can serve ``device``, otherwise the reason why not."""
-    return {"eager": None}
+    make = _triton if backend == "triton" else degrade_reference
+    return make(clean, task, seeds.to(clean.device, non_blocking=True), margin, rain)
 
 
 __all__ = ["Rain", "backend_status", "degrade", "degrade_reference"]

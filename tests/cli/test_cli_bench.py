@@ -45,6 +45,9 @@ def test_a_small_run_writes_every_file(tmp_path):
     files = {path.name for path in tmp_path.iterdir()}
     assert {"results.json", "results.csv", "results.md", "model_forward.png"} <= files
     content = json.loads((tmp_path / "results.json").read_text())
-    assert {r["contender"] for r in content["results"]} == {"plain", "ipt_fast"}
+    assert {r["contender"] for r in content["results"]} == {
+        *("plain", "ipt_fast"),
+        *("plain, weights cast", "ipt_fast, weights cast"),
+    }
     assert content["not_measured"] == []
     assert content["ceilings"]["copy_bandwidth"] > 0

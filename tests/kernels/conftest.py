@@ -19,3 +19,12 @@ def pytest_collection_modifyitems(items):
 def device() -> torch.device:
     """CPU where the interpreter runs, otherwise the GPU."""
     return torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that no kernel has written reads as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
