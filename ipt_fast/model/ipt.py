@@ -5,6 +5,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from ipt_fast.acceleration import accelerate
 from ipt_fast.model.body import Body
 from ipt_fast.model.config import IPTConfig
 from ipt_fast.tasks import get_task
@@ -48,11 +49,16 @@ def make_head(n_feats: int) -> nn.Sequential:
 
 
 def make_tail(n_feats: int, scale: int) -> nn.Sequential:
-    """Features [B, n_feats, S, S] -> image [B, 3, scale S, scale S]. No activation: the whole tail is linear."""
+    """Features [B, n_feats, S, S] -> image [B, 3, scale S, scale S].
+
+    No activation: the whole tail is linear, and runs as one convolution, in training too.
+    """
     stages: list[nn.Module] = []
     for r in {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[scale]:
         stages += [nn.Conv2d(n_feats, n_feats * r * r, 3, padding=1), nn.PixelShuffle(r)]
-    return nn.Sequential(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
+    tail = nn.Sequential(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
+    accelerate(tail)
+    return tail
 
 
 class IPT(nn.Module):
