@@ -10,7 +10,10 @@ from ipt_fast.ops.patch_contrastive_loss import backend_status
 N, D = 256, 576
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # "medium" lets float32 features have bfloat16 products: torch.set_float32_matmul_precision("medium").
-CONTENDERS = {"float32": ("eager", "cpu", "cpu medium"), "bfloat16": ("eager", "cpu")}
+CONTENDERS = {
+    "float32": ("eager", "cpu", "cpu medium", "triton", "triton medium"),
+    "bfloat16": ("eager", "cpu", "triton"),
+}
 DENSE_LIMIT = {"cpu": 2 << 30, "cuda": 40 << 30}  # bytes that the eager loss may take here
 
 

@@ -1,4 +1,4 @@
-"""Attention by whole products, a few heads at a time, for CPUs whose matrix products are fast in bfloat16.
+"""Attention by whole products, some heads at a time, for CPUs whose matrix products are fast in bfloat16.
 
 The scores of these heads stay in the cache and are not kept: the backward makes them again. PyTorch's fused CPU kernel
 uses tile instructions (AMX) but not AVX512-BF16, where this is the faster way.
@@ -9,15 +9,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_SCORES = 1 << 19  # of the heads worked on at once: 1 MB of bfloat16, a core's second-level cache
+_SCORES = (
+    1 << 20
+)  # of the heads worked on at once, for each thread: 2 MB of bfloat16, about a core's share of the cache
 
 
-def _few_heads(num_heads: int, scores_per_head: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Views [h, N, d] of every tensor [B, N, D], image by image, a few heads at a time."""
-    step = max(1, min(num_heads, _SCORES // scores_per_head))
-    for image in zip(*tensors, strict=True):
-        heads = [x.unflatten(-1, (num_heads, -1)).transpose(0, 1).split(step) for x in image]
-        yield from (list(few) for few in zip(*heads, strict=True))
+def _parts(num_heads: int, scores_per_head: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Views [images, heads, N, d] of every tensor [B, N, D]: some images, or some heads of one."""
+    at_once = max(1, _SCORES * torch.get_num_threads() // scores_per_head)
+    images, heads = max(1, at_once // num_heads), min(num_heads, at_once)
+    for start in range(0, len(tensors[0]), images):
+        split = [x[start : start + images].unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in tensors]
+        for head in range(0, num_heads, heads):
+            yield [x[:, head : head + heads] for x in split]
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, *x.shape[2:])  # [images heads, N, d]
 
 
 def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -27,9 +35,10 @@ def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
 def attention_by_products(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
     """softmax(q k^T * scale) v per head; q [B, N, D], k and v [B, M, D], any strides -> [B, N, D] in their dtype."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for o, a, b, c in _few_heads(num_heads, q.shape[1] * k.shape[1], out, q, k, v):
+    for o, *qkv in _parts(num_heads, q.shape[1] * k.shape[1], out, q, k, v):
+        a, b, c = (_flat(x) for x in qkv)
         p = torch.softmax(_scaled_product(a, b.mT, scale), -1)  # [h, N, M]
-        o.copy_(torch.bmm(p, c))
+        o.copy_(torch.bmm(p, c).view(o.shape))
     return out
 
 
@@ -37,9 +46,10 @@ def attention_by_products_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float, dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
     """Writes the gradients of q, k and v, for ``grad`` [B, N, D], to ``dq``, ``dk`` and ``dv``."""
-    for g, a, b, c, da, db, dc in _few_heads(num_heads, q.shape[1] * k.shape[1], grad, q, k, v, dq, dk, dv):
+    for *gqkv, da, db, dc in _parts(num_heads, q.shape[1] * k.shape[1], grad, q, k, v, dq, dk, dv):
+        g, a, b, c = (_flat(x) for x in gqkv)
         p = torch.softmax(_scaled_product(a, b.mT, scale), -1)  # [h, N, M]
-        dc.copy_(torch.bmm(p.mT, g))
+        dc.copy_(torch.bmm(p.mT, g).view(dc.shape))
         ds = torch.ops.aten._softmax_backward_data(torch.bmm(g, c.mT), p, -1, p.dtype)  # p (dp - sum of p dp)
-        da.copy_(_scaled_product(ds, b, scale))
-        db.copy_(_scaled_product(ds.mT, a, scale))
+        da.copy_(_scaled_product(ds, b, scale).view(da.shape))
+        db.copy_(_scaled_product(ds.mT, a, scale).view(db.shape))
