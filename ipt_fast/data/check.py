@@ -1,7 +1,6 @@
 """Look at one image file as a whole: can training use it, and what is it?"""
 
 import io
-import warnings
 from dataclasses import dataclass, replace
 
 from PIL import Image, UnidentifiedImageError
@@ -31,16 +30,14 @@ def check_image(data: bytes, name: str, min_size: int) -> Finding:
     """Decode all of an image file's bytes. Never raises on what the bytes hold."""
     if not data:
         return Finding("refused", "zero-byte: the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(data))
-        except UnidentifiedImageError:
-            return Finding("refused", "not an image: no known image format in its bytes")
-        except DECODE_ERRORS as error:
-            return Finding("refused", f"corrupt: {error}")
-        with image:
-            return _check_opened(image, data, name, min_size)
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        return Finding("refused", "not an image: no known image format in its bytes")
+    except DECODE_ERRORS as error:
+        return Finding("refused", f"corrupt: {error}")
+    with image:
+        return _check_opened(image, data, name, min_size)
 
 
 def _check_opened(image: Image.Image, data: bytes, name: str, min_size: int) -> Finding:

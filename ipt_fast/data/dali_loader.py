@@ -135,7 +135,8 @@ class _Run:
             with _decode_errors():
                 (output,) = self._pipeline.share_outputs()
             batch = self._under_way.popleft()
-            crops = torch.from_dlpack(output.as_tensor())  # [n, K, 3, P, P']
+            self._reader.done_with(batch)
+            crops = torch.from_dlpack(output.as_tensor())  # [n, K, P, P', 3]
             self._pipeline.release_outputs()
             yield _finish(crops, batch), batch.bad
 
@@ -159,7 +160,7 @@ class _Run:
 
 
 def _finish(crops: Tensor, batch: EncodedBatch) -> Tensor:
-    """[n, K, 3, P, P'] -> [B, 3, S, S]: crops in the order of the batch, mirrored where the photo is smaller."""
+    """[n, K, P, P', 3] -> [B, 3, S, S]: crops in the order of the batch, mirrored where the photo is smaller."""
     per_photo = crops.shape[1]
     crops = crops.flatten(0, 1)
     order = batch.order
@@ -169,9 +170,9 @@ def _finish(crops: Tensor, batch: EncodedBatch) -> Tensor:
     shapes = batch.crop_shapes[order // per_photo]
     small = np.flatnonzero((shapes < size).any(1))
     if not len(small):
-        return crops
-    out = crops if crops.shape[2:] == (size, size) else crops.new_empty(len(crops), 3, size, size)
+        return crops.permute(0, 3, 1, 2)
+    out = crops if crops.shape[1:3] == (size, size) else crops.new_empty(len(crops), size, size, 3)
     for sample in small.tolist():
         rows, columns = (torch.from_numpy(mirrored(int(extent), size)).to(crops.device) for extent in shapes[sample])
-        out[sample] = crops[sample][:, rows][:, :, columns]
-    return out
+        out[sample] = crops[sample][rows][:, columns]
+    return out.permute(0, 3, 1, 2)

@@ -15,7 +15,7 @@ def build_pipeline(*, batch_size: int, crops_per_image: int, threads: int, prefe
 
     Of each photo (encoded uint8 [bytes]) only the box (anchor and shape int32 [2], rows first) is decoded, and
     ``crops_per_image`` crops are cut out of it (anchors within the box int32 [K, 2], one shape int32 [2] for all).
-    The output is uint8 [n, K, 3, P, P'] for n photos, where smaller crops are filled with zeros to the largest.
+    The output is uint8 [n, K, P, P', 3] for n photos, where smaller crops are filled with zeros to the largest.
 
     Args:
         device_id: the GPU that decodes; None decodes on the CPU.
@@ -51,8 +51,7 @@ def build_pipeline(*, batch_size: int, crops_per_image: int, threads: int, prefe
             crop_shapes = fn.external_source(name="crop_shapes", dtype=types.INT32, ndim=1)
             cut = [fn.slice(boxes, crop_anchors[k], crop_shapes, axes=[0, 1]) for k in range(crops_per_image)]
             stacked = fn.stack(*cut)
-        # [K, h, w, 3] -> [K, P, P', 3] -> [K, 3, P, P']
-        return fn.transpose(fn.pad(stacked, axes=[1, 2], fill_value=0), perm=[0, 3, 1, 2])
+        return fn.pad(stacked, axes=[1, 2], fill_value=0)  # [K, h, w, 3] -> [K, P, P', 3]
 
     pipeline = crops()
     pipeline.build()

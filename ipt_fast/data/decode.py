@@ -42,9 +42,17 @@ def decode_rows(data: bytes, rows: int | None = None, mode: str | None = None) -
             # Not strict: what lies below the wanted rows counts as extraneous bytes. The index was strict.
             return simplejpeg.decode_jpeg(data if fewer is None else fewer, "RGB", strict=False)
         data = data if fewer is None else fewer
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-        warnings.simplefilter("ignore")
+    with Image.open(io.BytesIO(data)) as image:
         return to_rgb(image)
+
+
+def hush_pillow() -> None:
+    """Let Pillow's own warnings pass unseen from now on: odd EXIF or palettes in one of a million photos are no news.
+
+    Called where photos are read from many threads, since ``warnings.catch_warnings`` in one of them could swallow the
+    warnings of all others, for good.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

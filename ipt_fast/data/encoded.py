@@ -20,6 +20,8 @@ from ipt_fast.data.source import BadPhotoError, CropSource
 
 # Threads that read files; decoding is DALI's.
 _READERS = 4
+# Memory for a batch of photos is made this much larger than the first one needs, so that later ones fit too.
+_SPARE = 1.25
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,28 @@ class EncodedBatch:
     crop_shapes: np.ndarray  # [n, 2]
     order: np.ndarray
     bad: list[tuple[str, str]]
+    # What most of the photos lie in; may be used again when they are.
+    memory: np.ndarray
 
 
 @dataclass
 class _Cut:
-    """Crops of one photo: (sample in the batch, top, left) each."""
+    """Crops of one photo: (sample in the batch, top, left) each; ``memory`` for its bytes, where there is some."""
 
     image: int
     samples: list[int]
     tops: list[int]
     lefts: list[int]
+    memory: np.ndarray | None = None
 
 
-def encode_batch(source: CropSource, plan: BatchPlan, pool: ThreadPoolExecutor | None = None) -> EncodedBatch:
+def encode_batch(
+    source: CropSource, plan: BatchPlan, pool: ThreadPoolExecutor | None = None, memory: np.ndarray | None = None
+) -> EncodedBatch:
     """Read the photos of a batch and say what to decode of each.
+
+    Args:
+        memory: uint8, that of an earlier batch which is done with; new one where it is too small.
 
     Raises:
         RuntimeError: no substitute for a bad photo could be read either.
@@ -57,6 +67,7 @@ def encode_batch(source: CropSource, plan: BatchPlan, pool: ThreadPoolExecutor |
         # A photo that is drawn twice in a row has more crops than one decode makes.
         for samples in _parts(list(group), source.plan.crops_per_image):
             cuts.append(_Cut(int(image), samples, plan.tops[samples].tolist(), plan.lefts[samples].tolist()))
+    memory = _share_out(source, cuts, memory)
     if pool is None:
         read = [_read_all(source, plan, cuts)]
     else:
@@ -64,7 +75,18 @@ def encode_batch(source: CropSource, plan: BatchPlan, pool: ThreadPoolExecutor |
         read = list(pool.map(lambda part: _read_all(source, plan, part), parts))
     pairs = sorted((pair for done, _ in read for pair in done), key=lambda pair: pair[0].samples[0])
     bad = [item for _, part in read for item in part]
-    return _arrange(source, plan, pairs, bad)
+    return _arrange(source, plan, pairs, bad, memory)
+
+
+def _share_out(source: CropSource, cuts: list[_Cut], memory: np.ndarray | None) -> np.ndarray:
+    """Give each photo its part of the memory, all of them in a row."""
+    ends = np.cumsum(source.table.sizes[[cut.image for cut in cuts]])
+    if memory is None or len(memory) < ends[-1]:
+        memory = np.empty(int(ends[-1] * _SPARE), np.uint8)
+    start = 0
+    for cut, end in zip(cuts, ends.tolist(), strict=True):
+        cut.memory, start = memory[start:end], end
+    return memory
 
 
 def _parts(samples: list[int], most: int) -> list[list[int]]:
@@ -96,15 +118,17 @@ def _substituted(
 def _photo(source: CropSource, plan: BatchPlan, cut: _Cut) -> np.ndarray:
     """The encoded photo, uint8 [bytes]. What DALI would decode otherwise than we do goes through our own decoder."""
     table = source.table
-    data = table.read(cut.image)
     if not table.plain[cut.image]:
+        data = table.read(cut.image)
         anchor, shape = _box(source, plan, cut)
         try:
             region = decode_region(data, *anchor, *shape, table.mode(cut.image))
         except DECODE_ERRORS as error:
             raise BadPhotoError(table.path(cut.image), str(error)) from error
-        data = b"P6\n%d %d\n255\n" % (shape[1], shape[0]) + region.tobytes()
-    return np.frombuffer(data, np.uint8)
+        return np.frombuffer(b"P6\n%d %d\n255\n" % (shape[1], shape[0]) + region.tobytes(), np.uint8)
+    if cut.memory is not None:
+        return table.read_into(cut.image, cut.memory)
+    return np.frombuffer(table.read(cut.image), np.uint8)
 
 
 def _box(source: CropSource, plan: BatchPlan, cut: _Cut) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -119,7 +143,11 @@ def _crop_shape(source: CropSource, plan: BatchPlan, image: int) -> tuple[int, i
 
 
 def _arrange(
-    source: CropSource, plan: BatchPlan, pairs: list[tuple[_Cut, np.ndarray]], bad: list[tuple[str, str]]
+    source: CropSource,
+    plan: BatchPlan,
+    pairs: list[tuple[_Cut, np.ndarray]],
+    bad: list[tuple[str, str]],
+    memory: np.ndarray,
 ) -> EncodedBatch:
     n, k = len(pairs), source.plan.crops_per_image
     box_anchors, box_shapes, crop_shapes = (np.zeros((n, 2), np.int32) for _ in range(3))
@@ -134,7 +162,7 @@ def _arrange(
             crop_anchors[row, place] = top - anchor[0], left - anchor[1]
             order[sample] = row * k + place
     photos = [photo for _, photo in pairs]
-    return EncodedBatch(plan, photos, box_anchors, box_shapes, crop_anchors, crop_shapes, order, bad)
+    return EncodedBatch(plan, photos, box_anchors, box_shapes, crop_anchors, crop_shapes, order, bad, memory)
 
 
 class Reader:
@@ -142,6 +170,7 @@ class Reader:
 
     def __init__(self, source: CropSource, rank: int, world_size: int, step: int, ahead: int) -> None:
         self._ready: queue.Queue[EncodedBatch | Exception] = queue.Queue(ahead)
+        self._memories: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
         self._stop = threading.Event()
         batches = (source.plan.batch(at, rank, world_size) for at in count(step))
         self._thread = threading.Thread(target=self._work, args=(source, batches), daemon=True)
@@ -157,6 +186,10 @@ class Reader:
             raise item
         return item
 
+    def done_with(self, batch: EncodedBatch) -> None:
+        """The photos of that batch are not needed any more: later ones may take their place."""
+        self._memories.put(batch.memory)
+
     def stop(self) -> None:
         self._stop.set()
         while not self._ready.empty():
@@ -168,7 +201,8 @@ class Reader:
             for plan in batches:
                 item: EncodedBatch | Exception
                 try:
-                    item = encode_batch(source, plan, pool)
+                    memory = None if self._memories.empty() else self._memories.get()
+                    item = encode_batch(source, plan, pool, memory)
                 except Exception as error:  # handed to the thread that waits for the batch
                     item = error
                 while not self._stop.is_set():

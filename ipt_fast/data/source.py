@@ -89,6 +89,25 @@ class PhotoTable:
                 raise BadPhotoError(path, "changed since it was indexed, now of another size; index again")
         return data
 
+    def read_into(self, image: int, memory: np.ndarray) -> np.ndarray:
+        """``read`` as uint8 [size of the photo], into ``memory`` of that size where the file is as it was indexed.
+
+        Memory that is used again saves the page faults of new memory, which cost more than the reading.
+        """
+        path = self.path(image)
+        offset, size = int(self._offsets[image]), int(self.sizes[image])
+        view, done = memoryview(memory.data), 0
+        try:
+            with open(path.split(MEMBER)[0] if offset >= 0 else path, "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                if status.st_mtime_ns == self._mtimes[image] and (offset >= 0 or status.st_size == size):
+                    file.seek(max(offset, 0))
+                    while part := file.readinto(view[done:]):
+                        done += part
+        except OSError as error:
+            raise BadPhotoError(path, error.strerror or str(error)) from error
+        return memory if done == size else np.frombuffer(self.read(image), np.uint8)
+
 
 def _is_plain(entry: ImageEntry) -> bool:
     return (entry.format, entry.mode) in _PLAIN and _HARMLESS_NOTES.issuperset(entry.notes)
@@ -102,8 +121,8 @@ class CropSource:
         self.plan = plan
 
     def crops(self, batch: BatchPlan) -> tuple[np.ndarray, list[tuple[str, str]]]:
-        """uint8 [B, 3, S, S], and (path, reason) of each sample whose photo had to be replaced."""
-        out = np.empty((len(batch.images), 3, batch.size, batch.size), np.uint8)
+        """Crops uint8 [B, 3, S, S], channels last in memory; (path, reason) of each sample whose photo was replaced."""
+        out = np.empty((len(batch.images), batch.size, batch.size, 3), np.uint8)
         bad: list[tuple[str, str]] = []
         for image, group in groupby(range(len(batch.images)), key=lambda sample: batch.images[sample]):
             samples = list(group)  # crops of one photo lie side by side, so that one decode serves them
@@ -113,7 +132,7 @@ class CropSource:
                 for sample in samples:
                     bad.append((error.path, error.reason))
                     self.replace(batch, sample, partial(self._cut_one, batch, sample, out))
-        return out, bad
+        return out.transpose(0, 3, 1, 2), bad
 
     def _substitute(self, batch: BatchPlan, sample: int, attempt: int) -> tuple[int, int, int]:
         """(image, top, left) to take where the planned photo is bad: another photo, drawn from the plan's hash."""
@@ -162,5 +181,4 @@ class CropSource:
             raise BadPhotoError(table.path(image), "decodes to another size than it was indexed with; index again")
         for sample, top, left in zip(samples, tops, lefts, strict=True):
             # The rows handed over may reach below the photo's wanted ones, never below the photo itself.
-            region = mirror_pad(pixels[top : top + size, left : left + size], size)
-            out[sample] = region.transpose(2, 0, 1)  # [S, S, 3] -> [3, S, S]
+            out[sample] = mirror_pad(pixels[top : top + size, left : left + size], size)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.decode import simplejpeg
+from ipt_fast.data.decode import hush_pillow, simplejpeg
 from ipt_fast.data.loader import CropLoader
 from ipt_fast.data.source import CropSource
 
@@ -50,7 +50,7 @@ class TorchLoader(CropLoader):
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_begin_worker,
             pin_memory=torch.cuda.is_available(),
         )
         return iter(loader)
@@ -66,7 +66,8 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Ctrl-C and SIGTERM reach the whole process group; the trainer stops its workers after the last checkpoint."""
+    hush_pillow()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

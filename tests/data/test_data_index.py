@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
@@ -277,3 +278,20 @@ def test_real_photos_are_all_usable(shared, tmp_path):
     index = index_of(shared / "data/imagenet-sample/train", index_file=tmp_path / "index.jsonl")
     assert len(index.usable) == 800
     assert index.notes()["gray"] >= 1 and index.notes()["exif-rotated"] >= 1
+
+
+def test_checking_in_threads_leaves_warnings_alone(folder):
+    """Pillow warns of odd metadata; hushing it per thread would hush all the others too."""
+    for number in range(24):
+        image = Image.fromarray(pixels(64, 64, number)).quantize()
+        image.save(folder / f"palette{number}.png", transparency=bytes(range(200)))  # Pillow warns when it converts
+    caught = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index_of(folder, workers=8)
+        for _ in range(3):
+            try:
+                warnings.warn("heard", stacklevel=1)
+            except UserWarning:
+                caught.append(1)
+    assert len(caught) == 3
