@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.decode import mirrored
+from ipt_fast.data.decode import mirror_fill
 from ipt_fast.data.encoded import EncodedBatch, Reader
 from ipt_fast.data.loader import CropLoader
 from ipt_fast.data.source import CropSource
@@ -173,6 +173,8 @@ def _finish(crops: Tensor, batch: EncodedBatch) -> Tensor:
         return crops.permute(0, 3, 1, 2)
     out = crops if crops.shape[1:3] == (size, size) else crops.new_empty(len(crops), size, size, 3)
     for sample in small.tolist():
-        rows, columns = (torch.from_numpy(mirrored(int(extent), size)).to(crops.device) for extent in shapes[sample])
-        out[sample] = crops[sample][rows][:, columns]
+        height, width = shapes[sample].tolist()
+        if out is not crops:
+            out[sample, :height, :width] = crops[sample, :height, :width]
+        mirror_fill(out[sample], height, width, torch.flip)
     return out.permute(0, 3, 1, 2)

@@ -7,6 +7,8 @@ Gray is repeated, CMYK converted, 16 bits lose their lower byte, and transparenc
 import io
 import struct
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -89,10 +91,25 @@ def mirror_pad(region: np.ndarray, size: int) -> np.ndarray:
     height, width = region.shape[:2]
     if height >= size and width >= size:
         return region[:size, :size]
-    return region[mirrored(height, size)][:, mirrored(width, size)]
+    square = np.empty((size, size, 3), region.dtype)
+    square[:height, :width] = region[:size, :size]
+    mirror_fill(square, height, width, np.flip)
+    return square
 
 
-def mirrored(length: int, size: int) -> np.ndarray:
-    """Indices 0, 1, .., n-1, n-1, .., 1, 0, 0, 1, .. of that size."""
-    place = np.arange(size) % (2 * length)
-    return np.where(place < length, place, 2 * length - 1 - place)
+def mirror_fill(square: Any, height: int, width: int, flip: Callable[..., Any]) -> None:
+    """Fill [S, S, 3], an array or a tensor of which the upper left [height, width] is there, by symmetric mirroring.
+
+    Rows and columns at a time: gathering pixel by pixel takes longer than to decode a photo. ``flip`` is np.flip or
+    torch.flip.
+    """
+    size, done = len(square), height
+    while done < size:  # the border below is a mirror, and so is the end of each reflection
+        more = min(done, size - done)
+        square[done : done + more, :width] = flip(square[done - more : done, :width], (0,))
+        done += more
+    done = width
+    while done < size:
+        more = min(done, size - done)
+        square[:, done : done + more] = flip(square[:, done - more : done], (1,))
+        done += more
