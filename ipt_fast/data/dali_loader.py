@@ -141,6 +141,7 @@ class _Run:
             yield _finish(crops, batch), batch.bad
 
     def stop(self) -> None:
+        self._pipeline = None  # its threads end before the photos go that they read
         self._reader.stop()
 
     def _feed(self, wait: bool) -> bool:

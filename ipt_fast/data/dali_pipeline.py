@@ -31,7 +31,8 @@ def build_pipeline(*, batch_size: int, crops_per_image: int, threads: int, prefe
         exec_dynamic=True,
     )
     def crops() -> Any:
-        photos = fn.external_source(name="photos", dtype=types.UINT8, ndim=1)
+        # The loader keeps a batch's photos until its crops are there.
+        photos = fn.external_source(name="photos", dtype=types.UINT8, ndim=1, no_copy=True)
         box_anchors = fn.external_source(name="box_anchors", dtype=types.INT32, ndim=1)
         box_shapes = fn.external_source(name="box_shapes", dtype=types.INT32, ndim=1)
         boxes = fn.decoders.image_slice(
