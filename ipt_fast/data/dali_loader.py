@@ -19,7 +19,7 @@ from torch import Tensor
 from ipt_fast.data.cores import cpu_cores
 from ipt_fast.data.decode import mirror_fill
 from ipt_fast.data.encoded import EncodedBatch, Reader
-from ipt_fast.data.loader import CropLoader
+from ipt_fast.data.loader import CropLoader, Made
 from ipt_fast.data.source import CropSource
 
 # Batches in a row that DALI may fail to decode before its error is raised.
@@ -60,13 +60,13 @@ class DaliLoader(CropLoader):
         where = "CPU" if self._device_id is None else f"GPU {self._device_id}"
         super().__init__(source, rank, world_size, f"DALI loader, {where} decoding, {self._threads} threads")
 
-    def _open(self, step: int) -> Iterator[tuple[Tensor, list[tuple[str, str]]]]:
+    def _open(self, step: int) -> Iterator[Made]:
         return self._produce(step)
 
     def _shut(self, stream: Any) -> None:
         stream.close()
 
-    def _produce(self, step: int) -> Iterator[tuple[Tensor, list[tuple[str, str]]]]:
+    def _produce(self, step: int) -> Iterator[Made]:
         """Batches from ``step`` on. A batch that DALI cannot decode is decoded without it, and DALI starts anew."""
         failures = 0
         while True:
@@ -86,7 +86,7 @@ class DaliLoader(CropLoader):
             warnings.warn(f"DALI could not decode batch {step}, it is decoded without it: {error}", stacklevel=2)
             crops, bad = self._source.crops(self._source.plan.batch(step, self._rank, self._world_size))
             step += 1
-            yield torch.from_numpy(crops).to("cpu" if self._device_id is None else "cuda"), bad
+            yield Made(torch.from_numpy(crops).to("cpu" if self._device_id is None else "cuda"), bad)
 
     def _pipeline(self) -> Any:
         from ipt_fast.data.dali_pipeline import build_pipeline
@@ -124,7 +124,7 @@ class _Run:
         self._reader = Reader(source, rank, world_size, step, prefetch)
         self._under_way: deque[EncodedBatch] = deque()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[tuple[str, str]]]]:
+    def __iter__(self) -> Iterator[Made]:
         # DALI's first run is that of all batches ahead, so these have to be there before it.
         for _ in range(self._prefetch):
             self._feed(wait=True)
@@ -138,7 +138,7 @@ class _Run:
             self._reader.done_with(batch)
             crops = torch.from_dlpack(output.as_tensor())  # [n, K, P, P', 3]
             self._pipeline.release_outputs()
-            yield _finish(crops, batch), batch.bad
+            yield Made(_finish(crops, batch), batch.bad)
 
     def stop(self) -> None:
         self._pipeline = None  # its threads end before the photos go that they read

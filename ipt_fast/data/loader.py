@@ -33,6 +33,17 @@ class CropBatch(NamedTuple):
     step: int
 
 
+class Made(NamedTuple):
+    """What a loader's stream gives for a step: crops, (path, reason) of photos gone bad, and what making it took.
+
+    ``seconds`` to read, decode and cut, where that was measured: DALI's threads do not tell.
+    """
+
+    crops: Tensor
+    bad: list[tuple[str, str]]
+    seconds: float | None = None
+
+
 class CropLoader(ABC):
     """Iterating never ends: epochs follow each other. ``state_dict`` is the place of the next batch to be yielded.
 
@@ -46,17 +57,18 @@ class CropLoader(ABC):
         self._rank = rank
         self._world_size = world_size
         self._step = 0
-        self._stream: Iterator[tuple[Tensor, list[tuple[str, str]]]] | None = None
+        self._stream: Iterator[Made] | None = None
         self._bad: dict[str, str] = {}
         self._bad_samples = 0
         self._batches = 0
         self._wait_seconds = 0.0
+        self._made = (0, 0.0)  # batches whose making was timed since ``stats`` was last asked, and their seconds
         self.about = about
         self.batches_per_epoch = source.plan.batches_per_epoch
 
     @abstractmethod
-    def _open(self, step: int) -> Iterator[tuple[Tensor, list[tuple[str, str]]]]:
-        """Start producing (crops, bad photos) from that global step on, ahead of time where possible."""
+    def _open(self, step: int) -> Iterator[Made]:
+        """Start producing batches from that global step on, ahead of time where possible."""
 
     @abstractmethod
     def _shut(self, stream: Any) -> None:
@@ -70,7 +82,9 @@ class CropLoader(ABC):
         if self._stream is None:
             self._stream = self._open(self._step)
         plan = self._source.plan.batch(self._step, self._rank, self._world_size)
-        crops, bad = next(self._stream)
+        crops, bad, seconds = next(self._stream)
+        if seconds is not None:
+            self._made = (self._made[0] + 1, self._made[1] + seconds)
         for path, reason in bad:
             self._bad_samples += 1
             if path not in self._bad:
@@ -110,11 +124,14 @@ class CropLoader(ABC):
 
     def stats(self) -> dict[str, Any]:
         """Counts since the loader was made: ``batches``, ``wait_seconds`` (time the caller waited in ``next``),
-        ``bad_samples`` (crops replaced because their photo went bad), ``bad_files`` (number of such photos) and
-        ``bad_paths`` (path -> reason of the first 100)."""
+        ``decode_ms`` (mean time to read, decode and cut a batch, in a worker, since this was last asked; None where it
+        is not measured), ``bad_samples`` (crops replaced because their photo went bad), ``bad_files`` (number of
+        such photos) and ``bad_paths`` (path -> reason of the first 100)."""
+        (made, seconds), self._made = self._made, (0, 0.0)
         return {
             "batches": self._batches,
             "wait_seconds": self._wait_seconds,
+            "decode_ms": 1e3 * seconds / made if made else None,
             "bad_samples": self._bad_samples,
             "bad_files": len(self._bad),
             "bad_paths": dict(list(self._bad.items())[:_NAMED]),

@@ -1,6 +1,7 @@
 """The PyTorch loader: worker processes that each make whole batches, with simplejpeg or Pillow as the decoder."""
 
 import signal
+import time
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -11,21 +12,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from ipt_fast.data.cores import cpu_cores
 from ipt_fast.data.decode import hush_pillow, simplejpeg
-from ipt_fast.data.loader import CropLoader
+from ipt_fast.data.loader import CropLoader, Made
 from ipt_fast.data.source import CropSource
 
 
 class _Batches(Dataset):
-    """step -> (crops, bad photos)."""
+    """step -> (crops, bad photos, seconds)."""
 
     def __init__(self, source: CropSource, rank: int, world_size: int) -> None:
         self._source = source
         self._rank = rank
         self._world_size = world_size
 
-    def __getitem__(self, step: int) -> tuple[Tensor, list[tuple[str, str]]]:
+    def __getitem__(self, step: int) -> tuple[Tensor, list[tuple[str, str]], float]:
+        started = time.perf_counter()
         crops, bad = self._source.crops(self._source.plan.batch(step, self._rank, self._world_size))
-        return torch.from_numpy(crops), bad
+        return torch.from_numpy(crops), bad, time.perf_counter() - started
 
 
 class TorchLoader(CropLoader):
@@ -42,7 +44,7 @@ class TorchLoader(CropLoader):
         super().__init__(source, rank, world_size, f"{about}; {why}" if why else about)
         self._prefetch = prefetch
 
-    def _open(self, step: int) -> Iterator[tuple[Tensor, list[tuple[str, str]]]]:
+    def _open(self, step: int) -> Iterator[Made]:
         loader = DataLoader(
             _Batches(self._source, self._rank, self._world_size),
             batch_size=None,
