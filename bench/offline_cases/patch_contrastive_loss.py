@@ -1,5 +1,7 @@
 """patch_contrastive_loss's kernels at IPT's shape and at those of other networks, as the launchers start them."""
 
+from typing import Any
+
 import torch
 
 from bench.offline_cases import OfflineCase
@@ -27,44 +29,45 @@ def offline_cases() -> list[OfflineCase]:
 
 
 def _products(shape: tuple[int, int, int], dtype: str, precision: str) -> list[OfflineCase]:
-    B, N, D = shape
-    p = plan(B, N, D, DTYPES[dtype], PROCESSORS)
-    consts = {"DP": p.DP, "BLOCK": p.block, "BLOCK_D": p.block_d, "EVEN": p.NP == N, "PRECISION": precision}
-    label = f"{dtype} B={B} N={N} D={D}" + (" tf32" if precision == "tf32" else "")
-    return [
-        OfflineCase(
-            op="patch_contrastive_loss",
-            kernel_name=name,
-            fn=fn,
-            types={a: _type(a, dtype) for a in fn.arg_names if a not in consts},
-            consts=consts,
-            align16=_aligned(fn.arg_names, N),
-            num_warps=p.num_warps,
-            num_stages=p.num_stages,
-            needs_tensor_cores=dtype != "fp32" or precision == "tf32",
-            label=label,
-        )
-        for name, fn in (("forward", sums_kernel), ("backward weights", weights_kernel))
-    ]
+    p = plan(*shape, DTYPES[dtype], PROCESSORS)
+    consts = {"DP": p.DP, "BLOCK": p.block, "BLOCK_D": p.block_d, "EVEN": shape[1] == p.NP, "PRECISION": precision}
+    options = {
+        "num_warps": p.num_warps,
+        "num_stages": p.num_stages,
+        "needs_tensor_cores": dtype != "fp32" or precision == "tf32",
+    }
+    suffix = " tf32" if precision == "tf32" else ""
+    kernels = (("forward", sums_kernel), ("backward weights", weights_kernel))
+    return [_case(name, fn, shape, dtype, consts, suffix, **options) for name, fn in kernels]
 
 
 def _token_by_token(shape: tuple[int, int, int], dtype: str) -> list[OfflineCase]:
+    p = plan(*shape, DTYPES[dtype], PROCESSORS)
+    consts = {"D": shape[2], "DP": p.DP, "BLOCK_D": p.block_of_features, "ROWS": p.rows}
+    kernels = (("unit tokens", unit_kernel), ("backward norm", norm_backward_kernel))
+    return [_case(name, fn, shape, dtype, consts, needs_tensor_cores=False) for name, fn in kernels]
+
+
+def _case(
+    name: str,
+    fn: Any,
+    shape: tuple[int, int, int],
+    dtype: str,
+    consts: dict[str, Any],
+    suffix: str = "",
+    **options: Any,
+) -> OfflineCase:
     B, N, D = shape
-    p = plan(B, N, D, DTYPES[dtype], PROCESSORS)
-    consts = {"D": D, "DP": p.DP, "BLOCK_D": p.block_of_features, "ROWS": p.rows}
-    return [
-        OfflineCase(
-            op="patch_contrastive_loss",
-            kernel_name=name,
-            fn=fn,
-            types={a: _type(a, dtype) for a in fn.arg_names if a not in consts},
-            consts=consts,
-            align16=_aligned(fn.arg_names, N),
-            needs_tensor_cores=False,
-            label=f"{dtype} B={B} N={N} D={D}",
-        )
-        for name, fn in (("unit tokens", unit_kernel), ("backward norm", norm_backward_kernel))
-    ]
+    return OfflineCase(
+        op="patch_contrastive_loss",
+        kernel_name=name,
+        fn=fn,
+        types={a: _type(a, dtype) for a in fn.arg_names if a not in consts},
+        consts=consts,
+        align16=_aligned(fn.arg_names, N),
+        label=f"{dtype} B={B} N={N} D={D}{suffix}",
+        **options,
+    )
 
 
 def _type(argument: str, dtype: str) -> str:

@@ -6,11 +6,13 @@ An explicit choice that cannot serve raises; only the automatic choice may pass 
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 
 _VARIABLE = "IPT_FAST_IMPL"
+_F = TypeVar("_F", bound=Callable[..., str])
 
 
 def choose(op: str, impl: str | None, why_not: Mapping[str, str | None]) -> str:
@@ -45,6 +47,12 @@ def choose(op: str, impl: str | None, why_not: Mapping[str, str | None]) -> str:
         if reason is None:
             return name
     raise RuntimeError(f"{op}: no backend can serve this call: " + "; ".join(f"{n} {r}" for n, r in why_not.items()))
+
+
+def constant_to_compilers(function: _F) -> _F:
+    """``torch.compiler.assume_constant_result``, which imports the whole compiler: a second for every import."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def _from_environment(op: str, backends: Mapping[str, str | None]) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ipt_fast.degradations.bicubic import resize_planes
 from ipt_fast.degradations.noise import add_noise
 from ipt_fast.degradations.rain import add_rain, rain_layers
-from ipt_fast.ops._backend import choose, triton_missing
+from ipt_fast.ops._backend import choose, constant_to_compilers, triton_missing
 from ipt_fast.tasks import Task, get_task
 
 _OP = "degrade"
@@ -118,12 +118,9 @@ def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     return _why_not(str(device))
 
 
+@constant_to_compilers
 def _choose(impl: str | None, device: str, scale: int) -> str:
     return choose(_OP, impl, _why_not(device, scale))
-
-
-# What torch.compiler.assume_constant_result sets. Calling it imports the whole compiler: a second for every import.
-_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check(clean: Tensor, task: Task, seeds: Tensor | None, margin: int, rain: Rain | None) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ipt_fast import cpu_features
 from ipt_fast.ops._attention_cpu import attention_by_products, attention_by_products_backward
-from ipt_fast.ops._backend import choose, module_missing, triton_missing
+from ipt_fast.ops._backend import choose, constant_to_compilers, module_missing, triton_missing
 
 _OP = "patch_attention"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -270,12 +270,9 @@ def _autocast_enabled(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+@constant_to_compilers
 def _choose(impl: str | None, device: str, dtype: torch.dtype, head_dim: int) -> str:
     return choose(_OP, impl, _why_not(device, dtype, head_dim))
-
-
-# What torch.compiler.assume_constant_result sets. Calling it imports the whole compiler: a second for every import.
-_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_embed: Tensor | None, k_embed: Tensor | None) -> None:

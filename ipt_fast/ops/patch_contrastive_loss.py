@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ipt_fast import cpu_features
 from ipt_fast.ops import _contrastive_cpu
-from ipt_fast.ops._backend import choose, triton_missing
+from ipt_fast.ops._backend import choose, constant_to_compilers, triton_missing
 
 _OP = "patch_contrastive_loss"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -389,12 +389,9 @@ def backend_status(device: torch.device | str) -> dict[str, str | None]:
     return _why_not(str(device))
 
 
+@constant_to_compilers
 def _choose(impl: str | None, device: str, dtype: torch.dtype, mode: str, temperature: float) -> str:
     return choose(_OP, impl, _why_not(device, dtype, mode, temperature))
-
-
-# What torch.compiler.assume_constant_result sets. Calling it imports the whole compiler: a second for every import.
-_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 __all__ = ["backend_status", "patch_contrastive_loss", "patch_contrastive_loss_reference"]

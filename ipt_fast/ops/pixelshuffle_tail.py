@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ipt_fast.ops._backend import choose, triton_missing
+from ipt_fast.ops._backend import choose, constant_to_compilers, triton_missing
 from ipt_fast.ops._tail_collapse import ClassKernels, Collapsed, Conv, apply, axes_of, chain
 
 _OP = "pixelshuffle_tail"
@@ -154,13 +154,10 @@ def _why_not(device: str, dtype: torch.dtype | None = None, wants_gradient: bool
     return {"collapsed": None, "eager": None, "triton": triton}
 
 
+@constant_to_compilers
 def _choose(impl: str | None, device: str, dtype: torch.dtype, wants_gradient: bool, cheaper: bool) -> str:
     reasons = _why_not(device, dtype, wants_gradient)
     return choose(_OP, impl, reasons if cheaper else {"eager": None, **reasons})
-
-
-# What torch.compiler.assume_constant_result sets. Calling it imports the whole compiler: a second for every import.
-_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _needs_fewer_products(convs: Sequence[Conv], scales: Sequence[int]) -> bool:
