@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from torch import nn
 
 _CLASSES: dict[tuple[type, type], type] = {}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass
@@ -62,13 +61,3 @@ def unswap(module: nn.Module) -> None:
 def original_class(module: nn.Module) -> type:
     """The class of a module, swapped or not."""
     return module._swapped_from if isinstance(module, Swapped) else type(module)
-
-
-def why_watched(module: nn.Module) -> str | None:
-    """Why a module has to be called as it is, whatever its class computes, or None."""
-    for name in _HOOKS:
-        if getattr(module, name, None):
-            return f"has {name.strip('_').replace('_', ' ')}"
-    if "forward" in module.__dict__:
-        return "has a forward of its own"
-    return None

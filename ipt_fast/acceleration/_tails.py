@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ipt_fast.acceleration._pending import Pending, pending, traced, wants_gradient
-from ipt_fast.acceleration._swap import Report, Swapped, original_class, swap, why_watched
+from ipt_fast.acceleration._swap import Report, Swapped, original_class, swap
 from ipt_fast.ops.pixelshuffle_tail import pixelshuffle_tail, unlike_plain
+from ipt_fast.watched import why_watched
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ipt_fast.model.feed_forward import feed_forward
 from ipt_fast.model.memory_projection import MemoryProjection
 from ipt_fast.model.norm import LayerNorm
+from ipt_fast.model.packed_linear import is_plain, linear
 from ipt_fast.ops import patch_attention
 
 
@@ -42,13 +43,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.Module, E: Tensor | None = None) -> Tensor:
         """Self-attention: y = norm(x), q = k = y + E, v = y. x [B, N, D], E [N, D] or None -> [B, N, D]."""
-        packed = made_again(lambda x: F.linear(norm(x), self.in_proj_weight), x)
+        packed = made_again(lambda x: linear(norm(x), self.in_proj_weight), x)
         q, k, v = packed.chunk(3, dim=-1)  # views of [B, N, 3D]
         q_embed = k_embed = None
         if E is not None:
             q_embed, k_embed = F.linear(E, self.in_proj_weight[: 2 * E.shape[-1]]).chunk(2, dim=-1)  # [N, D] each
         out = patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed, k_embed=k_embed)
-        return self.out_proj(out)
+        return self._project(out)
 
     def cross(self, x: Tensor, norm: nn.Module, memory: tuple[Tensor, Tensor], E: Tensor | None = None) -> Tensor:
         """Cross-attention: q = norm(x) + E; ``memory`` is what ``keys_values`` made of it."""
@@ -56,7 +57,12 @@ class Attention(nn.Module):
         q = made_again(lambda x: F.linear(norm(x), self.in_proj_weight[:D]), x)  # [B, N, D]
         k, v = memory
         q_embed = None if E is None else F.linear(E, self.in_proj_weight[:D])  # [N, D]
-        return self.out_proj(patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed))
+        return self._project(patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed))
+
+    def _project(self, out: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not is_plain(self.out_proj):
+            return self.out_proj(out)
+        return linear(out, self.out_proj.weight, self.out_proj.bias)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """k and v of the memory [B, M, D] for ``cross``: views of [B, M, 2D]."""

@@ -11,21 +11,27 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ipt_fast.model.norm import LayerNorm, product_dtype
+from ipt_fast.model.packed_linear import forget, is_plain, linear
 
 
 def feed_forward(x: Tensor, norm: nn.Module | None, linear1: nn.Module, linear2: nn.Module) -> Tensor:
     """linear2(relu(linear1(norm(x)))); x [B, N, D] -> [B, N, D] in the dtype of products."""
-    ours = isinstance(norm, LayerNorm | None) and type(linear1) is nn.Linear and type(linear2) is nn.Linear
-    # A compiler decides itself what to keep and what to fuse; modules that somebody put in their places are called.
-    if not ours or torch.compiler.is_compiling() or x.is_meta:
+    # A compiler decides itself what to keep and what to fuse; modules that somebody put there or hooked are called.
+    if torch.compiler.is_compiling() or x.is_meta or not _ours(norm, linear1, linear2):
         return linear2(F.relu_(linear1(x if norm is None else norm(x))))
     assert isinstance(linear1, nn.Linear) and isinstance(linear2, nn.Linear)
     parameters = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+        forget(linear1.weight, linear2.weight)
         scale = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
         return _FeedForward.apply(x, *scale, *parameters)
-    hidden = _hidden(x if norm is None else norm(x), linear1.weight, linear1.bias)
-    return F.linear(hidden, linear2.weight, linear2.bias)
+    y = x if norm is None else norm(x)
+    hidden = _hidden(y, *parameters[:2]) if _has_epilogue(y) else linear(y, *parameters[:2], relu=True)
+    return linear(hidden, *parameters[2:])
+
+
+def _ours(norm: nn.Module | None, linear1: nn.Module, linear2: nn.Module) -> bool:
+    return isinstance(norm, LayerNorm | None) and is_plain(linear1) and is_plain(linear2)
 
 
 def _has_epilogue(x: Tensor) -> bool:

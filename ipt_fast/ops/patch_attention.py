@@ -95,8 +95,7 @@ def _forward(
 
         return patch_attention_forward(q, k, v, q_embed, k_embed, num_heads, scale)
     if impl == "cpu":
-        out = attention_by_products(_plus(q, q_embed), _plus(k, k_embed), v, num_heads, scale)
-        return out, _no_lse(q, num_heads)
+        return attention_by_products(q, k, v, q_embed, k_embed, num_heads, scale), _no_lse(q, num_heads)
     q, k, v = (_dense_rows(x) for x in (_plus(q, q_embed), _plus(k, k_embed), v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         _heads(q, num_heads), _heads(k, num_heads), _heads(v, num_heads), 0.0, False, scale=scale
