@@ -21,9 +21,13 @@ from ipt_fast.data.decode import mirror_fill
 from ipt_fast.data.encoded import EncodedBatch, Reader
 from ipt_fast.data.loader import CropLoader, Made
 from ipt_fast.data.source import CropSource
+from ipt_fast.data.thread_time import cpu_seconds, thread_ids
 
 # Batches in a row that DALI may fail to decode before its error is raised.
 _MAX_FAILURES = 8
+
+# What the names of DALI's threads start with.
+_THREADS = "[DALI]"
 
 
 def why_not() -> str | None:
@@ -71,7 +75,10 @@ class DaliLoader(CropLoader):
         failures = 0
         while True:
             error = None
-            run = _Run(self._source, self._rank, self._world_size, step, self._pipeline(), self._prefetch)
+            others = thread_ids(_THREADS)
+            pipeline = self._pipeline()
+            threads = thread_ids(_THREADS) - others
+            run = _Run(self._source, self._rank, self._world_size, step, pipeline, threads, self._prefetch)
             try:
                 for batch in run:
                     step, failures = step + 1, 0
@@ -115,10 +122,21 @@ def _decode_errors() -> Iterator[None]:
 class _Run:
     """One pipeline at work: feeds it as far ahead as it may run and takes its outputs in order."""
 
-    def __init__(self, source: CropSource, rank: int, world_size: int, step: int, pipeline: Any, prefetch: int) -> None:
+    def __init__(
+        self,
+        source: CropSource,
+        rank: int,
+        world_size: int,
+        step: int,
+        pipeline: Any,
+        threads: set[int],
+        prefetch: int,
+    ) -> None:
         from ipt_fast.data.dali_pipeline import BOX_INPUTS, CROP_INPUTS
 
         self._pipeline = pipeline
+        self._threads = threads
+        self._spent = cpu_seconds(threads)
         self._inputs = BOX_INPUTS if source.plan.crops_per_image == 1 else BOX_INPUTS + CROP_INPUTS
         self._prefetch = prefetch
         self._reader = Reader(source, rank, world_size, step, prefetch)
@@ -138,7 +156,12 @@ class _Run:
             self._reader.done_with(batch)
             crops = torch.from_dlpack(output.as_tensor())  # [n, K, P, P', 3]
             self._pipeline.release_outputs()
-            yield Made(_finish(crops, batch), batch.bad)
+            yield Made(_finish(crops, batch), batch.bad, self._seconds())
+
+    def _seconds(self) -> float | None:
+        """CPU time of the pipeline's threads since the last batch: they work on the next ones by now."""
+        before, self._spent = self._spent, cpu_seconds(self._threads)
+        return None if before is None or self._spent is None else self._spent - before
 
     def stop(self) -> None:
         self._pipeline = None  # its threads end before the photos go that they read

@@ -36,7 +36,7 @@ class CropBatch(NamedTuple):
 class Made(NamedTuple):
     """What a loader's stream gives for a step: crops, (path, reason) of photos gone bad, and what making it took.
 
-    ``seconds`` to read, decode and cut, where that was measured: DALI's threads do not tell.
+    ``seconds`` of one core's time, where that was measured: see ``decode_ms`` of ``CropLoader.stats``.
     """
 
     crops: Tensor
@@ -124,8 +124,9 @@ class CropLoader(ABC):
 
     def stats(self) -> dict[str, Any]:
         """Counts since the loader was made: ``batches``, ``wait_seconds`` (time the caller waited in ``next``),
-        ``decode_ms`` (mean time to read, decode and cut a batch, in a worker, since this was last asked; None where it
-        is not measured), ``bad_samples`` (crops replaced because their photo went bad), ``bad_files`` (number of
+        ``decode_ms`` (mean time of one core to decode and cut a batch, since this was last asked: in a worker of the
+        PyTorch loader, reading included; of all of DALI's threads together, on Linux, else None; what a GPU decodes
+        is not in it), ``bad_samples`` (crops replaced because their photo went bad), ``bad_files`` (number of
         such photos) and ``bad_paths`` (path -> reason of the first 100)."""
         (made, seconds), self._made = self._made, (0, 0.0)
         return {
