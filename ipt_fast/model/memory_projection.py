@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ipt_fast.model.norm import product_dtype
+from ipt_fast.model.steps import optimizer_steps
 
 
 class MemoryProjection:
     """The layers' key and value weights side by side, [L 2D, D], kept from call to call in the dtype that multiplies.
 
-    A call that learns drops them. So does a change of a weight, as far as PyTorch counts changes: writes through
-    ``.data`` it does not count; call ``forget`` after those.
+    A call that learns drops them. So does a step of an optimizer, and a change of a weight that PyTorch counts: writes
+    through ``.data`` it does not count; call ``forget`` after those.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class MemoryProjection:
     def _joined(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         D = weights[0].shape[1]
         try:
-            state = (dtype, [(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights])
+            state = (dtype, optimizer_steps(), [(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights])
         except RuntimeError:  # inference tensors count no changes
             state = None
         if state is None or state != self._state or self._weight is None:

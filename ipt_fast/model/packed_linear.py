@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ipt_fast.cpu_features import has_fast_bf16
 from ipt_fast.model.norm import product_dtype
+from ipt_fast.model.steps import optimizer_steps
 from ipt_fast.watched import why_watched
 
 _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight -> (its state, the weight laid out)
@@ -19,8 +20,8 @@ _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight -> (its s
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """x W^T + b, and where asked for its ReLU: [..., D] -> [..., D_out] in the dtype of products.
 
-    A laid-out weight is kept until the weight changes, as far as PyTorch counts changes: writes through ``.data`` and
-    fused optimizers it does not count. A call that learns drops it, so that only ``.data`` needs ``forget``.
+    A laid-out weight is kept until the weight changes, an optimizer steps, or a call learns. Writes through ``.data``
+    alone go unseen: call ``forget`` after those.
     """
     if not _wants_gradient(x, weight, bias):
         packed = _packed(x, weight)
@@ -56,7 +57,7 @@ def _packed(x: Tensor, weight: Tensor) -> Tensor | None:
     if product_dtype(x) != torch.bfloat16 or type(weight) not in (Tensor, nn.Parameter) or not _available():
         return None
     try:
-        state = (weight._version, weight.data_ptr(), weight.shape, weight.dtype)
+        state = (weight._version, optimizer_steps(), weight.data_ptr(), weight.shape, weight.dtype)
     except RuntimeError:  # inference tensors count no versions, functorch's have no address
         return None
     found = _PACKED.get(weight)

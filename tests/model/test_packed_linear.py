@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ipt_fast.model import packed_linear as module
-from ipt_fast.model.blocks import EncoderLayer
+from ipt_fast.model.blocks import Decoder, EncoderLayer
 from ipt_fast.model.packed_linear import is_plain, linear
 
 needs_bf16 = pytest.mark.skipif(not module._available(), reason="needs a CPU with AVX512-BF16 or AMX, and oneDNN")
@@ -100,6 +100,25 @@ def test_a_layer_that_learned_with_a_fused_optimizer_infers_with_its_new_weights
         exact = layer(x)
     error = (infer() - exact).norm() / exact.norm()
     assert error < 0.02 < (before - exact).norm() / exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fused_optimizer_is_seen_by_a_decoder_that_learned_compiled(dtype):
+    """As a compiled training does: its calls drop nothing, and fused steps leave version counters as they are."""
+    torch.manual_seed(0)
+    decoder, x = Decoder(48, 4, 96, 2, memory_norm=True), torch.randn(2, 9, 48)
+
+    def infer(network):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return network(x, x, None)
+
+    infer(decoder)
+    for p in decoder.parameters():
+        p.grad = torch.randn_like(p)
+    torch.optim.AdamW(decoder.parameters(), lr=0.1, fused=True).step()
+    fresh = Decoder(48, 4, 96, 2, memory_norm=True)
+    fresh.load_state_dict(decoder.state_dict())
+    torch.testing.assert_close(infer(decoder), infer(fresh))
 
 
 @needs_bf16
