@@ -8,8 +8,9 @@ import importlib
 import importlib.util
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from ipt_fast.data.thread_time import cpu_seconds, thread_ids
 
 # Batches in a row that DALI may fail to decode before its error is raised.
 _MAX_FAILURES = 8
+
+# Pipelines that decode on a CPU, in turn: one works while threads of the other wait for the last photo of a batch.
+_CPU_PIPELINES = 2
 
 # What the names of DALI's threads start with.
 _THREADS = "[DALI]"
@@ -75,10 +79,7 @@ class DaliLoader(CropLoader):
         failures = 0
         while True:
             error = None
-            others = thread_ids(_THREADS)
-            pipeline = self._pipeline()
-            threads = thread_ids(_THREADS) - others
-            run = _Run(self._source, self._rank, self._world_size, step, pipeline, threads, self._prefetch)
+            run = _Run(self._source, self._rank, self._world_size, step, self._pipelines, self._prefetch)
             try:
                 for batch in run:
                     step, failures = step + 1, 0
@@ -95,16 +96,20 @@ class DaliLoader(CropLoader):
             step += 1
             yield Made(torch.from_numpy(crops).to("cpu" if self._device_id is None else "cuda"), bad)
 
-    def _pipeline(self) -> Any:
+    def _pipelines(self) -> list[Any]:
         from ipt_fast.data.dali_pipeline import build_pipeline
 
-        return build_pipeline(
-            batch_size=self._source.plan.global_batch // self._world_size,
-            crops_per_image=self._source.plan.crops_per_image,
-            threads=self._threads,
-            prefetch=self._prefetch,
-            device_id=self._device_id,
-        )
+        count = 1 if self._device_id is not None else min(_CPU_PIPELINES, self._threads)
+        return [
+            build_pipeline(
+                batch_size=self._source.plan.global_batch // self._world_size,
+                crops_per_image=self._source.plan.crops_per_image,
+                threads=(self._threads + i) // count,
+                prefetch=self._prefetch,
+                device_id=self._device_id,
+            )
+            for i in range(count)
+        ]
 
 
 class _DecodeError(RuntimeError):
@@ -120,7 +125,7 @@ def _decode_errors() -> Iterator[None]:
 
 
 class _Run:
-    """One pipeline at work: feeds it as far ahead as it may run and takes its outputs in order."""
+    """Pipelines at work, batch by batch in turn: feeds them as far ahead as they may run and takes what they made."""
 
     def __init__(
         self,
@@ -128,35 +133,45 @@ class _Run:
         rank: int,
         world_size: int,
         step: int,
-        pipeline: Any,
-        threads: set[int],
+        make_pipelines: Callable[[], list[Any]],
         prefetch: int,
     ) -> None:
         from ipt_fast.data.dali_pipeline import BOX_INPUTS, CROP_INPUTS
 
-        self._pipeline = pipeline
-        self._threads = threads
-        self._spent = cpu_seconds(threads)
+        others = thread_ids(_THREADS)
+        self._pipelines = make_pipelines()
+        self._threads = thread_ids(_THREADS) - others
+        self._spent = cpu_seconds(self._threads)
         self._inputs = BOX_INPUTS if source.plan.crops_per_image == 1 else BOX_INPUTS + CROP_INPUTS
-        self._prefetch = prefetch
-        self._reader = Reader(source, rank, world_size, step, prefetch)
+        self._ahead = prefetch * len(self._pipelines)
+        self._reader = Reader(source, rank, world_size, step, self._ahead)
         self._under_way: deque[EncodedBatch] = deque()
 
     def __iter__(self) -> Iterator[Made]:
-        # DALI's first run is that of all batches ahead, so these have to be there before it.
-        for _ in range(self._prefetch):
-            self._feed(wait=True)
-        self._schedule()
+        feed, take = cycle(self._pipelines), cycle(self._pipelines)
+        # A pipeline's first run is that of all batches ahead, so these have to be there before it.
+        for _ in range(self._ahead):
+            self._feed(feed, wait=True)
+        for pipeline in self._pipelines:
+            self._schedule(pipeline)
         while True:
-            while len(self._under_way) < self._prefetch and self._feed(wait=not self._under_way):
-                self._schedule()
-            with _decode_errors():
-                (output,) = self._pipeline.share_outputs()
-            batch = self._under_way.popleft()
-            self._reader.done_with(batch)
-            crops = torch.from_dlpack(output.as_tensor())  # [n, K, P, P', 3]
-            self._pipeline.release_outputs()
-            yield Made(_finish(crops, batch), batch.bad, self._seconds())
+            made = self._take(next(take))
+            # Only now, so that the threads which this wakes do not keep the caller waiting.
+            while len(self._under_way) < self._ahead:
+                fed = self._feed(feed, wait=not self._under_way)
+                if fed is None:
+                    break
+                self._schedule(fed)
+            yield made
+
+    def _take(self, pipeline: Any) -> Made:
+        with _decode_errors():
+            (output,) = pipeline.share_outputs()
+        batch = self._under_way.popleft()
+        self._reader.done_with(batch)
+        crops = torch.from_dlpack(output.as_tensor())  # [n, K, S, S, 3]
+        pipeline.release_outputs()
+        return Made(_finish(crops, batch), batch.bad, self._seconds())
 
     def _seconds(self) -> float | None:
         """CPU time of the pipeline's threads since the last batch: they work on the next ones by now."""
@@ -164,41 +179,40 @@ class _Run:
         return None if before is None or self._spent is None else self._spent - before
 
     def stop(self) -> None:
-        self._pipeline = None  # its threads end before the photos go that they read
+        self._pipelines = []  # their threads end before the photos go that they read
         self._reader.stop()
 
-    def _feed(self, wait: bool) -> bool:
-        """Hand the next batch to the pipeline; False where it is not read yet and ``wait`` is False."""
+    def _feed(self, pipelines: Iterator[Any], wait: bool) -> Any | None:
+        """The pipeline that got the next batch; None where that is not read yet and ``wait`` is False."""
         batch = self._reader.get(wait)
         if batch is None:
-            return False
+            return None
+        pipeline = next(pipelines)
         with _decode_errors():
             for name in self._inputs:
-                self._pipeline.feed_input(name, getattr(batch, name))
+                pipeline.feed_input(name, getattr(batch, name))
         self._under_way.append(batch)
-        return True
+        return pipeline
 
-    def _schedule(self) -> None:
+    def _schedule(self, pipeline: Any) -> None:
         with _decode_errors():
-            self._pipeline.schedule_run()
+            pipeline.schedule_run()
 
 
 def _finish(crops: Tensor, batch: EncodedBatch) -> Tensor:
-    """[n, K, P, P', 3] -> [B, 3, S, S]: crops in the order of the batch, mirrored where the photo is smaller."""
-    per_photo = crops.shape[1]
-    crops = crops.flatten(0, 1)
+    """[n, K, S, S, 3] -> [B, 3, S, S]: crops in the order of the batch, mirrored where the photo is smaller."""
+    # With numpy on a CPU: PyTorch shares even a copy out among threads, which then spin where DALI's want to decode.
+    on_cpu = crops.device.type == "cpu"
+    pixels: Any = crops.flatten(0, 1)
+    if on_cpu:
+        pixels = pixels.numpy()
     order = batch.order
-    if len(order) != len(crops) or (order != np.arange(len(order))).any():
-        crops = crops[torch.from_numpy(order).to(crops.device)]
-    size = batch.plan.size
-    shapes = batch.crop_shapes[order // per_photo]
-    small = np.flatnonzero((shapes < size).any(1))
-    if not len(small):
-        return crops.permute(0, 3, 1, 2)
-    out = crops if crops.shape[1:3] == (size, size) else crops.new_empty(len(crops), size, size, 3)
-    for sample in small.tolist():
+    if len(order) != len(pixels) or (order != np.arange(len(order))).any():
+        pixels = pixels[order]
+    shapes = batch.crop_shapes[order // crops.shape[1]]
+    for sample in np.flatnonzero((shapes < batch.plan.size).any(1)).tolist():
         height, width = shapes[sample].tolist()
-        if out is not crops:
-            out[sample, :height, :width] = crops[sample, :height, :width]
-        mirror_fill(out[sample], height, width, torch.flip)
-    return out.permute(0, 3, 1, 2)
+        mirror_fill(pixels[sample], height, width, np.flip if on_cpu else torch.flip)
+    if on_cpu:
+        pixels = torch.from_numpy(pixels)
+    return pixels.permute(0, 3, 1, 2)

@@ -6,7 +6,7 @@ import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 from nvidia.dali import pipeline_def
 
-BOX_INPUTS = ("photos", "box_anchors", "box_shapes")
+BOX_INPUTS = ("photos", "box_anchors", "box_shapes", "squares")
 CROP_INPUTS = ("crop_anchors", "crop_shapes")
 
 
@@ -15,7 +15,8 @@ def build_pipeline(*, batch_size: int, crops_per_image: int, threads: int, prefe
 
     Of each photo (encoded uint8 [bytes]) only the box (anchor and shape int32 [2], rows first) is decoded, and
     ``crops_per_image`` crops are cut out of it (anchors within the box int32 [K, 2], one shape int32 [2] for all).
-    The output is uint8 [n, K, P, P', 3] for n photos, where smaller crops are filled with zeros to the largest.
+    The output is uint8 [n, K, S, S, 3] for n photos, where smaller crops are filled with zeros to their ``squares``,
+    (S, S) int32.
 
     Args:
         device_id: the GPU that decodes; None decodes on the CPU.
@@ -45,6 +46,7 @@ def build_pipeline(*, batch_size: int, crops_per_image: int, threads: int, prefe
             adjust_orientation=False,  # as stored, like the other loader
             jpeg_fancy_upsampling=True,  # the GPU decoder's chroma as the CPU's
         )
+        squares = fn.external_source(name="squares", dtype=types.INT32, ndim=1)
         if crops_per_image == 1:
             stacked = fn.expand_dims(boxes, axes=[0])
         else:
@@ -52,7 +54,7 @@ def build_pipeline(*, batch_size: int, crops_per_image: int, threads: int, prefe
             crop_shapes = fn.external_source(name="crop_shapes", dtype=types.INT32, ndim=1)
             cut = [fn.slice(boxes, crop_anchors[k], crop_shapes, axes=[0, 1]) for k in range(crops_per_image)]
             stacked = fn.stack(*cut)
-        return fn.pad(stacked, axes=[1, 2], fill_value=0)  # [K, h, w, 3] -> [K, P, P', 3]
+        return fn.pad(stacked, axes=[1, 2], shape=squares, fill_value=0)  # [K, h, w, 3] -> [K, S, S, 3]
 
     pipeline = crops()
     pipeline.build()

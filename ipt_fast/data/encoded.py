@@ -34,6 +34,7 @@ class EncodedBatch:
     box_shapes: np.ndarray  # [n, 2]
     crop_anchors: np.ndarray  # [n, K, 2], within the box
     crop_shapes: np.ndarray  # [n, 2]
+    squares: np.ndarray  # [n, 2], what crops are filled up to
     order: np.ndarray
     bad: list[tuple[str, str]]
     # What most of the photos lie in; may be used again when they are.
@@ -162,7 +163,8 @@ def _arrange(
             crop_anchors[row, place] = top - anchor[0], left - anchor[1]
             order[sample] = row * k + place
     photos = [photo for _, photo in pairs]
-    return EncodedBatch(plan, photos, box_anchors, box_shapes, crop_anchors, crop_shapes, order, bad, memory)
+    squares = np.full((n, 2), plan.size, np.int32)
+    return EncodedBatch(plan, photos, box_anchors, box_shapes, crop_anchors, crop_shapes, squares, order, bad, memory)
 
 
 class Reader:

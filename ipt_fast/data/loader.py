@@ -187,7 +187,7 @@ def make_loader(
         batch_size: crops a rank.
         workers: processes (torch) or threads (DALI); None for as many as there are cores for this rank. 0 decodes in
             this process (torch only).
-        prefetch: batches made ahead, a worker (torch) or in all (DALI).
+        prefetch: batches made ahead, a worker (torch) or a pipeline (DALI: two of them on a CPU, one on a GPU).
         device: where DALI decodes, "cuda" or "cpu"; None for the GPU where there is one.
         data_fraction: share of the photos to use, the same ones whatever the seed (the paper's Figure 6).
 
