@@ -6,32 +6,18 @@ own checkpoints are not needed: a new pipeline is fed from the step of the check
 
 import importlib
 import importlib.util
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import cycle
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from ipt_fast.data.ahead import Ahead
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.decode import mirror_fill
-from ipt_fast.data.encoded import EncodedBatch, Reader
+from ipt_fast.data.dali_batches import DaliBatches
 from ipt_fast.data.loader import CropLoader, Made
 from ipt_fast.data.source import CropSource
-from ipt_fast.data.thread_time import cpu_seconds, thread_ids
-
-# Batches in a row that DALI may fail to decode before its error is raised.
-_MAX_FAILURES = 8
-
-# Pipelines that decode on a CPU, in turn: one works while threads of the other wait for the last photo of a batch.
-_CPU_PIPELINES = 2
-
-# What the names of DALI's threads start with.
-_THREADS = "[DALI]"
+from ipt_fast.data.thread_time import cpu_seconds
 
 
 def why_not() -> str | None:
@@ -50,7 +36,11 @@ def why_not() -> str | None:
 
 
 class DaliLoader(CropLoader):
-    """See ``make_loader``. Crops lie on the GPU where it decodes."""
+    """See ``make_loader``. Crops lie on the GPU where it decodes.
+
+    All of DALI is driven by a thread of its own: to hand it work wakes its threads, which on a busy machine keeps the
+    one that hands it over waiting for milliseconds.
+    """
 
     def __init__(
         self,
@@ -62,157 +52,32 @@ class DaliLoader(CropLoader):
         prefetch: int,
         device: torch.device,
     ) -> None:
-        self._threads = cpu_cores() if workers is None else max(1, workers)
-        self._prefetch = prefetch
-        self._device_id = None if device.type == "cpu" else torch.cuda.current_device()
-        where = "CPU" if self._device_id is None else f"GPU {self._device_id}"
-        super().__init__(source, rank, world_size, f"DALI loader, {where} decoding, {self._threads} threads")
+        threads = cpu_cores() if workers is None else max(1, workers)
+        device_id = None if device.type == "cpu" else torch.cuda.current_device()
+        self._on_gpu = device_id is not None
+        where = "CPU" if device_id is None else f"GPU {device_id}"
+        super().__init__(source, rank, world_size, f"DALI loader, {where} decoding, {threads} threads")
+        self._dali = DaliBatches(source, rank, world_size, threads=threads, prefetch=prefetch, device_id=device_id)
+        self._spent: tuple[frozenset[int], float] = frozenset(), 0.0
 
     def _open(self, step: int) -> Iterator[Made]:
-        return self._produce(step)
+        calls = self._dali.decoded(step)
+        if self._on_gpu:  # what is left to do are kernels, which belong on the caller's stream
+            with closing(Ahead(calls)) as ready:
+                yield from (call() for call in ready)
+        else:
+            with closing(Ahead(call() for call in calls)) as done:
+                yield from done
 
     def _shut(self, stream: Any) -> None:
         stream.close()
 
-    def _produce(self, step: int) -> Iterator[Made]:
-        """Batches from ``step`` on. A batch that DALI cannot decode is decoded without it, and DALI starts anew."""
-        failures = 0
-        while True:
-            error = None
-            run = _Run(self._source, self._rank, self._world_size, step, self._pipelines, self._prefetch)
-            try:
-                for batch in run:
-                    step, failures = step + 1, 0
-                    yield batch
-            except _DecodeError as raised:
-                error = raised
-            finally:
-                run.stop()
-            failures += 1
-            if failures > _MAX_FAILURES:
-                raise RuntimeError(f"DALI cannot decode {failures} batches in a row: {error}") from error
-            warnings.warn(f"DALI could not decode batch {step}, it is decoded without it: {error}", stacklevel=2)
-            crops, bad = self._source.crops(self._source.plan.batch(step, self._rank, self._world_size))
-            step += 1
-            yield Made(torch.from_numpy(crops).to("cpu" if self._device_id is None else "cuda"), bad)
-
-    def _pipelines(self) -> list[Any]:
-        from ipt_fast.data.dali_pipeline import build_pipeline
-
-        count = 1 if self._device_id is not None else min(_CPU_PIPELINES, self._threads)
-        return [
-            build_pipeline(
-                batch_size=self._source.plan.global_batch // self._world_size,
-                crops_per_image=self._source.plan.crops_per_image,
-                threads=(self._threads + i) // count,
-                prefetch=self._prefetch,
-                device_id=self._device_id,
-            )
-            for i in range(count)
-        ]
-
-
-class _DecodeError(RuntimeError):
-    """DALI raised while it ran."""
-
-
-@contextmanager
-def _decode_errors() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise _DecodeError(" ".join(str(error).split())[:300]) from error
-
-
-class _Run:
-    """Pipelines at work, batch by batch in turn: feeds them as far ahead as they may run and takes what they made."""
-
-    def __init__(
-        self,
-        source: CropSource,
-        rank: int,
-        world_size: int,
-        step: int,
-        make_pipelines: Callable[[], list[Any]],
-        prefetch: int,
-    ) -> None:
-        from ipt_fast.data.dali_pipeline import BOX_INPUTS, CROP_INPUTS
-
-        others = thread_ids(_THREADS)
-        self._pipelines = make_pipelines()
-        self._threads = thread_ids(_THREADS) - others
-        self._spent = cpu_seconds(self._threads)
-        self._inputs = BOX_INPUTS if source.plan.crops_per_image == 1 else BOX_INPUTS + CROP_INPUTS
-        self._ahead = prefetch * len(self._pipelines)
-        self._reader = Reader(source, rank, world_size, step, self._ahead)
-        self._under_way: deque[EncodedBatch] = deque()
-
-    def __iter__(self) -> Iterator[Made]:
-        feed, take = cycle(self._pipelines), cycle(self._pipelines)
-        # A pipeline's first run is that of all batches ahead, so these have to be there before it.
-        for _ in range(self._ahead):
-            self._feed(feed, wait=True)
-        for pipeline in self._pipelines:
-            self._schedule(pipeline)
-        while True:
-            made = self._take(next(take))
-            # Only now, so that the threads which this wakes do not keep the caller waiting.
-            while len(self._under_way) < self._ahead:
-                fed = self._feed(feed, wait=not self._under_way)
-                if fed is None:
-                    break
-                self._schedule(fed)
-            yield made
-
-    def _take(self, pipeline: Any) -> Made:
-        with _decode_errors():
-            (output,) = pipeline.share_outputs()
-        batch = self._under_way.popleft()
-        self._reader.done_with(batch)
-        crops = torch.from_dlpack(output.as_tensor())  # [n, K, S, S, 3]
-        pipeline.release_outputs()
-        return Made(_finish(crops, batch), batch.bad, self._seconds())
-
-    def _seconds(self) -> float | None:
-        """CPU time of the pipeline's threads since the last batch: they work on the next ones by now."""
-        before, self._spent = self._spent, cpu_seconds(self._threads)
-        return None if before is None or self._spent is None else self._spent - before
-
-    def stop(self) -> None:
-        self._pipelines = []  # their threads end before the photos go that they read
-        self._reader.stop()
-
-    def _feed(self, pipelines: Iterator[Any], wait: bool) -> Any | None:
-        """The pipeline that got the next batch; None where that is not read yet and ``wait`` is False."""
-        batch = self._reader.get(wait)
-        if batch is None:
+    def _decoding_seconds(self) -> float | None:
+        """CPU time of the pipelines' threads since this was last asked: they work on later batches by now."""
+        threads = self._dali.working
+        seconds = cpu_seconds(threads)
+        if seconds is None:
             return None
-        pipeline = next(pipelines)
-        with _decode_errors():
-            for name in self._inputs:
-                pipeline.feed_input(name, getattr(batch, name))
-        self._under_way.append(batch)
-        return pipeline
-
-    def _schedule(self, pipeline: Any) -> None:
-        with _decode_errors():
-            pipeline.schedule_run()
-
-
-def _finish(crops: Tensor, batch: EncodedBatch) -> Tensor:
-    """[n, K, S, S, 3] -> [B, 3, S, S]: crops in the order of the batch, mirrored where the photo is smaller."""
-    # With numpy on a CPU: PyTorch shares even a copy out among threads, which then spin where DALI's want to decode.
-    on_cpu = crops.device.type == "cpu"
-    pixels: Any = crops.flatten(0, 1)
-    if on_cpu:
-        pixels = pixels.numpy()
-    order = batch.order
-    if len(order) != len(pixels) or (order != np.arange(len(order))).any():
-        pixels = pixels[order]
-    shapes = batch.crop_shapes[order // crops.shape[1]]
-    for sample in np.flatnonzero((shapes < batch.plan.size).any(1)).tolist():
-        height, width = shapes[sample].tolist()
-        mirror_fill(pixels[sample], height, width, np.flip if on_cpu else torch.flip)
-    if on_cpu:
-        pixels = torch.from_numpy(pixels)
-    return pixels.permute(0, 3, 1, 2)
+        before = self._spent[1] if self._spent[0] == threads else 0.0
+        self._spent = threads, seconds
+        return seconds - before

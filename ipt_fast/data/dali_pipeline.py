@@ -6,12 +6,9 @@ import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 from nvidia.dali import pipeline_def
 
-BOX_INPUTS = ("photos", "box_anchors", "box_shapes", "squares")
-CROP_INPUTS = ("crop_anchors", "crop_shapes")
-
 
 def build_pipeline(*, batch_size: int, crops_per_image: int, threads: int, prefetch: int, device_id: int | None) -> Any:
-    """A built pipeline, fed by ``feed_input``: ``BOX_INPUTS``, and ``CROP_INPUTS`` if there are several crops a photo.
+    """A built pipeline, fed by ``feed_input`` with ``EncodedBatch.inputs``.
 
     Of each photo (encoded uint8 [bytes]) only the box (anchor and shape int32 [2], rows first) is decoded, and
     ``crops_per_image`` crops are cut out of it (anchors within the box int32 [K, 2], one shape int32 [2] for all).

@@ -1,12 +1,10 @@
 """A planned batch as DALI takes it: encoded photos, the boxes to decode, and the crops to cut out of them.
 
-Reading happens in threads ahead of the decoder. Photos gone bad are replaced here, by the same substitutes as the
-PyTorch loader takes, because a damaged file would cost DALI the whole batch.
+Several threads read. Photos gone bad are replaced here, by the same substitutes as the PyTorch loader takes, because a
+damaged file would cost DALI the whole batch.
 """
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +37,13 @@ class EncodedBatch:
     bad: list[tuple[str, str]]
     # What most of the photos lie in; may be used again when they are.
     memory: np.ndarray
+
+    def inputs(self) -> dict[str, Sequence[np.ndarray] | np.ndarray]:
+        """What the pipeline is fed, by the names of its inputs."""
+        inputs = {"box_anchors": self.box_anchors, "box_shapes": self.box_shapes, "squares": self.squares}
+        if self.crop_anchors.shape[1] > 1:  # else the box is the crop
+            inputs |= {"crop_anchors": self.crop_anchors, "crop_shapes": self.crop_shapes}
+        return {"photos": self.photos, **inputs}
 
 
 @dataclass
@@ -168,50 +173,23 @@ def _arrange(
 
 
 class Reader:
-    """Encoded batches from a step on, read ahead in the background."""
+    """Encoded batches from a step on."""
 
-    def __init__(self, source: CropSource, rank: int, world_size: int, step: int, ahead: int) -> None:
-        self._ready: queue.Queue[EncodedBatch | Exception] = queue.Queue(ahead)
-        self._memories: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        batches = (source.plan.batch(at, rank, world_size) for at in count(step))
-        self._thread = threading.Thread(target=self._work, args=(source, batches), daemon=True)
-        self._thread.start()
+    def __init__(self, source: CropSource, rank: int, world_size: int, step: int) -> None:
+        self._source = source
+        self._plans = (source.plan.batch(at, rank, world_size) for at in count(step))
+        self._pool = ThreadPoolExecutor(_READERS, "ipt-fast-read")
+        self._memories: list[np.ndarray] = []
 
-    def get(self, wait: bool) -> EncodedBatch | None:
-        """The next batch; None where it is not ready and ``wait`` is False. Raises what reading it raised."""
-        try:
-            item = self._ready.get(block=wait)
-        except queue.Empty:
-            return None
-        if isinstance(item, Exception):
-            raise item
-        return item
+    def read(self) -> EncodedBatch:
+        """The next batch. Raises RuntimeError where a bad photo has no substitute that can be read."""
+        memory = self._memories.pop() if self._memories else None
+        return encode_batch(self._source, next(self._plans), self._pool, memory)
 
     def done_with(self, batch: EncodedBatch) -> None:
         """The photos of that batch are not needed any more: later ones may take their place."""
-        self._memories.put(batch.memory)
+        self._memories.append(batch.memory)
 
-    def stop(self) -> None:
-        self._stop.set()
-        while not self._ready.empty():
-            self._ready.get_nowait()
-        self._thread.join()
-
-    def _work(self, source: CropSource, batches: Iterator[BatchPlan]) -> None:
-        with ThreadPoolExecutor(_READERS, "ipt-fast-read") as pool:
-            for plan in batches:
-                item: EncodedBatch | Exception
-                try:
-                    memory = None if self._memories.empty() else self._memories.get()
-                    item = encode_batch(source, plan, pool, memory)
-                except Exception as error:  # handed to the thread that waits for the batch
-                    item = error
-                while not self._stop.is_set():
-                    try:
-                        self._ready.put(item, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if self._stop.is_set() or isinstance(item, Exception):
-                    return
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()

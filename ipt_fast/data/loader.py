@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ipt_fast.data.decode import hush_pillow
 from ipt_fast.data.index import ImageIndex
-from ipt_fast.data.plan import CropPlan, draw_share
+from ipt_fast.data.plan import BatchPlan, CropPlan, draw_share
 from ipt_fast.data.source import CropSource, PhotoTable
 from ipt_fast.tasks import TASKS
 
@@ -34,14 +34,13 @@ class CropBatch(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a loader's stream gives for a step: crops, (path, reason) of photos gone bad, and what making it took.
+    """What a loader's stream gives for a step: its plan, crops, (path, reason) of photos gone bad, and the seconds that
+    making it took, where it is known for a batch alone."""
 
-    ``seconds`` of one core's time, where that was measured: see ``decode_ms`` of ``CropLoader.stats``.
-    """
-
+    plan: BatchPlan
     crops: Tensor
     bad: list[tuple[str, str]]
-    seconds: float | None = None
+    seconds: float = 0.0
 
 
 class CropLoader(ABC):
@@ -62,7 +61,9 @@ class CropLoader(ABC):
         self._bad_samples = 0
         self._batches = 0
         self._wait_seconds = 0.0
-        self._made = (0, 0.0)  # batches whose making was timed since ``stats`` was last asked, and their seconds
+        # Since ``stats`` was last asked: batches, and what making them took.
+        self._new_batches = 0
+        self._new_seconds = 0.0
         self.about = about
         self.batches_per_epoch = source.plan.batches_per_epoch
 
@@ -81,10 +82,7 @@ class CropLoader(ABC):
         started = time.perf_counter()
         if self._stream is None:
             self._stream = self._open(self._step)
-        plan = self._source.plan.batch(self._step, self._rank, self._world_size)
-        crops, bad, seconds = next(self._stream)
-        if seconds is not None:
-            self._made = (self._made[0] + 1, self._made[1] + seconds)
+        plan, crops, bad, seconds = next(self._stream)
         for path, reason in bad:
             self._bad_samples += 1
             if path not in self._bad:
@@ -92,6 +90,8 @@ class CropLoader(ABC):
                 warnings.warn(f"a photo went bad and is replaced: {path}: {reason}", stacklevel=2)
         self._step += 1
         self._batches += 1
+        self._new_batches += 1
+        self._new_seconds += seconds
         self._wait_seconds += time.perf_counter() - started
         return CropBatch(crops, plan.task, torch.from_numpy(plan.seeds), plan.epoch, plan.step)
 
@@ -128,15 +128,21 @@ class CropLoader(ABC):
         PyTorch loader, reading included; of all of DALI's threads together, on Linux, else None; what a GPU decodes
         is not in it), ``bad_samples`` (crops replaced because their photo went bad), ``bad_files`` (number of
         such photos) and ``bad_paths`` (path -> reason of the first 100)."""
-        (made, seconds), self._made = self._made, (0, 0.0)
+        batches, self._new_batches = self._new_batches, 0
+        seconds = self._decoding_seconds() if batches else None
         return {
             "batches": self._batches,
             "wait_seconds": self._wait_seconds,
-            "decode_ms": 1e3 * seconds / made if made else None,
+            "decode_ms": None if seconds is None else 1e3 * seconds / batches,
             "bad_samples": self._bad_samples,
             "bad_files": len(self._bad),
             "bad_paths": dict(list(self._bad.items())[:_NAMED]),
         }
+
+    def _decoding_seconds(self) -> float | None:
+        """Time of one core to decode, since this was last asked; None where it is not known."""
+        seconds, self._new_seconds = self._new_seconds, 0.0
+        return seconds
 
     def close(self) -> None:
         """Stop workers. The loader may be iterated again and goes on where it was."""

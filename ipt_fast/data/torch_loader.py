@@ -7,7 +7,6 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ipt_fast.data.cores import cpu_cores
@@ -17,17 +16,18 @@ from ipt_fast.data.source import CropSource
 
 
 class _Batches(Dataset):
-    """step -> (crops, bad photos, seconds)."""
+    """step -> what ``Made`` holds."""
 
     def __init__(self, source: CropSource, rank: int, world_size: int) -> None:
         self._source = source
         self._rank = rank
         self._world_size = world_size
 
-    def __getitem__(self, step: int) -> tuple[Tensor, list[tuple[str, str]], float]:
+    def __getitem__(self, step: int) -> Made:
         started = time.perf_counter()
-        crops, bad = self._source.crops(self._source.plan.batch(step, self._rank, self._world_size))
-        return torch.from_numpy(crops), bad, time.perf_counter() - started
+        plan = self._source.plan.batch(step, self._rank, self._world_size)
+        crops, bad = self._source.crops(plan)
+        return Made(plan, torch.from_numpy(crops), bad, time.perf_counter() - started)
 
 
 class TorchLoader(CropLoader):
