@@ -1,4 +1,7 @@
-"""The PyTorch loader: worker processes that each make whole batches, with simplejpeg or Pillow as the decoder."""
+"""The PyTorch loader: worker processes that each make whole batches, with simplejpeg or Pillow as the decoder.
+
+A thread takes what they send, so that the training does not wait for that.
+"""
 
 import signal
 import time
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ipt_fast.data.ahead import Ahead
 from ipt_fast.data.cores import cpu_cores
 from ipt_fast.data.decode import hush_pillow, simplejpeg
 from ipt_fast.data.loader import CropLoader, Made
@@ -55,13 +59,21 @@ class TorchLoader(CropLoader):
             worker_init_fn=_begin_worker,
             pin_memory=torch.cuda.is_available(),
         )
-        return iter(loader)
+        stream = iter(loader)
+        return Ahead(_until_closed(stream)) if self._workers else stream
 
     def _shut(self, stream: Any) -> None:
-        """End the workers now. They ignore SIGTERM, so that one which an exception's traceback still refers to would be
-        waited for without end when Python exits."""
         if self._workers:
-            stream._shutdown_workers()
+            stream.close()
+
+
+def _until_closed(stream: Any) -> Iterator[Made]:
+    """What the workers send. They are ended with it: they ignore SIGTERM, so that one which an exception's traceback
+    still refers to would be waited for without end when Python exits."""
+    try:
+        yield from stream
+    finally:
+        stream._shutdown_workers()
 
 
 def _as_it_is(batch: Any) -> Any:
