@@ -14,7 +14,7 @@ from ipt_fast.engine.step import TrainStep
 # Settings that may differ without changing a single weight.
 _FREE = {
     "workers", "prefetch", "loader", "checkpoint_every", "keep_every", "log_every", "max_bad_steps", "preset",
-    "compile",
+    "compile", "recompute",
 }  # fmt: skip
 
 

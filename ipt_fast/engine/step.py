@@ -21,6 +21,7 @@ from ipt_fast.engine.augment import draw_orientation, orient
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import GradientMean, World
 from ipt_fast.engine.precision import LossScale, resolve_precision
+from ipt_fast.engine.recompute import resolve_recompute
 from ipt_fast.losses import pretrain_loss
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
@@ -74,6 +75,11 @@ class TrainStep:
     def __init__(self, model: IPT, config: TrainConfig, world: World, degrade: Degrade):
         self.model, self.config, self.world, self.degrade = model, config, world, degrade
         self.rain = StreakFolder(config.rain) if config.rain else None
+        self.precision = resolve_precision(config.precision, world.device)
+        self.recompute = resolve_recompute(
+            config.recompute, config.model, config.batch_size // world.size, self.precision, world.device
+        )
+        model.set_recompute(self.recompute)
         self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(model) if config.compile else model
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
@@ -85,7 +91,6 @@ class TrainStep:
             fused=True,
         )
         self.gradients = GradientMean(model, world.size)
-        self.precision = resolve_precision(config.precision, world.device)
         self.scale = LossScale(self.precision == "fp16", world.device)
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
 

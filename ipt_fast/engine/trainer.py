@@ -288,6 +288,7 @@ class Trainer:
         device = self.world.device
         run = {
             "precision": self.training.precision,
+            "recompute": self.training.recompute,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "ranks": self.world.size,
             "torch": torch.__version__,

@@ -2,30 +2,23 @@
 
 Shapes: B images, N tokens, D embedding. ``E`` is a task embedding [N, D], the same for every image and layer.
 
-For the backward a layer keeps its inputs, the packed projections and the attention's output. The normalised tokens and
-the hidden layer of the feed-forward network, four times as wide as a token, are made again (bench/notes/block.md).
+For the backward a layer keeps its inputs, the packed projections and the attention's output. The normalised tokens are
+made again, and so is the hidden layer of the feed-forward network, four times as wide as a token, unless ``recompute``
+is False (bench/notes/block.md).
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ipt_fast.model.feed_forward import feed_forward
 from ipt_fast.model.memory_projection import MemoryProjection
 from ipt_fast.model.norm import LayerNorm
+from ipt_fast.model.normed_linear import normed_linear
 from ipt_fast.model.packed_linear import is_plain, linear
 from ipt_fast.ops import patch_attention
-
-
-def made_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), keeping x alone; the backward repeats what it needs. A compiler decides that for itself."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_meta:
-        return function(x)
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class Attention(nn.Module):
@@ -43,7 +36,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.Module, E: Tensor | None = None) -> Tensor:
         """Self-attention: y = norm(x), q = k = y + E, v = y. x [B, N, D], E [N, D] or None -> [B, N, D]."""
-        packed = made_again(lambda x: linear(norm(x), self.in_proj_weight), x)
+        packed = normed_linear(x, norm, self.in_proj_weight)
         q, k, v = packed.chunk(3, dim=-1)  # views of [B, N, 3D]
         q_embed = k_embed = None
         if E is not None:
@@ -54,7 +47,7 @@ class Attention(nn.Module):
     def cross(self, x: Tensor, norm: nn.Module, memory: tuple[Tensor, Tensor], E: Tensor | None = None) -> Tensor:
         """Cross-attention: q = norm(x) + E; ``memory`` is what ``keys_values`` made of it."""
         D = x.shape[-1]
-        q = made_again(lambda x: F.linear(norm(x), self.in_proj_weight[:D]), x)  # [B, N, D]
+        q = normed_linear(x, norm, self.in_proj_weight[:D])  # [B, N, D]
         k, v = memory
         q_embed = None if E is None else F.linear(E, self.in_proj_weight[:D])  # [N, D]
         return self._project(patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed))
@@ -73,6 +66,8 @@ class Attention(nn.Module):
 class EncoderLayer(nn.Module):
     """x += MHA(LN1 x); x += FFN(LN2 x)."""
 
+    recompute = True
+
     def __init__(self, dim: int, num_heads: int, ffn_dim: int):
         super().__init__()
         self.self_attn = Attention(dim, num_heads)
@@ -86,11 +81,13 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
         x = x + self.self_attn(x, self.norm1)
-        return x + feed_forward(x, self.norm2, self.linear1, self.linear2)
+        return x + feed_forward(x, self.norm2, self.linear1, self.linear2, self.recompute)
 
 
 class DecoderLayer(nn.Module):
     """z += MHA(LN1 z, E); z += MHA(LN2 z, memory, E); z += FFN(LN3 z)."""
+
+    recompute = True
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int):
         super().__init__()
@@ -110,7 +107,7 @@ class DecoderLayer(nn.Module):
         """z [B, N, D], memory [B, N, D], E [N, D] or None -> [B, N, D]. ``keys_values``: of this layer, if made."""
         z = z + self.self_attn(z, self.norm1, E)
         z = z + self.multihead_attn.cross(z, self.norm2, keys_values or self.multihead_attn.keys_values(memory), E)
-        return z + feed_forward(z, self.norm3, self.linear1, self.linear2)
+        return z + feed_forward(z, self.norm3, self.linear1, self.linear2, self.recompute)
 
 
 class Encoder(nn.Module):

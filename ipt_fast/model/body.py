@@ -36,6 +36,8 @@ class PositionEncoding(nn.Module):
 class Body(nn.Module):
     """The transformer between head and tail (``model/ipt.py``, VisionTransformer, of the reference code)."""
 
+    recompute = True
+
     def __init__(self, config: IPTConfig):
         super().__init__()
         D, N, ffn_dim = config.embed_dim, config.num_tokens, config.ffn_ratio * config.embed_dim
@@ -69,6 +71,6 @@ class Body(nn.Module):
         E = self.task_embedding(task_index)
         x = decoded = self.decoder(x, x, E)
         if self.config.mlp:
-            x = feed_forward(x, None, self.mlp_head[0], self.mlp_head[3]) + x
+            x = feed_forward(x, None, self.mlp_head[0], self.mlp_head[3], self.recompute) + x
         feats = decoded if self.config.features_from == "decoder" else x
         return to_features(x, p, size), feats

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ipt_fast.acceleration import accelerate
+from ipt_fast.model.blocks import DecoderLayer, EncoderLayer
 from ipt_fast.model.body import Body
 from ipt_fast.model.config import IPTConfig
 from ipt_fast.tasks import get_task
@@ -80,6 +81,16 @@ class IPT(nn.Module):
         self.head = nn.ModuleList(make_head(config.n_feats) for _ in config.tasks)
         self.body = Body(config)
         self.tail = nn.ModuleList(make_tail(config.n_feats, get_task(task).scale) for task in config.tasks)
+
+    def set_recompute(self, on: bool) -> None:
+        """Whether the backward makes the hidden layers again, as it does at first, or they are kept for it.
+
+        Gradients are the same. To make them again is a twelfth of a step's operations; to keep them takes half as much
+        memory again as all else that is kept (bench/notes/block.md).
+        """
+        for module in self.modules():
+            if isinstance(module, Body | EncoderLayer | DecoderLayer):
+                module.recompute = on
 
     def task_index(self, task: str | int) -> int:
         """Index of head, tail and embedding of a task, given by name or index.

@@ -56,6 +56,8 @@ def _packed(x: Tensor, weight: Tensor) -> Tensor | None:
         return None
     if product_dtype(x) != torch.bfloat16 or type(weight) not in (Tensor, nn.Parameter) or not _available():
         return None
+    if weight._is_view():  # gone with the call, and what is kept of it too
+        return None
     try:
         state = (weight._version, optimizer_steps(), weight.data_ptr(), weight.shape, weight.dtype)
     except RuntimeError:  # inference tensors count no versions, functorch's have no address

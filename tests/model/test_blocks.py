@@ -38,8 +38,10 @@ def test_a_training_step_keeps_two_fifths_of_the_plain_network(dtype):
     assert saved_bytes(model, x) <= 0.40 * saved_bytes(plain, x)
 
 
-def test_what_is_made_again_gives_the_same_gradients():
+@pytest.mark.parametrize("recompute", [True, False])
+def test_what_is_made_again_or_kept_gives_the_same_gradients(recompute):
     model = IPT(SMALL).double()
+    model.set_recompute(recompute)
     x = torch.rand(2, 3, 12, 12, dtype=torch.float64) * 255
     plain = plain_copy(model)
     for network in (model, plain):

@@ -1,4 +1,4 @@
-"""The feed-forward network with its own backward equals the modules that it is made of; it keeps its input alone."""
+"""The feed-forward network with its own backward equals the modules that it is made of, and keeps what it says."""
 
 import copy
 
@@ -32,16 +32,16 @@ def parameters(layers):
     return [p for layer in layers if layer for p in layer.parameters()]
 
 
+@pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("normed", [True, False])
-def test_value_and_every_gradient(epilogue, normed):
+def test_value_and_every_gradient(epilogue, normed, recompute):
     x, layers = make(normed, torch.float64)
     leaves = [x, *parameters(layers)]
     weight = torch.randn_like(x)
-    for function in (feed_forward, plainly):
-        out = function(x, *layers)
-        grads = torch.autograd.grad((out * weight).sum(), leaves)
-        if function is feed_forward:
-            ours = [out, *grads]
+    ours = feed_forward(x, *layers, recompute)
+    ours = [ours, *torch.autograd.grad((ours * weight).sum(), leaves)]
+    out = plainly(x, *layers)
+    grads = torch.autograd.grad((out * weight).sum(), leaves)
     for a, b in zip(ours, [out, *grads], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
@@ -68,13 +68,16 @@ def test_under_autocast_it_errs_no_more_than_the_modules(epilogue, x_dtype):
         assert ours <= 2 * modules + torch.finfo(torch.bfloat16).eps
 
 
-def test_it_keeps_the_tokens_alone():
+@pytest.mark.parametrize("recompute", [True, False])
+def test_it_keeps_the_tokens_and_where_told_to_the_hidden_layer(recompute):
     x, layers = make()
     weights = {p.data_ptr() for p in parameters(layers)}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        feed_forward(x, *layers)
-    assert [t.data_ptr() for t in kept if t.data_ptr() not in weights] == [x.data_ptr()]
+        feed_forward(x, *layers, recompute)
+    kept = [t for t in kept if t.data_ptr() not in weights]
+    assert kept[0].data_ptr() == x.data_ptr()
+    assert [t.shape for t in kept[1:]] == ([] if recompute else [(2, 5, 24)])
 
 
 def test_frozen_parameters_get_no_gradient():
@@ -83,6 +86,12 @@ def test_frozen_parameters_get_no_gradient():
     feed_forward(x, *layers).sum().backward()
     assert layers[1].weight.grad is None and layers[1].bias.grad is None
     assert layers[0].weight.grad is not None and layers[2].weight.grad is not None and x.grad is not None
+
+
+def test_a_hooked_norm_is_called():
+    x, layers = make()
+    layers[0].register_forward_hook(lambda module, given, out: 2 * out)
+    assert torch.equal(feed_forward(x, *layers), plainly(x, *layers))
 
 
 def test_a_module_in_the_place_of_a_linear_layer_is_called():
