@@ -13,6 +13,7 @@ from ipt_fast.model import IPT, PRESETS
 # One 48x48 sample at x2, forward, a multiply-add as two.
 FLOPS = {"base": 66.6e9, "tiny": 1.09e9}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KEPT = "ipt_fast, hidden layers kept"
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,8 @@ def pytest_generate_tests(metafunc):
     pairs = [(dtype, contender) for dtype in DTYPES for contender in ("plain", "ipt_fast")]
     if metafunc.function is bench_forward:
         pairs += [("bfloat16", "plain, weights cast"), ("bfloat16", "ipt_fast, weights cast")]
+    else:
+        pairs += [(dtype, KEPT) for dtype in DTYPES]
     metafunc.parametrize("dtype, contender", pairs)
 
 
@@ -59,7 +62,9 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
 
 
 def bench_training_step(measure, device, preset, network, plain, contender, dtype):
+    """The backward makes the network's hidden layers again, or they are kept for it, as the plain network's are."""
     model = (plain if contender == "plain" else network).train()
+    network.set_recompute(contender != KEPT)
     B = 32 if device.type == "cuda" and preset == "base" else 2
     x = torch.rand(B, 3, 48, 48, device=device) * 255
     target = torch.rand(B, 3, 96, 96, device=device) * 255

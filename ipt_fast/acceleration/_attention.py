@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.acceleration._pending import pending, traced, wants_gradient
+from ipt_fast.acceleration._pending import pending, traced
 from ipt_fast.acceleration._swap import Report, Swapped, swap
+from ipt_fast.gradients import wants_gradient
 from ipt_fast.ops.patch_attention import patch_attention
 
 

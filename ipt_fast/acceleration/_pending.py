@@ -73,11 +73,6 @@ def pending(
     return tensor
 
 
-def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether autograd would record a call with these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def traced() -> bool:
     """Whether a compiler or an exporter follows the call: then nothing may be put off."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ipt_fast.acceleration._pending import Pending, pending, traced, wants_gradient
+from ipt_fast.acceleration._pending import Pending, pending, traced
 from ipt_fast.acceleration._swap import Report, Swapped, original_class, swap
+from ipt_fast.gradients import wants_gradient
 from ipt_fast.ops.pixelshuffle_tail import pixelshuffle_tail, unlike_plain
 from ipt_fast.watched import why_watched
 

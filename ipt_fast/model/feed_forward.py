@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ipt_fast.gradients import wants_gradient
 from ipt_fast.model.norm import is_plain_norm, normalise, normalise_backward, product_dtype
 from ipt_fast.model.packed_linear import forget, is_plain, linear
 
@@ -28,7 +29,7 @@ def feed_forward(
         return linear2(F.relu_(linear1(x if norm is None else norm(x))))
     assert isinstance(linear1, nn.Linear) and isinstance(linear2, nn.Linear)
     parameters = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+    if wants_gradient((x, *parameters)):
         forget(linear1.weight, linear2.weight)
         scale = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
         return _FeedForward.apply(x, *scale, *parameters, recompute)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ipt_fast.gradients import wants_gradient
 from ipt_fast.model.norm import product_dtype
 from ipt_fast.model.steps import optimizer_steps
 
@@ -40,7 +41,7 @@ class MemoryProjection:
         """
         if torch.compiler.is_compiling() or memory.is_meta:
             return [None] * len(weights)
-        if torch.is_grad_enabled() and (memory.requires_grad or any(w.requires_grad for w in weights)):
+        if wants_gradient((memory, *weights)):
             self.forget()  # in training every layer keeps its own, and gives its memory back in its own backward
             return [None] * len(weights)
         parts = F.linear(memory, self._joined(weights, product_dtype(weights[0]))).chunk(

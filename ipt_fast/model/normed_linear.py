@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ipt_fast.gradients import wants_gradient
 from ipt_fast.model.norm import is_plain_norm, normalise, normalise_backward, product_dtype
 from ipt_fast.model.packed_linear import forget, linear
 
@@ -18,7 +19,7 @@ def normed_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or x.is_meta or not is_plain_norm(norm):
         return F.linear(norm(x), weight)
     assert isinstance(norm, nn.LayerNorm)
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (x, weight, *norm.parameters())):
+    if not wants_gradient((x, weight, *norm.parameters())):
         return linear(norm(x), weight)
     forget(weight)
     return _NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, weight)

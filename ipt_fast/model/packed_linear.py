@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ipt_fast.cpu_features import has_fast_bf16
+from ipt_fast.gradients import wants_gradient
 from ipt_fast.model.norm import product_dtype
 from ipt_fast.model.steps import optimizer_steps
 from ipt_fast.watched import why_watched
@@ -23,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
     A laid-out weight is kept until the weight changes, an optimizer steps, or a call learns. Writes through ``.data``
     alone go unseen: call ``forget`` after those.
     """
-    if not _wants_gradient(x, weight, bias):
+    if not wants_gradient((x, weight, bias)):
         packed = _packed(x, weight)
         if packed is not None:
             b = None if bias is None else bias.to(torch.bfloat16)
@@ -44,10 +45,6 @@ def forget(*weights: Tensor) -> None:
     """Drop what is kept of these weights."""
     for weight in weights:
         _PACKED.pop(weight, None)
-
-
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _packed(x: Tensor, weight: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast import cpu_features
+from ipt_fast.gradients import wants_gradient
 from ipt_fast.ops._attention_cpu import attention_by_products, attention_by_products_backward
 from ipt_fast.ops._backend import choose, constant_to_compilers, module_missing, triton_missing
 
@@ -189,7 +190,7 @@ class _PatchAttention(torch.autograd.Function):
 
 def _own_backward(q, k, v, q_embed, k_embed, num_heads, scale, impl):
     inputs = [x for x in (q, k, v, q_embed, k_embed) if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    if wants_gradient(inputs):
         return _PatchAttention.apply(q, k, v, q_embed, k_embed, num_heads, scale, impl)
     return torch.ops.ipt_fast.patch_attention(q, k, v, q_embed, k_embed, num_heads, scale, impl)[0]
 

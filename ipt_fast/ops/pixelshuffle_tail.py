@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ipt_fast.gradients import wants_gradient
 from ipt_fast.ops._backend import choose, constant_to_compilers, triton_missing
 from ipt_fast.ops._tail_collapse import ClassKernels, Collapsed, Conv, apply, axes_of, chain
 
@@ -59,10 +60,6 @@ def tensors_of(convs: Sequence[Conv]) -> list[Tensor]:
     return [t for conv in convs for t in conv if t is not None]
 
 
-def _wants_gradient(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
 def _class_kernels(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype) -> ClassKernels:
     return cast("ClassKernels", _kept(ClassKernels, convs, scales, dtype))
 
@@ -83,7 +80,7 @@ def _kept(
     last = convs[-1][0]
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
         return make(convs, scales, dtype)
-    if _wants_gradient(tensors):
+    if wants_gradient(tensors):
         _KEPT.pop(last, None)
         return make(convs, scales, dtype)
     try:
@@ -266,7 +263,7 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
 def _serve(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str | None) -> Tensor:
     if impl is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
         return pixelshuffle_tail_reference(x, convs, scales)  # in operations that every other runtime knows
-    wanted = _wants_gradient([x, *tensors_of(convs)])
+    wanted = wants_gradient([x, *tensors_of(convs)])
     backend = _choose(impl, str(x.device), x.dtype, wanted, _needs_fewer_products(convs, scales))
     if torch.compiler.is_compiling() and not wanted:
         weights, biases = [w for w, _ in convs], [b for _, b in convs]

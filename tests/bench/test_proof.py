@@ -62,7 +62,7 @@ def test_the_last_line_that_matches(log):
 
 
 @pytest.fixture
-def test_files(tmp_path):
+def write_tests(tmp_path):
     programs = {
         "good": "def test_a(): pass\ndef test_b(): pass",
         "bad": "def test_a(): assert 0",
@@ -75,17 +75,17 @@ def test_files(tmp_path):
     return lambda *names: [tmp_path / f"test_{name}.py" for name in names]
 
 
-def test_a_file_that_dies_costs_no_other_file_its_tests(test_files, log):
+def test_a_file_that_dies_costs_no_other_file_its_tests(write_tests, log):
     with pytest.raises(
         StageError, match=r"1 failed, 2 passed; .*test_bad.py \(exit code 1\), test_dies.py \(exit"
     ) as e:
-        run.pytest_files(test_files("bad", "dies", "good"), log, 60)
+        run.pytest_files(write_tests("bad", "dies", "good"), log, 60)
     assert "test_good.py" not in str(e.value)
     assert "def test_a(): assert 0" in log.read_text()
 
 
-def test_what_does_not_begin_in_time_is_counted_as_skipped(test_files, log):
-    line = run.pytest_files(test_files("slow"), log, 5.0)
+def test_what_does_not_begin_in_time_is_counted_as_skipped(write_tests, log):
+    line = run.pytest_files(write_tests("slow"), log, 5.0)
     passed, skipped, late = (int(part.split()[0]) for part in line.split(", "))
     assert passed + skipped == 9
     assert skipped == late >= 4

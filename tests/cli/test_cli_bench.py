@@ -46,7 +46,7 @@ def test_a_small_run_writes_every_file(tmp_path):
     assert {"results.json", "results.csv", "results.md", "model_forward.png"} <= files
     content = json.loads((tmp_path / "results.json").read_text())
     assert {r["contender"] for r in content["results"]} == {
-        *("plain", "ipt_fast"),
+        *("plain", "ipt_fast", "ipt_fast, hidden layers kept"),
         *("plain, weights cast", "ipt_fast, weights cast"),
     }
     assert content["not_measured"] == []
