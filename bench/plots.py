@@ -112,7 +112,7 @@ def _times(axis: Any, bars: Sequence[tuple[float, Result]], colours: Sequence[st
         axis.barh(place, r.median * scale, color=colour, xerr=error, error_kw={"lw": 1})
         text = _duration(r.median) + ("" if r.faster is None else f"  ({r.faster:.2f}x)")
         _beside(axis, text, max(r.median, r.q80) * scale, place)
-    _stretch(axis, [r.median * scale for _, r in bars], room=0.45)
+    _stretch(axis, [max(r.median, r.q80) * scale for _, r in bars], room=0.45)
     baselines = ", ".join(dict.fromkeys(r.baseline for _, r in bars))
     axis.set_xlabel(f"{unit} a call (times faster than {baselines})", fontsize=9)
 
