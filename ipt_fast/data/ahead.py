@@ -1,5 +1,6 @@
 """Items of an iterator, made ahead of time by a thread of their own."""
 
+import atexit
 import queue
 import threading
 import weakref
@@ -19,8 +20,7 @@ class _End:
 class Ahead(Generic[T]):
     """Iterates over ``items``, of which up to ``depth`` wait finished. An error is raised where its item would be.
 
-    The thread ends when this is closed or let go of, and before Python does: one that is at work in a library then
-    would bring the process down.
+    The thread ends when this is closed or let go of, and before Python or a library it works in does.
     """
 
     def __init__(self, items: Iterator[T], depth: int = 1) -> None:
@@ -28,6 +28,7 @@ class Ahead(Generic[T]):
         stop = threading.Event()
         thread = threading.Thread(target=_work, args=(items, self._ready, stop), name="ipt-fast-ahead", daemon=True)
         self._finalizer = weakref.finalize(self, _end, thread, stop)
+        atexit.register(self._finalizer)  # before what libraries that are loaded by now have registered
         thread.start()
 
     def __iter__(self) -> Iterator[T]:
@@ -42,6 +43,7 @@ class Ahead(Generic[T]):
 
     def close(self) -> None:
         """End the thread; nothing may be taken any more."""
+        atexit.unregister(self._finalizer)
         self._finalizer()
 
 

@@ -79,10 +79,11 @@ def test_the_iterator_is_closed_in_its_own_thread(how):
     assert gone() is None and threads == ["ipt-fast-ahead"] and not running()
 
 
-def test_python_waits_for_the_thread_before_it_ends():
+def test_the_thread_ends_before_a_library_and_python_do():
     code = """
-import sys, time
+import atexit, time
 from ipt_fast.data.ahead import Ahead
+atexit.register(print, "library ends")
 def items():
     try:
         while True:
@@ -94,4 +95,4 @@ ahead = Ahead(items())
 next(ahead)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "ended\n")
+    assert (done.returncode, done.stdout) == (0, "ended\nlibrary ends\n")
