@@ -64,7 +64,7 @@ def test_a_run_and_its_resumption(photos, tmp_path, capsys):
 def test_dry_run_writes_nothing_and_says_everything(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run", "--dry-run", "--precision", "fp32") == 0
     said = capsys.readouterr().out
-    for text in ("6 photos, 1 refused", "3 steps of 4 patches", "cpu, 1 rank(s), fp32", "model.n_feats"):
+    for text in ("6 photos, 1 refused", "3 steps of 4 patches", "cpu, 1 rank(s), fp32", "kept for", "model.n_feats"):
         assert text in said
     assert not (tmp_path / "run").exists()
 

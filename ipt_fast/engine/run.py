@@ -22,6 +22,7 @@ from ipt_fast.engine.distributed import World, join_world, leave_world
 from ipt_fast.engine.finetune import finetune_recipe, keep_one_task
 from ipt_fast.engine.pairs import make_pair_loader
 from ipt_fast.engine.precision import resolve_precision
+from ipt_fast.engine.recompute import resolve_recompute
 from ipt_fast.engine.schedule import total_steps
 from ipt_fast.engine.trainer import DivergedError, Trainer, check_batch
 from ipt_fast.model import IPT, PRESETS, IPTConfig
@@ -245,6 +246,8 @@ def _plan(config: TrainConfig, photos: str, loader: CropLoader, world: World) ->
     """What a run would do, for ``--dry-run``."""
     with torch.device("meta"):
         values = sum(p.numel() for p in IPT(config.model).parameters())
+    precision = resolve_precision(config.precision, world.device)
+    again = resolve_recompute(config.recompute, config.model, config.batch_size // world.size, precision, world.device)
     steps = total_steps(config, loader.batches_per_epoch)
     table = Table(title="dry run: nothing is trained or written but the image index", title_justify="left")
     table.add_column("setting")
@@ -253,13 +256,14 @@ def _plan(config: TrainConfig, photos: str, loader: CropLoader, world: World) ->
         "photos": photos,
         "loader": loader.about,
         "network": f"{config.preset}, {values:,} values",
-        "device": f"{world.device}, {world.size} rank(s), {resolve_precision(config.precision, world.device)}",
+        "device": f"{world.device}, {world.size} rank(s), {precision}",
         "length": f"{steps:,} steps of {config.batch_size} patches, {loader.batches_per_epoch:,} steps an epoch",
         "memory": f"{16 * values / 2**30:.2f} GiB for weights, gradients and Adam; activations come on top",
+        "hidden layers": "made again in the backward" if again else "kept for the backward",
     }
     settings = config.to_dict()
     network = settings.pop("model")
-    for name in ("preset", "precision", "batch_size", "loader"):
+    for name in ("preset", "precision", "batch_size", "loader", "recompute"):
         settings.pop(name)
     rows |= {name: str(value) for name, value in settings.items()}
     rows |= {f"model.{name}": str(value) for name, value in network.items()}
