@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from ipt_fast.data.cores import local_ranks
 from ipt_fast.engine.precision import Precision
 from ipt_fast.model import IPTConfig
 
@@ -35,5 +36,4 @@ def _memory(device: torch.device) -> int:
     """Bytes of the device; on a CPU this rank's share of them."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return memory // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_ranks()

@@ -85,8 +85,8 @@ class IPT(nn.Module):
     def set_recompute(self, on: bool) -> None:
         """Whether the backward makes the hidden layers again, as it does at first, or they are kept for it.
 
-        Gradients are the same. To make them again is a twelfth of a step's operations; to keep them takes half as much
-        memory again as all else that is kept (bench/notes/block.md).
+        Gradients are the same. To make them again is a twelfth of a step's operations; to keep them takes a third to
+        a half as much memory again as all else that is kept (bench/notes/block.md).
         """
         for module in self.modules():
             if isinstance(module, Body | EncoderLayer | DecoderLayer):

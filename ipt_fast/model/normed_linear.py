@@ -15,12 +15,11 @@ from ipt_fast.model.packed_linear import forget, linear
 
 def normed_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> Tensor:
     """norm(x) W^T: [B, N, D] -> [B, N, D_out] in the dtype of products."""
+    learns = wants_gradient((x, weight, *norm.parameters()))
     # A compiler decides itself what to keep; modules that somebody put there or hooked are called.
-    if torch.compiler.is_compiling() or x.is_meta or not is_plain_norm(norm):
-        return F.linear(norm(x), weight)
-    assert isinstance(norm, nn.LayerNorm)
-    if not wants_gradient((x, weight, *norm.parameters())):
+    if not learns or torch.compiler.is_compiling() or x.is_meta or not is_plain_norm(norm):
         return linear(norm(x), weight)
+    assert isinstance(norm, nn.LayerNorm)
     forget(weight)
     return _NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, weight)
 

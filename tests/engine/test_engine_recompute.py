@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from engine_fakes import make_trainer, micro_config
+from saved_tensors import saved_bytes
 
 from ipt_fast.engine import recompute
 from ipt_fast.engine.recompute import hidden_bytes, resolve_recompute
@@ -50,13 +51,5 @@ def test_hidden_bytes_are_what_is_kept_beside_the_rest(mlp):
     kept = {}
     for on in (True, False):
         model.set_recompute(on)
-        storages = {}
-
-        def keep(t, storages=storages):
-            storages[t.untyped_storage().data_ptr()] = t  # holds on to it, so that no address comes twice
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            model(x, "sr2")
-        kept[on] = sum(t.untyped_storage().nbytes() for t in storages.values())
+        kept[on] = saved_bytes(lambda: model(x, "sr2"))
     assert kept[False] - kept[True] == 2 * hidden_bytes(config, "fp32")

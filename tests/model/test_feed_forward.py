@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from saved_tensors import saved_by
 from torch import nn
 
 from ipt_fast.model import feed_forward as module
@@ -72,10 +73,7 @@ def test_under_autocast_it_errs_no_more_than_the_modules(epilogue, x_dtype):
 def test_it_keeps_the_tokens_and_where_told_to_the_hidden_layer(recompute):
     x, layers = make()
     weights = {p.data_ptr() for p in parameters(layers)}
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        feed_forward(x, *layers, recompute)
-    kept = [t for t in kept if t.data_ptr() not in weights]
+    kept = [t for t in saved_by(lambda: feed_forward(x, *layers, recompute)) if t.data_ptr() not in weights]
     assert kept[0].data_ptr() == x.data_ptr()
     assert [t.shape for t in kept[1:]] == ([] if recompute else [(2, 5, 24)])
 

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from saved_tensors import saved_by
 from torch.profiler import ProfilerActivity, profile
 
 from ipt_fast.ops import _attention_cpu, patch_attention
@@ -168,9 +169,7 @@ def test_packed_views_are_read_and_their_gradients_written_without_a_copy():
 def test_probabilities_are_not_saved(impl, floats_per_row):
     B, N, H, d = 2, 64, 3, 16
     inputs = make(B, N, N, H, d, torch.float32)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        call(inputs, H, impl=impl)
+    saved = saved_by(lambda: call(inputs, H, impl=impl))
     assert sum(x.numel() for x in saved) == 4 * B * N * H * d + 2 * N * H * d + floats_per_row * B * H * N
 
 
