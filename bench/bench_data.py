@@ -27,11 +27,11 @@ import torch
 
 from bench.baselines.pillow_loader import pillow_batches
 from bench.case import Work
+from ipt_fast.cli.tables import markdown_table, print_table
 from ipt_fast.data import ImageIndex, build_index, make_loader
-from ipt_fast.data.dali_loader import why_not
+from ipt_fast.data.dali.loader import why_not
 from ipt_fast.data.plan import crop_size
 from ipt_fast.tasks import TASKS
-from ipt_fast.text_table import markdown_table, print_table
 
 BASELINE = "DataLoader + Pillow"
 CONTENDERS = (BASELINE, "torch loader", "DALI loader")

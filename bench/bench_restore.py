@@ -26,14 +26,14 @@ from bench.baselines.plain_ipt import PlainIPT, plain_copy
 from bench.case import Work
 from bench.ceilings import device_name
 from ipt_fast import load_checkpoint, restore
+from ipt_fast.cli.tables import print_table
 from ipt_fast.cpu_features import has_fast_bf16
 from ipt_fast.evaluation.metrics import psnr_y
-from ipt_fast.inference.images import read_rgb
 from ipt_fast.inference.tiles import blend_axis
+from ipt_fast.io.images import read_rgb
 from ipt_fast.model import IPT, PRESETS
 from ipt_fast.ops import degrade
 from ipt_fast.tasks import get_task
-from ipt_fast.text_table import print_table
 
 SIZE = 48
 _TASK = "denoise50"

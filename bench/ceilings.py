@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ipt_fast.text_table import print_table
+from ipt_fast.cli.tables import print_table
 
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 _SIDE = {"cpu": 1536, "cuda": 8192}

@@ -25,8 +25,8 @@ from pathlib import Path
 from bench import csrc_facts
 from bench.offline_cases import OfflineCase
 from bench.ptx_facts import SHARED_LIMIT, PtxFacts, compile_case
-from ipt_fast.ops._backend import module_missing
-from ipt_fast.text_table import markdown_table, print_table
+from ipt_fast.cli.tables import markdown_table, print_table
+from ipt_fast.ops._registry import module_missing
 
 CASES = Path(__file__).parent / "offline_cases"
 RESULT = Path(__file__).parent / "results" / "offline.md"

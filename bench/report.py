@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bench.ceilings import Ceilings
-from ipt_fast.text_table import markdown_table, print_table
+from ipt_fast.cli.tables import markdown_table, print_table
 
 COLUMNS = ("op", "shape", "contender", "ms", "20..80 %", "faster", "copy", "matmul", "peak MB")
 NUMERIC = ("ms", "20..80 %", "faster", "copy", "matmul", "peak MB")

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 import ipt_fast
-from ipt_fast.ops._backend import choose
-from ipt_fast.text_table import print_table
+from ipt_fast.cli.tables import print_table
+from ipt_fast.ops._registry import choose
 
 OPS = ("patch_attention", "patch_contrastive_loss", "pixelshuffle_tail", "degrade")
 _PACKAGES = ("torch", "triton", "xformers", "simplejpeg", "nvidia-dali-cuda130", "nvidia-dali-cuda120")

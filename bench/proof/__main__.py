@@ -17,7 +17,7 @@ from bench.proof.run import ROOT, StageError
 from bench.proof.stages import STAGES, Proof, Stage
 from bench.report import environment
 from bench.suite import default_folder
-from ipt_fast.text_table import print_table
+from ipt_fast.cli.tables import print_table
 
 LIMIT = 595.0  # seconds for all stages on a GPU
 

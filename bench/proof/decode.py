@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from ipt_fast.cli.tables import print_table
 from ipt_fast.data import CropLoader, ImageIndex, build_index, make_loader
-from ipt_fast.data.dali_loader import why_not
-from ipt_fast.text_table import print_table
+from ipt_fast.data.dali.loader import why_not
 
 COLUMNS = ("loader", "crops/s", "largest difference", "mean difference", "equal bytes")
 _BATCH = 64

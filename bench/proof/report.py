@@ -6,7 +6,7 @@ from typing import Any
 from bench.ceilings import Ceilings
 from bench.proof.decode import COLUMNS, rows_of
 from bench.report import ceilings_line
-from ipt_fast.text_table import markdown_table
+from ipt_fast.cli.tables import markdown_table
 
 _TRAINING = {
     "steps": ("steps counted, after the first ones", "{:.0f}"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ipt_fast.acceleration._pending import pending, traced
 from ipt_fast.acceleration._swap import Report, Swapped, swap
-from ipt_fast.gradients import wants_gradient
+from ipt_fast.gradients import any_requires_grad
 from ipt_fast.ops.patch_attention import patch_attention
 
 
@@ -64,7 +64,7 @@ def _serves(module, query, key, value, need_weights: bool) -> bool:
     if key.shape != value.shape:
         return False
     # The weights have a gradient of their own, and a compiler would have to compute them.
-    return not need_weights or not (traced() or wants_gradient([*inputs, *module.parameters()]))
+    return not need_weights or not (traced() or any_requires_grad([*inputs, *module.parameters()]))
 
 
 def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ _SHAPE = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device",
 
 
 class Pending(Tensor):
-    """Made by ``pending``; never with gradients, as autograd would have to see what has not happened yet."""
+    """DecodedBatch by ``pending``; never with gradients, as autograd would have to see what has not happened yet."""
 
     _make: Callable[[], Tensor]
     _value: Tensor | None

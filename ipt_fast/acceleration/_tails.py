@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ipt_fast.acceleration._hooks import reason_not_fusable
 from ipt_fast.acceleration._pending import Pending, pending, traced
 from ipt_fast.acceleration._swap import Report, Swapped, original_class, swap
-from ipt_fast.gradients import wants_gradient
+from ipt_fast.gradients import any_requires_grad
 from ipt_fast.ops.pixelshuffle_tail import pixelshuffle_tail, unlike_plain
-from ipt_fast.watched import why_watched
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -53,7 +53,7 @@ def why_no_conv(module: nn.Module) -> str | None:
             return f"is a {kind.__name__}, not a plain Conv2d{parametrized}"
         return f"is a {kind.__name__}"
     assert isinstance(module, nn.Conv2d)
-    if reason := why_watched(module):
+    if reason := reason_not_fusable(module):
         normed = hasattr(module, "weight_g") or hasattr(module, "weight_orig")
         return f"{reason} (weight or spectral norm)" if normed else reason
     if any(t is not None and t.dtype not in _FLOATS for t in (module.weight, module.bias)):
@@ -62,7 +62,7 @@ def why_no_conv(module: nn.Module) -> str | None:
 
 
 def _is_shuffle(module: nn.Module) -> bool:
-    return type(module) is nn.PixelShuffle and why_watched(module) is None
+    return type(module) is nn.PixelShuffle and reason_not_fusable(module) is None
 
 
 def is_plain_sequential(module: nn.Module) -> bool:
@@ -70,7 +70,7 @@ def is_plain_sequential(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Sequential)
         and getattr(original_class(module), "forward", None) is nn.Sequential.forward
-        and why_watched(module) is None
+        and reason_not_fusable(module) is None
     )
 
 
@@ -131,7 +131,7 @@ class TailSequential(Swapped):
             return False
         assert isinstance(x, Tensor)
         tensors = [x, *(t for conv in run.convs for t in (conv.weight, conv.bias))]
-        return not wants_gradient(tensors)
+        return not any_requires_grad(tensors)
 
 
 def _put_off(x: Tensor, run: Run) -> Pending:
@@ -218,7 +218,7 @@ def _swap_sequential(network: nn.Module, path: str, module: nn.Module, report: R
 
 
 def _why_not_followed(owner: nn.Module) -> str:
-    if isinstance(owner, nn.Sequential) and (reason := why_watched(owner)):
+    if isinstance(owner, nn.Sequential) and (reason := reason_not_fusable(owner)):
         return f"stands in a {type(owner).__name__} that {reason}"
     return f"is called by the forward of {type(owner).__name__}; only plain Sequentials can be followed"
 
@@ -238,7 +238,7 @@ def _followers(network: nn.Module, path: str, module: nn.Module, channels: int) 
 
 
 def _why_not(named: list[tuple[str, nn.Module]], place: int) -> str:
-    if reason := why_watched(named[place][1]):
+    if reason := reason_not_fusable(named[place][1]):
         return reason
     for i, word in ((place - 1, "before"), (place + 1, "after")):
         if not 0 <= i < len(named):

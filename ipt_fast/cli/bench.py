@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit code 0, or 1 where a benchmark failed."""
     root = _source_tree()
-    from ipt_fast.ops._backend import module_missing
+    from ipt_fast.ops._registry import module_missing
 
     for package in ("pytest", "pytest_benchmark", "matplotlib"):
         if reason := module_missing(package):

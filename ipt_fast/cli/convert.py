@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     """Read, write, read again."""
     import torch
 
+    from ipt_fast.checkpoint.write import save_network
     from ipt_fast.cli._network import PRECISIONS, load_network
-    from ipt_fast.inference.conversion import save_network
 
     suffix = args.out.suffix.lower()
     if suffix not in (".safetensors", ".pt", ".pth"):

@@ -142,8 +142,8 @@ def score_sets(
 
 
 def _print_scores(scores: "list[Score]", brief: bool) -> None:
+    from ipt_fast.cli.tables import print_table
     from ipt_fast.evaluation.score import mean_scores
-    from ipt_fast.text_table import print_table
 
     columns = ["image", "method", "PSNR-Y", "PSNR-RGB", "SSIM-Y", "seconds"]
     for name, task in dict.fromkeys((s.image_set, s.task) for s in scores):
@@ -164,9 +164,9 @@ def _ssim(value: float) -> str:
 
 def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> "list[Score]":
     """Score what is there, and print the paper's tables with our columns beside."""
+    from ipt_fast.cli.tables import print_table
     from ipt_fast.evaluation.paper import ALIASES, CELLS, TITLES, find_paper_sets, table_rows
     from ipt_fast.evaluation.score import INPUT, mean_scores
-    from ipt_fast.text_table import print_table
 
     for path in args.data:
         if not path.is_dir():

@@ -90,7 +90,7 @@ def plan(inputs: list[str], out: Path) -> list[Job]:
     Raises:
         CommandError: nothing found, a name that is no image, two images with one output, or one output for many.
     """
-    from ipt_fast.inference.images import SUFFIXES
+    from ipt_fast.io.images import SUFFIXES
 
     found: list[tuple[Path, Path]] = []  # the image, and its place below OUT
     for text in inputs:
@@ -124,7 +124,7 @@ def plan(inputs: list[str], out: Path) -> list[Job]:
 
 
 def _names_a_file(out: Path) -> bool:
-    from ipt_fast.inference.images import SUFFIXES
+    from ipt_fast.io.images import SUFFIXES
 
     if out.is_dir() or not out.suffix:
         return False
@@ -152,7 +152,7 @@ def _compare_path(target: Path) -> Path:
 def _restore_one(job: Job, model, task: str, dtype, args: argparse.Namespace) -> str:
     """Restore and write one image; returns the line that says so."""
     from ipt_fast.inference import restore
-    from ipt_fast.inference.images import read_image
+    from ipt_fast.io.images import read_image
 
     start = time.perf_counter()
     image = read_image(job.source)
@@ -200,7 +200,7 @@ def comparison(pixels: np.ndarray, out: Image.Image, task: str) -> Image.Image:
     from PIL import ImageDraw, ImageFont
 
     from ipt_fast.degradations.bicubic import bicubic_up
-    from ipt_fast.inference.images import array_to_tensor, to_uint8
+    from ipt_fast.io.images import array_to_tensor, to_uint8
 
     scale = out.width // pixels.shape[1]
     before = to_uint8(bicubic_up(array_to_tensor(pixels), scale)) if scale > 1 else pixels

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw both pictures, or the one that the network has an embedding for."""
     from ipt_fast.cli._network import load_network
-    from ipt_fast.visualization import NothingToDrawError, draw_positions, draw_tasks
+    from ipt_fast.evaluation.visualization import NothingToDrawError, draw_positions, draw_tasks
 
     pictures = {args.out / "position_embedding.png": draw_positions, args.out / "task_embedding.png": draw_tasks}
     if args.out.exists() and not args.out.is_dir():

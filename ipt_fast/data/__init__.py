@@ -2,6 +2,6 @@
 
 from ipt_fast.data.index import ImageIndex, NoImagesError, build_index
 from ipt_fast.data.index_file import ImageEntry
-from ipt_fast.data.loader import CropBatch, CropLoader, make_loader
+from ipt_fast.data.loader import Batch, CropLoader, make_loader
 
-__all__ = ["CropBatch", "CropLoader", "ImageEntry", "ImageIndex", "NoImagesError", "build_index", "make_loader"]
+__all__ = ["Batch", "CropLoader", "ImageEntry", "ImageIndex", "NoImagesError", "build_index", "make_loader"]

@@ -48,7 +48,7 @@ def decode_rows(data: bytes, rows: int | None = None, mode: str | None = None) -
         return to_rgb(image)
 
 
-def hush_pillow() -> None:
+def silence_pillow_warnings() -> None:
     """Let Pillow's own warnings pass unseen from now on: odd EXIF or palettes in one of a million photos are no news.
 
     Called where photos are read from many threads, since ``warnings.catch_warnings`` in one of them could swallow the

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ipt_fast.data.check import Finding, check_image
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.decode import hush_pillow
+from ipt_fast.data.decode import silence_pillow_warnings
 from ipt_fast.data.index_file import ImageEntry, default_index_file, read_index_file, write_index_file
-from ipt_fast.data.progress import progress_bar
-from ipt_fast.data.walk import Found, find_images, read_found
+from ipt_fast.io.progress import progress_bar
+from ipt_fast.io.scan import Found, find_images, read_found
 
 
 class NoImagesError(ValueError):
@@ -86,7 +86,7 @@ def build_index(
         NoImagesError: a path holds no usable image; the message names it and counts what was refused.
     """
     started = time.monotonic()
-    hush_pillow()
+    silence_pillow_warnings()
     roots = [Path(path).absolute() for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if not roots:
         raise ValueError("no data folder was given; name at least one")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ipt_fast.data.decode import hush_pillow
+from ipt_fast.data.decode import silence_pillow_warnings
 from ipt_fast.data.index import ImageIndex
 from ipt_fast.data.plan import BatchPlan, CropPlan, draw_share
 from ipt_fast.data.source import CropSource, PhotoTable
@@ -19,7 +19,7 @@ from ipt_fast.tasks import TASKS
 _NAMED = 100
 
 
-class CropBatch(NamedTuple):
+class Batch(NamedTuple):
     """One rank's part of a batch. ``crops`` uint8 [B, 3, S, S]; ``seeds`` int64 [B], one a sample, for ``degrade``.
 
     In memory the three channels of a pixel lie side by side, as decoders leave them: ``degrade`` reads them as they
@@ -33,7 +33,7 @@ class CropBatch(NamedTuple):
     step: int
 
 
-class Made(NamedTuple):
+class DecodedBatch(NamedTuple):
     """What a loader's stream gives for a step: its plan, crops, (path, reason) of photos gone bad, and the seconds that
     making it took, where it is known for a batch alone."""
 
@@ -56,7 +56,7 @@ class CropLoader(ABC):
         self._rank = rank
         self._world_size = world_size
         self._step = 0
-        self._stream: Iterator[Made] | None = None
+        self._stream: Iterator[DecodedBatch] | None = None
         self._bad: dict[str, str] = {}
         self._bad_samples = 0
         self._batches = 0
@@ -68,7 +68,7 @@ class CropLoader(ABC):
         self.batches_per_epoch = source.plan.batches_per_epoch
 
     @abstractmethod
-    def _open(self, step: int) -> Iterator[Made]:
+    def _open(self, step: int) -> Iterator[DecodedBatch]:
         """Start producing batches from that global step on, ahead of time where possible."""
 
     @abstractmethod
@@ -78,7 +78,7 @@ class CropLoader(ABC):
     def __iter__(self) -> "CropLoader":
         return self
 
-    def __next__(self) -> CropBatch:
+    def __next__(self) -> Batch:
         started = time.perf_counter()
         if self._stream is None:
             self._stream = self._open(self._step)
@@ -93,7 +93,7 @@ class CropLoader(ABC):
         self._new_batches += 1
         self._new_seconds += seconds
         self._wait_seconds += time.perf_counter() - started
-        return CropBatch(crops, plan.task, torch.from_numpy(plan.seeds), plan.epoch, plan.step)
+        return Batch(crops, plan.task, torch.from_numpy(plan.seeds), plan.epoch, plan.step)
 
     def state_dict(self) -> dict[str, Any]:
         """The place of the next batch not yet yielded (batches made ahead do not count), in plain values."""
@@ -211,13 +211,13 @@ def make_loader(
         raise ValueError(f'loader is {loader!r}; it has to be "auto", "dali" or "torch"')
     if not index.usable:
         raise ValueError("the index holds no usable image; see its refusals")
-    hush_pillow()
+    silence_pillow_warnings()
     table = PhotoTable([index.usable[i] for i in draw_share(len(index.usable), data_fraction)])
     plan = CropPlan(
         table.widths, table.heights, tuple(tasks), batch_size * world_size, seed, patch_size, crops_per_image
     )
     source = CropSource(table, plan)
-    from ipt_fast.data.dali_loader import DaliLoader, why_not
+    from ipt_fast.data.dali.loader import DaliLoader, why_not
     from ipt_fast.data.torch_loader import TorchLoader
 
     missing = why_not() if loader != "torch" else None

@@ -18,9 +18,9 @@ from pathlib import Path
 from ipt_fast.data.index import ImageIndex
 from ipt_fast.data.index_file import INDEX_NAME, ImageEntry, write_index_file
 from ipt_fast.data.plan import draw_order
-from ipt_fast.data.progress import progress_bar
 from ipt_fast.data.source import BadPhotoError, PhotoTable
-from ipt_fast.data.walk import MEMBER
+from ipt_fast.io.progress import progress_bar
+from ipt_fast.io.scan import MEMBER
 
 CHECKSUMS = "SHA256SUMS"
 _BLOCK = 512

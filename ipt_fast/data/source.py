@@ -13,7 +13,7 @@ from ipt_fast.data.check import check_image
 from ipt_fast.data.decode import DECODE_ERRORS, decode_rows, mirror_pad
 from ipt_fast.data.index_file import ImageEntry
 from ipt_fast.data.plan import BatchPlan, CropPlan
-from ipt_fast.data.walk import MEMBER
+from ipt_fast.io.scan import MEMBER
 
 T = TypeVar("T")
 

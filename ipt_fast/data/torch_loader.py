@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ipt_fast.data.ahead import Ahead
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.decode import hush_pillow, simplejpeg
-from ipt_fast.data.loader import CropLoader, Made
+from ipt_fast.data.decode import silence_pillow_warnings, simplejpeg
+from ipt_fast.data.loader import CropLoader, DecodedBatch
+from ipt_fast.data.prefetch import PrefetchIterator
 from ipt_fast.data.source import CropSource
 
 
 class _Batches(Dataset):
-    """step -> what ``Made`` holds."""
+    """step -> what ``DecodedBatch`` holds."""
 
     def __init__(self, source: CropSource, rank: int, world_size: int) -> None:
         self._source = source
         self._rank = rank
         self._world_size = world_size
 
-    def __getitem__(self, step: int) -> Made:
+    def __getitem__(self, step: int) -> DecodedBatch:
         started = time.perf_counter()
         plan = self._source.plan.batch(step, self._rank, self._world_size)
         crops, bad = self._source.crops(plan)
-        return Made(plan, torch.from_numpy(crops), bad, time.perf_counter() - started)
+        return DecodedBatch(plan, torch.from_numpy(crops), bad, time.perf_counter() - started)
 
 
 class TorchLoader(CropLoader):
@@ -48,7 +48,7 @@ class TorchLoader(CropLoader):
         super().__init__(source, rank, world_size, f"{about}; {why}" if why else about)
         self._prefetch = prefetch
 
-    def _open(self, step: int) -> Iterator[Made]:
+    def _open(self, step: int) -> Iterator[DecodedBatch]:
         loader = DataLoader(
             _Batches(self._source, self._rank, self._world_size),
             batch_size=None,
@@ -60,14 +60,14 @@ class TorchLoader(CropLoader):
             pin_memory=torch.cuda.is_available(),
         )
         stream = iter(loader)
-        return Ahead(_until_closed(stream)) if self._workers else stream
+        return PrefetchIterator(_until_closed(stream)) if self._workers else stream
 
     def _shut(self, stream: Any) -> None:
         if self._workers:
             stream.close()
 
 
-def _until_closed(stream: Any) -> Iterator[Made]:
+def _until_closed(stream: Any) -> Iterator[DecodedBatch]:
     """What the workers send. They are ended with it: they ignore SIGTERM, so that one which an exception's traceback
     still refers to would be waited for without end when Python exits."""
     try:
@@ -82,6 +82,6 @@ def _as_it_is(batch: Any) -> Any:
 
 def _begin_worker(worker: int) -> None:
     """Ctrl-C and SIGTERM reach the whole process group; the trainer stops its workers after the last checkpoint."""
-    hush_pillow()
+    silence_pillow_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

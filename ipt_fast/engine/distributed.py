@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 _BUCKET_BYTES = 25 * 2**20
 # The other ranks wait while rank 0 checks every image of a new data folder.
-_PATIENCE = timedelta(hours=1)
+_TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class World:
+class DistInfo:
     """This process among all of them."""
 
     rank: int = 0
@@ -33,7 +33,7 @@ class World:
         return self.rank == 0
 
 
-def join_world() -> World:
+def init_distributed() -> DistInfo:
     """The world that ``torchrun`` describes in the environment; a world of one without it. gloo on CPU, nccl on GPUs.
 
     Raises:
@@ -41,7 +41,7 @@ def join_world() -> World:
     """
     cuda = torch.cuda.is_available()
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
-        return World(device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
+        return DistInfo(device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda and local >= torch.cuda.device_count():
         raise RuntimeError(
@@ -52,17 +52,17 @@ def join_world() -> World:
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE, device_id=device if cuda else None)
-    return World(dist.get_rank(), dist.get_world_size(), device)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT, device_id=device if cuda else None)
+    return DistInfo(dist.get_rank(), dist.get_world_size(), device)
 
 
-def leave_world() -> None:
+def destroy_process_group() -> None:
     """End the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-class GradientMean:
+class GradientAllReduce:
     """Averages the gradients of the parameters that a step uses over all ranks.
 
     ``begin(task)`` before backward, ``finish()`` after it. Groups of parameters are sent in the order in which backward

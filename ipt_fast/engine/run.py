@@ -15,12 +15,12 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from ipt_fast.checkpoint.training_state import LATEST, CheckpointError
 from ipt_fast.data import CropLoader, build_index, make_loader
-from ipt_fast.engine.checkpoint import LATEST, CheckpointError
+from ipt_fast.data.pairs import make_pair_loader
 from ipt_fast.engine.config import ConfigError, TrainConfig, apply_changes, recipe
-from ipt_fast.engine.distributed import World, join_world, leave_world
+from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
 from ipt_fast.engine.finetune import finetune_recipe, keep_one_task
-from ipt_fast.engine.pairs import make_pair_loader
 from ipt_fast.engine.precision import resolve_precision
 from ipt_fast.engine.recompute import resolve_recompute
 from ipt_fast.engine.schedule import total_steps
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, program: str) -> int:
         console.print(f"{program}: {error}", markup=False, soft_wrap=True)
 
     try:
-        world = join_world()
+        world = init_distributed()
     except RuntimeError as error:
         fail(error)
         return 2
@@ -145,11 +145,11 @@ def run(args: argparse.Namespace, program: str) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        leave_world()
+        destroy_process_group()
     return 0 if summary.signal is None else 128 + summary.signal
 
 
-def _prepare(args: argparse.Namespace, world: World, console: Console) -> Trainer | None:
+def _prepare(args: argparse.Namespace, world: DistInfo, console: Console) -> Trainer | None:
     """Everything up to the first step; None for a dry run."""
     check_usage(args)
     initial = None if args.init is None else _load(args.init)
@@ -198,7 +198,7 @@ def check_synthetic(config: TrainConfig) -> None:
             )
 
 
-def _loader(args: argparse.Namespace, config: TrainConfig, world: World) -> tuple[CropLoader, str]:
+def _loader(args: argparse.Namespace, config: TrainConfig, world: DistInfo) -> tuple[CropLoader, str]:
     """The loader and what it reads. Rank 0 checks the photos and writes the index; the others read it after that."""
     shared: dict[str, Any] = {
         "batch_size": config.batch_size // world.size,
@@ -242,7 +242,7 @@ def _initial_model(args: argparse.Namespace, config: TrainConfig, initial: IPT |
     return initial, f"; starts from {args.init}"
 
 
-def _plan(config: TrainConfig, photos: str, loader: CropLoader, world: World) -> Table:
+def _plan(config: TrainConfig, photos: str, loader: CropLoader, world: DistInfo) -> Table:
     """What a run would do, for ``--dry-run``."""
     with torch.device("meta"):
         values = sum(p.numel() for p in IPT(config.model).parameters())

@@ -19,7 +19,7 @@ from torch import Tensor
 from ipt_fast.degradations.streak_folder import StreakFolder
 from ipt_fast.engine.augment import draw_orientation, orient
 from ipt_fast.engine.config import TrainConfig
-from ipt_fast.engine.distributed import GradientMean, World
+from ipt_fast.engine.distributed import DistInfo, GradientAllReduce
 from ipt_fast.engine.precision import LossScale, resolve_precision
 from ipt_fast.engine.recompute import resolve_recompute
 from ipt_fast.losses import pretrain_loss
@@ -72,7 +72,7 @@ class TrainStep:
         degrade: ``ipt_fast.ops.degrade`` or a stand-in.
     """
 
-    def __init__(self, model: IPT, config: TrainConfig, world: World, degrade: Degrade):
+    def __init__(self, model: IPT, config: TrainConfig, world: DistInfo, degrade: Degrade):
         self.model, self.config, self.world, self.degrade = model, config, world, degrade
         self.rain = StreakFolder(config.rain) if config.rain else None
         self.precision = resolve_precision(config.precision, world.device)
@@ -90,14 +90,14 @@ class TrainStep:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.gradients = GradientMean(model, world.size)
+        self.gradients = GradientAllReduce(model, world.size)
         self.scale = LossScale(self.precision == "fp16", world.device)
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
 
     def prepare(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The loader's uint8 crops -> input [B, 3, S, S] and target [B, 3, rS, rS] on the device, float32, 0..255.
 
-        A batch of pairs (``ipt_fast.engine.pairs``) brings its ``inputs``; otherwise they are made by ``degrade``.
+        A batch of pairs (``ipt_fast.data.pairs``) brings its ``inputs``; otherwise they are made by ``degrade``.
         """
         device = self.world.device
         crops = batch.crops.to(device, non_blocking=True)

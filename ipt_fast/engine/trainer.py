@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from ipt_fast.engine.checkpoint import LATEST, load_training_state, newest_good, save_checkpoint
+from ipt_fast.checkpoint.generators import generator_states
+from ipt_fast.checkpoint.resume import restore_state
+from ipt_fast.checkpoint.training_state import LATEST, load_training_state, newest_good, save_checkpoint
 from ipt_fast.engine.config import ConfigError, TrainConfig
-from ipt_fast.engine.distributed import World, broadcast_parameters
-from ipt_fast.engine.generators import generator_states
+from ipt_fast.engine.distributed import DistInfo, broadcast_parameters
 from ipt_fast.engine.meter import DeviceTimer, Meter
 from ipt_fast.engine.progress import TrainingProgress
-from ipt_fast.engine.resume import take_up
 from ipt_fast.engine.run_log import RunLog
 from ipt_fast.engine.schedule import learning_rate, total_steps
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
@@ -93,14 +93,14 @@ class Trainer:
         loader: Loader,
         out: str | Path,
         *,
-        world: World | None = None,
+        world: DistInfo | None = None,
         model: IPT | None = None,
         degrade: Degrade | None = None,
         console: Console | None = None,
         profile_steps: int = 0,
     ):
         self.config, self.loader, self.out = config, loader, Path(out)
-        self.world = world or World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.world = world or DistInfo(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         check_batch(config, self.world.size)
         if model is None:
             torch.manual_seed(config.seed)
@@ -144,7 +144,7 @@ class Trainer:
             path, state = found
         else:
             path, state = Path(choice), load_training_state(choice)
-        take_up(str(path), state, self.training, self.loader, self.config, self.progress.say)
+        restore_state(str(path), state, self.training, self.loader, self.config, self.progress.say)
         self.step = int(state["step"])
         self.saved_at = self.step if path.parent == self.out else -1
         self.progress.say(f"goes on from {path} at step {self.step} of {self.total}")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipt_fast.inference.images import image_files, read_rgb
+from ipt_fast.io.images import image_files, read_rgb
 from ipt_fast.tasks import Task
 
 _CLEAN = ("hr", "gt", "gtmod12", "norain", "target", "clean", "sharp", "groundtruth", "ground_truth", "original_png")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ipt_fast.engine.finetune import keep_one_task
 from ipt_fast.model import IPT
-from ipt_fast.ops._backend import module_missing
+from ipt_fast.ops._registry import module_missing
 
 SUFFIXES = (".pt2", ".onnx")
 ONNX_OPSET = 18

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipt_fast.inference.images import array_to_tensor, from_pil, read_image, to_uint8
 from ipt_fast.inference.tiles import Stitch, Tiling, mirror_pad, tiling
+from ipt_fast.io.images import array_to_tensor, from_pil, read_image, to_uint8
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
 

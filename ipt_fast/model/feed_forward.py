@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ipt_fast.gradients import wants_gradient
-from ipt_fast.model.norm import is_plain_norm, normalise, normalise_backward, product_dtype
+from ipt_fast.gradients import any_requires_grad
+from ipt_fast.model.norm import compute_dtype, is_plain_norm, normalise, normalise_backward
 from ipt_fast.model.packed_linear import forget, is_plain, linear
 
 
@@ -29,7 +29,7 @@ def feed_forward(
         return linear2(F.relu_(linear1(x if norm is None else norm(x))))
     assert isinstance(linear1, nn.Linear) and isinstance(linear2, nn.Linear)
     parameters = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
-    if wants_gradient((x, *parameters)):
+    if any_requires_grad((x, *parameters)):
         forget(linear1.weight, linear2.weight)
         scale = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
         return _FeedForward.apply(x, *scale, *parameters, recompute)
@@ -50,7 +50,7 @@ def _hidden(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """relu(y W^T + b), [B, N, 4 D]."""
     if not _has_epilogue(y):
         return F.relu_(F.linear(y, weight, bias))
-    dtype = product_dtype(y)
+    dtype = compute_dtype(y)
     rows = y.to(dtype).flatten(0, -2)  # [B N, D]
     return torch._addmm_activation(bias.to(dtype), rows, weight.to(dtype).t()).unflatten(0, y.shape[:-1])
 
@@ -58,7 +58,7 @@ def _hidden(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, eps, w1, b1, w2, b2, recompute):
-        ctx.eps, ctx.dtype = eps, product_dtype(x)
+        ctx.eps, ctx.dtype = eps, compute_dtype(x)
         y, *_ = _normed(x, norm_weight, norm_bias, eps)
         hidden = _hidden(y, w1, b1)  # [B, N, 4 D]
         ctx.save_for_backward(x, norm_weight, norm_bias, w1, b1, w2, None if recompute else hidden)

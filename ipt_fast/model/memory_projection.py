@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipt_fast.gradients import wants_gradient
-from ipt_fast.model.norm import product_dtype
+from ipt_fast.gradients import any_requires_grad
+from ipt_fast.model.norm import compute_dtype
 from ipt_fast.model.steps import optimizer_steps
 
 
@@ -41,10 +41,10 @@ class MemoryProjection:
         """
         if torch.compiler.is_compiling() or memory.is_meta:
             return [None] * len(weights)
-        if wants_gradient((memory, *weights)):
+        if any_requires_grad((memory, *weights)):
             self.forget()  # in training every layer keeps its own, and gives its memory back in its own backward
             return [None] * len(weights)
-        parts = F.linear(memory, self._joined(weights, product_dtype(weights[0]))).chunk(
+        parts = F.linear(memory, self._joined(weights, compute_dtype(weights[0]))).chunk(
             2 * len(weights), dim=-1
         )  # [B, M, D] each
         return list(zip(parts[::2], parts[1::2], strict=True))

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.watched import why_watched
+from ipt_fast.acceleration._hooks import reason_not_fusable
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """Dtype of products with x: autocast's where it is on, otherwise that of x."""
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -32,7 +32,7 @@ class LayerNorm(nn.LayerNorm):
 
 def is_plain_norm(norm: nn.Module) -> bool:
     """Whether ``normalise`` may stand for a module: a LayerNorm of ours that nobody has replaced or hooked."""
-    return type(norm) is LayerNorm and why_watched(norm) is None
+    return type(norm) is LayerNorm and reason_not_fusable(norm) is None
 
 
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

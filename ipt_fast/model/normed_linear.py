@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ipt_fast.gradients import wants_gradient
-from ipt_fast.model.norm import is_plain_norm, normalise, normalise_backward, product_dtype
+from ipt_fast.gradients import any_requires_grad
+from ipt_fast.model.norm import compute_dtype, is_plain_norm, normalise, normalise_backward
 from ipt_fast.model.packed_linear import forget, linear
 
 
 def normed_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> Tensor:
     """norm(x) W^T: [B, N, D] -> [B, N, D_out] in the dtype of products."""
-    learns = wants_gradient((x, weight, *norm.parameters()))
+    learns = any_requires_grad((x, weight, *norm.parameters()))
     # A compiler decides itself what to keep; modules that somebody put there or hooked are called.
     if not learns or torch.compiler.is_compiling() or x.is_meta or not is_plain_norm(norm):
         return linear(norm(x), weight)
@@ -28,7 +28,7 @@ class _NormedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, eps, weight):
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
-        ctx.eps, ctx.dtype = eps, product_dtype(x)
+        ctx.eps, ctx.dtype = eps, compute_dtype(x)
         y, *_ = normalise(x, norm_weight, norm_bias, eps)
         return F.linear(y, weight)
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ipt_fast.acceleration._hooks import reason_not_fusable
 from ipt_fast.cpu_features import has_fast_bf16
-from ipt_fast.gradients import wants_gradient
-from ipt_fast.model.norm import product_dtype
+from ipt_fast.gradients import any_requires_grad
+from ipt_fast.model.norm import compute_dtype
 from ipt_fast.model.steps import optimizer_steps
-from ipt_fast.watched import why_watched
 
 _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight -> (its state, the weight laid out)
 
@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
     A laid-out weight is kept until the weight changes, an optimizer steps, or a call learns. Writes through ``.data``
     alone go unseen: call ``forget`` after those.
     """
-    if not wants_gradient((x, weight, bias)):
+    if not any_requires_grad((x, weight, bias)):
         packed = _packed(x, weight)
         if packed is not None:
             b = None if bias is None else bias.to(torch.bfloat16)
@@ -38,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
 
 def is_plain(module: nn.Module) -> bool:
     """Whether ``linear`` may stand for a module: an nn.Linear that nobody has replaced, hooked or wrapped."""
-    return type(module) is nn.Linear and why_watched(module) is None
+    return type(module) is nn.Linear and reason_not_fusable(module) is None
 
 
 def forget(*weights: Tensor) -> None:
@@ -51,7 +51,7 @@ def _packed(x: Tensor, weight: Tensor) -> Tensor | None:
     """The weight laid out for products in bfloat16; None where there are none to be had."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not (x.is_cpu and weight.is_cpu):
         return None
-    if product_dtype(x) != torch.bfloat16 or type(weight) not in (Tensor, nn.Parameter) or not _available():
+    if compute_dtype(x) != torch.bfloat16 or type(weight) not in (Tensor, nn.Parameter) or not _available():
         return None
     if weight._is_view():  # gone with the call, and what is kept of it too
         return None

@@ -9,7 +9,7 @@ from torch import Tensor
 from ipt_fast.degradations.bicubic import resize_planes
 from ipt_fast.degradations.noise import add_noise
 from ipt_fast.degradations.rain import add_rain, rain_layers
-from ipt_fast.ops._backend import choose, constant_to_compilers, triton_missing
+from ipt_fast.ops._registry import choose, constant_to_compilers, triton_missing
 from ipt_fast.tasks import Task, get_task
 
 _OP = "degrade"

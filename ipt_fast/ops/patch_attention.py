@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ipt_fast import cpu_features
-from ipt_fast.gradients import wants_gradient
-from ipt_fast.ops._attention_cpu import attention_by_products, attention_by_products_backward
-from ipt_fast.ops._backend import choose, constant_to_compilers, module_missing, triton_missing
+from ipt_fast.gradients import any_requires_grad
+from ipt_fast.ops._patch_attention_cpu import bmm_attention, bmm_attention_backward
+from ipt_fast.ops._registry import choose, constant_to_compilers, module_missing, triton_missing
 
 _OP = "patch_attention"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -96,7 +96,7 @@ def _forward(
 
         return patch_attention_forward(q, k, v, q_embed, k_embed, num_heads, scale)
     if impl == "cpu":
-        return attention_by_products(q, k, v, q_embed, k_embed, num_heads, scale), _no_lse(q, num_heads)
+        return bmm_attention(q, k, v, q_embed, k_embed, num_heads, scale), _no_lse(q, num_heads)
     q, k, v = (_dense_rows(x) for x in (_plus(q, q_embed), _plus(k, k_embed), v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         _heads(q, num_heads), _heads(k, num_heads), _heads(v, num_heads), 0.0, False, scale=scale
@@ -125,7 +125,7 @@ def _backward(
     q, k = _plus(q, q_embed), _plus(k, k_embed)
     if impl == "cpu":
         first, second = _backward_fake(grad, q, k, v, None, None, out, lse, num_heads, scale, impl)
-        attention_by_products_backward(grad, q, k, v, num_heads, scale, *_unpacked(first, second, q, k))
+        bmm_attention_backward(grad, q, k, v, num_heads, scale, *_unpacked(first, second, q, k))
         return first, second
     g, *qkv, o = (_heads(_dense_rows(x), num_heads) for x in (grad, q, k, v, out))
     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -190,7 +190,7 @@ class _PatchAttention(torch.autograd.Function):
 
 def _own_backward(q, k, v, q_embed, k_embed, num_heads, scale, impl):
     inputs = [x for x in (q, k, v, q_embed, k_embed) if x is not None]
-    if wants_gradient(inputs):
+    if any_requires_grad(inputs):
         return _PatchAttention.apply(q, k, v, q_embed, k_embed, num_heads, scale, impl)
     return torch.ops.ipt_fast.patch_attention(q, k, v, q_embed, k_embed, num_heads, scale, impl)[0]
 

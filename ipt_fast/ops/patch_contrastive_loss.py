@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ipt_fast import cpu_features
-from ipt_fast.ops import _contrastive_cpu
-from ipt_fast.ops._backend import choose, constant_to_compilers, triton_missing
+from ipt_fast.ops import _patch_contrastive_loss_cpu
+from ipt_fast.ops._registry import choose, constant_to_compilers, triton_missing
 
 _OP = "patch_contrastive_loss"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -125,7 +125,7 @@ def _forward_cpu(features: Tensor, others: Tensor | None, mode: str, temperature
     tau, shift = (1.0, 0.0) if mode == "paper" else (temperature, 1.0)
     with torch.autocast("cpu", enabled=False):
         bank = None if others is None else _tokens_cpu(others, mode)
-        sums = _contrastive_cpu.exp_sums(_tokens_cpu(features, mode), bank, tau, shift)
+        sums = _patch_contrastive_loss_cpu.exp_sums(_tokens_cpu(features, mode), bank, tau, shift)
         return sums, *_values(sums, _unit(features), mode, temperature)
 
 
@@ -142,7 +142,7 @@ def _backward_cpu(
     with torch.autocast("cpu", enabled=False):
         bank = None if others is None else _tokens_cpu(others, mode)
         f = _tokens_cpu(features, mode)
-        g = _contrastive_cpu.exp_sums_gradient(f, rates, bank, others_rates, tau, shift)
+        g = _patch_contrastive_loss_cpu.exp_sums_gradient(f, rates, bank, others_rates, tau, shift)
         return _through_norm(g.view_as(features), features, pull).to(features.dtype)
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ipt_fast.gradients import wants_gradient
-from ipt_fast.ops._backend import choose, constant_to_compilers, triton_missing
-from ipt_fast.ops._tail_collapse import ClassKernels, Collapsed, Conv, apply, axes_of, chain
+from ipt_fast.gradients import any_requires_grad
+from ipt_fast.ops._pixelshuffle_tail_collapse import ClassKernels, Collapsed, Conv, apply, axes_of, chain
+from ipt_fast.ops._registry import choose, constant_to_compilers, triton_missing
 
 _OP = "pixelshuffle_tail"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -80,7 +80,7 @@ def _kept(
     last = convs[-1][0]
     if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
         return make(convs, scales, dtype)
-    if wants_gradient(tensors):
+    if any_requires_grad(tensors):
         _KEPT.pop(last, None)
         return make(convs, scales, dtype)
     try:
@@ -138,12 +138,12 @@ def _run(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str) -> Tens
     return apply(x.to(work), _collapsed(convs, scales, work)).contiguous().to(dtype)
 
 
-def _why_not(device: str, dtype: torch.dtype | None = None, wants_gradient: bool = False) -> dict[str, str | None]:
+def _why_not(device: str, dtype: torch.dtype | None = None, any_requires_grad: bool = False) -> dict[str, str | None]:
     """Every backend, best first -> None or why it cannot serve."""
     triton = None if device == "meta" else triton_missing(device)
     if triton is None and dtype == torch.float64:
         triton = "has no float64 kernel"
-    if triton is None and wants_gradient:
+    if triton is None and any_requires_grad:
         triton = "has no backward pass (call it under torch.no_grad())"
     if torch.device(device).type == "cuda" and dtype in (None, torch.float16, torch.bfloat16):
         return {"triton": triton, "collapsed": None, "eager": None}
@@ -152,8 +152,8 @@ def _why_not(device: str, dtype: torch.dtype | None = None, wants_gradient: bool
 
 
 @constant_to_compilers
-def _choose(impl: str | None, device: str, dtype: torch.dtype, wants_gradient: bool, cheaper: bool) -> str:
-    reasons = _why_not(device, dtype, wants_gradient)
+def _choose(impl: str | None, device: str, dtype: torch.dtype, any_requires_grad: bool, cheaper: bool) -> str:
+    reasons = _why_not(device, dtype, any_requires_grad)
     return choose(_OP, impl, reasons if cheaper else {"eager": None, **reasons})
 
 
@@ -263,7 +263,7 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
 def _serve(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str | None) -> Tensor:
     if impl is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
         return pixelshuffle_tail_reference(x, convs, scales)  # in operations that every other runtime knows
-    wanted = wants_gradient([x, *tensors_of(convs)])
+    wanted = any_requires_grad([x, *tensors_of(convs)])
     backend = _choose(impl, str(x.device), x.dtype, wanted, _needs_fewer_products(convs, scales))
     if torch.compiler.is_compiling() and not wanted:
         weights, biases = [w for w, _ in convs], [b for _, b in convs]

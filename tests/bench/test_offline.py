@@ -11,7 +11,7 @@ from bench.ptx_facts import PtxFacts
 
 @pytest.fixture(scope="module")
 def fixture_outcomes():
-    return {(o.kernel_name, o.capability): o for o in offline.run(["gate_fixture_kernels"])}
+    return {(o.kernel_name, o.capability): o for o in offline.run(["tests.bench.gate_fixture_kernels"])}
 
 
 def test_every_registered_kernel_passes():
@@ -50,7 +50,7 @@ def test_interpreter_in_the_environment_does_not_reach_the_compiler(monkeypatch)
     import os
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    outcomes = {o.kernel_name: o for o in offline.run(["gate_fixture_kernels"], workers=1)}
+    outcomes = {o.kernel_name: o for o in offline.run(["tests.bench.gate_fixture_kernels"], workers=1)}
     assert outcomes["good"].facts is not None
     assert os.environ["TRITON_INTERPRET"] == "1"
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from scene_files import write
 
 from ipt_fast import IPT, IPTConfig
 from ipt_fast.degradations.bicubic import bicubic_up
@@ -12,6 +11,7 @@ from ipt_fast.evaluation.metrics import psnr_y
 from ipt_fast.evaluation.score import INPUT, Method, degraded_pair, mean_scores, score_set
 from ipt_fast.evaluation.test_sets import find_set
 from ipt_fast.tasks import get_task
+from tests.evaluation.scene_files import write
 
 
 @pytest.fixture(scope="module")

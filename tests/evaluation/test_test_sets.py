@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from scene_files import write
 
 from ipt_fast.evaluation.test_sets import TestSetError, find_set, likeness, read_pair
 from ipt_fast.tasks import get_task
+from tests.evaluation.scene_files import write
 
 LAYOUTS = {  # clean file, degraded file, task
     "EDSR and IPT": ("HR/{0}.png", "LR_bicubic/X2/{0}x2.png", "sr2"),

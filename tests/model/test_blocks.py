@@ -6,11 +6,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from saved_tensors import saved_bytes
 
 from bench.baselines.plain_ipt import plain_copy
 from ipt_fast import IPT, IPTConfig
 from ipt_fast.model.blocks import Decoder
+from tests.saved_tensors import saved_bytes
 
 SMALL = IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=2, tasks=("sr2",))
 

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from saved_tensors import saved_by
 from torch import nn
 
 from ipt_fast.model import feed_forward as module
 from ipt_fast.model.feed_forward import feed_forward
 from ipt_fast.model.norm import LayerNorm
+from tests.saved_tensors import saved_by
 
 
 @pytest.fixture(params=[False, True], ids=["relu_", "epilogue"])

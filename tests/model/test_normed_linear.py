@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from saved_tensors import saved_by
 from torch import nn
 
 from ipt_fast.model.norm import LayerNorm
 from ipt_fast.model.normed_linear import normed_linear
+from tests.saved_tensors import saved_by
 
 
 def make(dtype=torch.float64, D=6):

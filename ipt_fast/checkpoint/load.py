@@ -1,0 +1,188 @@
+"""A network out of a file: the released ones, single-task ones and our own; every size is read off the weights."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipt_fast.checkpoint.read import read_weights
+from ipt_fast.checkpoint.training_state import CheckpointError
+from ipt_fast.model import IPT, IPTConfig
+from ipt_fast.model.ipt import MeanShift
+from ipt_fast.tasks import TASKS, get_task
+
+_ENCODER = "body.encoder.layers.0"
+_EMBEDDING = "body.query_embed.weight"
+_POSITION = "body.position_encoding.pe.weight"
+# Of the released networks; the weights do not say it.
+_RELEASED_HEADS = 12
+_RELEASED_PATCH = 48
+
+
+def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int | None = None) -> IPT:
+    """A network with the weights of a file, in evaluation mode on the CPU, float32.
+
+    Reads the released files (``IPT_pretrain.pt``, ``IPT_sr2.pt``, ...), other torch.save files with their keys (bare,
+    or under ``params``, ``params_ema``, ``state_dict``, ``model``; with or without ``module.`` or ``model.`` before
+    each key), this project's checkpoints, and safetensors. Nothing in the file is run.
+
+    Args:
+        path: the file.
+        task: keep this task alone. Where a file with one task does not say which it is, this is its name; without
+            it, it is taken from the tail's scale or the file's name.
+        num_heads: attention heads; the weights of foreign files do not tell it. None: 12, as the released ones.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: damaged, foreign, unsafe to load, or weights that do not fit together; one line that names
+            the file, the first keys that do not fit and what was expected.
+        ValueError: the file has no such task.
+    """
+    path = Path(path)
+    if task is not None:
+        get_task(task)
+    file = read_weights(path)
+    config = _stated_config(path, file.config)
+    try:
+        config = config or _config_from_weights(path, file.weights, task, num_heads)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: incomplete weights of an IPT, without {error.args[0]}") from error
+    weights = file.weights
+    if task is not None and len(config.tasks) > 1:
+        config, weights = _one_task(path, config, weights, task)
+    elif task is not None and config.tasks != (task,):
+        raise ValueError(f"{path}: has the task {config.tasks[0]}, not {task}")
+    _check_fit(path, config, weights)
+    with torch.device("meta"):
+        model = IPT(config)
+    # Copies, so that a network from a float16 file is float32, and none shares its memory with the file's.
+    own = {key: value.to(model.state_dict()[key].dtype, copy=True) for key, value in weights.items()}
+    model.load_state_dict(own, assign=True)
+    for part, sign in ((model.sub_mean, -1), (model.add_mean, 1)):
+        exact = MeanShift(sign)
+        if torch.allclose(part.bias, exact.bias, rtol=1e-2) and torch.allclose(part.weight, exact.weight, atol=1e-2):
+            # A constant, which a half-precision file holds rounded by up to 0.06 levels.
+            part.load_state_dict(exact.state_dict())
+        part.requires_grad_(False)
+    return model.eval()
+
+
+def _stated_config(path: Path, values: dict[str, Any] | None) -> IPTConfig | None:
+    if values is None:
+        return None
+    try:
+        return IPTConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: its configuration does not fit this version: {error}") from error
+
+
+def _config_from_weights(path: Path, weights: dict[str, Tensor], task: str | None, num_heads: int | None) -> IPTConfig:
+    """Every size of the network, from the shapes alone. Raises KeyError where a weight is missing that all have."""
+    n_feats = weights["head.0.0.weight"].shape[0]
+    D = weights[f"{_ENCODER}.self_attn.in_proj_weight"].shape[-1]
+    patch_dim = math.isqrt(D // n_feats) if n_feats else 0
+    if not n_feats or n_feats * patch_dim**2 != D:
+        raise CheckpointError(f"{path}: tokens of {D} values do not go with {n_feats} features of an IPT")
+    if _POSITION in weights:
+        num_tokens = weights[_POSITION].shape[0]
+    elif _EMBEDDING in weights:
+        num_tokens = weights[_EMBEDDING].shape[-1] // D
+    else:
+        num_tokens = (_RELEASED_PATCH // patch_dim) ** 2
+    num_heads = num_heads or _RELEASED_HEADS
+    if D % num_heads:
+        raise CheckpointError(f"{path}: {num_heads} attention heads do not divide {D}; give num_heads")
+    layers = {key.split(".")[3] for key in weights if key.startswith("body.encoder.layers.")}
+    return IPTConfig(
+        n_feats=n_feats,
+        patch_size=math.isqrt(num_tokens) * patch_dim,
+        patch_dim=patch_dim,
+        num_heads=num_heads,
+        num_layers=len(layers),
+        tasks=_tasks(path, weights, n_feats, task),
+        ffn_ratio=weights[f"{_ENCODER}.linear1.weight"].shape[0] // D,
+        position_embed=_POSITION in weights,
+        task_embed=_EMBEDDING in weights,
+        mlp="body.linear_encoding.weight" in weights,
+        memory_norm="body.decoder.memory_norm.weight" in weights,
+    )
+
+
+def _tasks(path: Path, weights: dict[str, Tensor], n_feats: int, task: str | None) -> tuple[str, ...]:
+    """Names of the tasks, from the scales of the tails; of a single task also from the file's name."""
+    count = len({key.split(".")[1] for key in weights if key.startswith("head.")})
+    scales = tuple(_scale(weights, index, n_feats) for index in range(count))
+    if count == 1:
+        name = task or _named_in(path, scales[0])
+        if get_task(name).scale != scales[0]:
+            raise ValueError(f"{path}: its tail enlarges {scales[0]} times, so it is not for {name}")
+        return (name,)
+    if scales != tuple(get_task(name).scale for name in TASKS):
+        raise CheckpointError(
+            f"{path}: {count} tails that enlarge {', '.join(map(str, scales))} times; "
+            f"expected were one, or the six of {', '.join(TASKS)}"
+        )
+    return TASKS
+
+
+def _scale(weights: dict[str, Tensor], index: int, n_feats: int) -> int:
+    """How much tail ``index`` enlarges: the product over its convolutions with a PixelShuffle behind."""
+    scale, stage = 1, 0
+    while (weight := weights.get(f"tail.{index}.0.{stage}.weight")) is not None:
+        scale *= math.isqrt(weight.shape[0] // n_feats)
+        stage += 2
+    return scale
+
+
+def _named_in(path: Path, scale: int) -> str:
+    if scale in (2, 3, 4):
+        return f"sr{scale}"
+    text = path.stem.lower()
+    if scale == 1 and (match := re.search(r"noise[_-]?(\d+)", text)):
+        return f"denoise{match[1]}"
+    if scale == 1 and (match := re.search(r"derain|deblur", text)):
+        return match[0]
+    raise CheckpointError(
+        f"{path}: holds one task, and neither its tail nor its name says which; give the task (derain, denoise30, ...)"
+    )
+
+
+def _one_task(
+    path: Path, config: IPTConfig, weights: dict[str, Tensor], task: str
+) -> tuple[IPTConfig, dict[str, Tensor]]:
+    if task not in config.tasks:
+        raise ValueError(f"{path}: has no task {task}; it has {', '.join(config.tasks)}")
+    index = config.tasks.index(task)
+    kept = {}
+    for key, value in weights.items():
+        part, _, rest = key.partition(".")
+        if part in ("head", "tail"):
+            number, _, rest = rest.partition(".")
+            if number == str(index):
+                kept[f"{part}.0.{rest}"] = value
+        else:
+            kept[key] = value[index : index + 1] if key == _EMBEDDING else value
+    return replace(config, tasks=(task,)), kept
+
+
+def _check_fit(path: Path, config: IPTConfig, weights: dict[str, Tensor]) -> None:
+    """Every key is there with its shape, none is left over, and all values are finite."""
+    with torch.device("meta"):
+        expected = {key: list(value.shape) for key, value in IPT(config).state_dict().items()}
+    wrong = []
+    for key, shape in expected.items():
+        if key not in weights:
+            wrong.append(f"{key} is missing, expected {shape}")
+        elif list(weights[key].shape) != shape:
+            wrong.append(f"{key} is {list(weights[key].shape)}, expected {shape}")
+    wrong += [f"{key} is not a weight of this network" for key in weights if key not in expected]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{path}: does not fit an IPT: {'; '.join(wrong[:3])}{more}")
+    for key, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {key} holds values that are not finite")

@@ -1,0 +1,138 @@
+"""Training on pairs: partners by name, crops at the same place of both photos, order, resumption, refusals."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ipt_fast.data import NoImagesError
+from ipt_fast.data.pairs import PairError, make_pair_loader, shared_name
+
+# A photo whose pixels say where they are: red the row, green the column, blue the photo.
+HEIGHT, WIDTH = 40, 56
+
+
+def write_pair(root, number, scale=1, names=("GT/{}.png", "LQ/{}.png"), size=(WIDTH, HEIGHT)):
+    rows, columns = np.mgrid[: size[1], : size[0]]
+    degraded = np.stack([rows, columns, np.full_like(rows, number)], -1).astype(np.uint8)
+    clean = degraded.repeat(scale, 0).repeat(scale, 1) + np.uint8(100)
+    for name, pixels in zip(names, (clean, degraded), strict=True):
+        path = root / name.format(f"{number:03}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def loader_of(root, task="derain", batch_size=6, **settings):
+    folders = settings.pop("folders", ("GT", "LQ"))
+    defaults = {"patch_size": 12, "workers": 0, "progress": False}
+    return make_pair_loader(root / folders[0], root / folders[1], task, batch_size=batch_size, **(defaults | settings))
+
+
+@pytest.mark.parametrize("task, scale", [("derain", 1), ("deblur", 1), ("denoise70", 1), ("sr2", 2), ("sr3", 3)])
+def test_both_crops_come_from_the_same_place(tmp_path, task, scale):
+    for number in range(5):
+        write_pair(tmp_path, number, scale)
+    places = set()
+    loader = loader_of(tmp_path, task)
+    for _ in range(4):
+        batch = next(loader)
+        assert batch.task == task and batch.inputs.shape == (6, 3, 12, 12) and batch.inputs.dtype == torch.uint8
+        assert batch.crops.shape == (6, 3, 12 * scale, 12 * scale)
+        enlarged = batch.inputs.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        assert torch.equal(batch.crops, enlarged + 100)
+        assert torch.equal(batch.inputs[:, 0, :, 0].long().diff(dim=1), torch.ones(6, 11, dtype=torch.long))
+        places |= {tuple(x[:, 0, 0].tolist()) for x in batch.inputs}
+    assert len({place[2] for place in places}) == 5 and len(places) > 15
+
+
+def test_ranks_share_the_batch_of_one_process(tmp_path):
+    for number in range(4):
+        write_pair(tmp_path, number)
+    whole = next(loader_of(tmp_path, batch_size=6, seed=3))
+    parts = [next(loader_of(tmp_path, batch_size=3, seed=3, rank=rank, world_size=2)) for rank in (0, 1)]
+    together = torch.cat([part.inputs for part in parts])
+    assert sorted(x.flatten().tolist() for x in together) == sorted(x.flatten().tolist() for x in whole.inputs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumes_in_the_middle_of_an_epoch(tmp_path, workers):
+    for number in range(7):
+        write_pair(tmp_path, number)
+    loader = loader_of(tmp_path, batch_size=2, workers=workers)
+    for _ in range(3):
+        next(loader)
+    state, wanted = loader.state_dict(), [next(loader) for _ in range(3)]
+    other = loader_of(tmp_path, batch_size=2, workers=workers)
+    other.load_state_dict(state)
+    for batch in wanted:
+        again = next(other)
+        assert torch.equal(again.inputs, batch.inputs) and torch.equal(again.crops, batch.crops)
+        assert (again.epoch, again.step) == (batch.epoch, batch.step)
+    loader.close()
+    other.close()
+
+
+def test_small_photos_are_mirrored_in_both(tmp_path):
+    write_pair(tmp_path, 0, 2, size=(8, 30))
+    batch = next(loader_of(tmp_path, "sr2", batch_size=2))
+    assert torch.equal(batch.inputs[:, 1, :, 8], batch.inputs[:, 1, :, 7])
+    assert torch.equal(batch.crops[..., 16:18], batch.crops[..., 14:16].flip(-1))
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [("norain-001.png", "001"), ("rain-001.png", "001"), ("babyx2.png", "baby"), ("a/b_GT.jpg", "b"),
+     ("img_blur.png", "img"), ("LQ_7.png", "7"), ("0001.png", "0001"), ("train.png", "train")],
+)  # fmt: skip
+def test_names_that_partners_share(name, wanted):
+    assert shared_name(name) == wanted
+
+
+def test_partners_by_their_usual_names(tmp_path):
+    for number in range(3):
+        write_pair(tmp_path, number, names=("norain/norain-{}.png", "rain/rain-{}.png"))
+    batch = next(loader_of(tmp_path, folders=("norain", "rain")))
+    assert torch.equal(batch.crops, batch.inputs + 100)
+
+
+def test_photos_without_a_partner_are_refused_with_their_names(tmp_path):
+    for number in range(3):
+        write_pair(tmp_path, number)
+    (tmp_path / "LQ/002.png").rename(tmp_path / "LQ/other.png")
+    with pytest.raises(PairError, match=r"other\.png needs one clean photo of the same name, found none"):
+        loader_of(tmp_path)
+    (tmp_path / "LQ/other.png").unlink()
+    with pytest.raises(PairError, match=r"002\.png has no degraded partner"):
+        loader_of(tmp_path)
+    Image.open(tmp_path / "GT/001.png").save(tmp_path / "GT/002.png")
+    Image.open(tmp_path / "GT/001.png").save(tmp_path / "GT/001.bmp")
+    with pytest.raises(PairError, match=r"001\.png needs one clean photo of the same name, found .*001.* and "):
+        loader_of(tmp_path)
+
+
+def test_sizes_that_do_not_fit_are_refused_with_both_names(tmp_path):
+    write_pair(tmp_path, 1)
+    with pytest.raises(PairError, match=r"GT.001\.png is 56x40, but .*LQ.001\.png is 56x40; .* 2 times as large"):
+        loader_of(tmp_path, "sr2")
+
+
+def test_bad_and_absent_photos(tmp_path):
+    write_pair(tmp_path, 1)
+    (tmp_path / "LQ/bad.png").write_bytes(b"no photo")
+    with pytest.raises(PairError, match=r"bad\.png cannot be used: .*; take it and its partner away"):
+        loader_of(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoImagesError, match="empty"):
+        loader_of(tmp_path, folders=("GT", "empty"))
+
+
+def test_a_photo_that_goes_bad_later_is_replaced_with_its_partner(tmp_path):
+    for number in range(3):
+        write_pair(tmp_path, number)
+    loader = loader_of(tmp_path, batch_size=9, crops_per_image=3)
+    (tmp_path / "GT/001.png").write_bytes(b"gone bad")
+    with pytest.warns(UserWarning, match=r"001\.png"):
+        batch = next(loader)
+    assert torch.equal(batch.crops, batch.inputs + 100)
+    assert not (batch.inputs[:, 2] == 1).any()
+    assert loader.stats()["bad_files"] == 1

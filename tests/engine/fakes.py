@@ -1,0 +1,121 @@
+"""A network, a loader and a degradation small enough for a test to train in a second, here or in other processes."""
+
+import io
+import os
+import signal
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ipt_fast.engine.config import TrainConfig, apply_changes
+from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
+from ipt_fast.engine.trainer import Trainer
+from ipt_fast.model import IPTConfig
+from ipt_fast.tasks import get_task
+
+MICRO = IPTConfig(
+    n_feats=4, patch_size=12, patch_dim=3, num_heads=3, num_layers=1, tasks=("sr2", "derain", "denoise30")
+)
+
+
+def micro_config(*changes: str, steps: int = 6, batch_size: int = 4) -> TrainConfig:
+    config = TrainConfig(
+        preset="micro", model=MICRO, epochs=None, steps=steps, batch_size=batch_size, lr=1e-3, precision="fp32",
+        log_every=1, checkpoint_every=2,
+    )  # fmt: skip
+    return apply_changes(config, changes)
+
+
+class Batch(NamedTuple):
+    crops: Tensor
+    task: str
+    seeds: Tensor
+    epoch: int
+    step: int
+
+
+class FakeLoader:
+    """Crops of noise, each a pure function of its place in the data; rank r has its share of the global batch."""
+
+    batches_per_epoch = 3
+
+    def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1, tasks=MICRO.tasks, side: int = 12):
+        self.batch_size, self.rank, self.world_size, self.tasks, self.side = batch_size, rank, world_size, tasks, side
+        self.position = 0
+        self.closed = False
+
+    def __iter__(self):
+        while True:
+            step = self.position
+            task = self.tasks[torch.randint(len(self.tasks), (), generator=torch.manual_seed(1000 + step)).item()]
+            scale = get_task(task).scale
+            side = (self.side + 4) * scale if task.startswith("sr") else self.side
+            first = (step * self.world_size + self.rank) * self.batch_size
+            seeds = torch.arange(first, first + self.batch_size)
+            crops = [
+                torch.randint(256, (3, side, side), generator=torch.Generator().manual_seed(int(seed)))
+                for seed in seeds
+            ]
+            self.position += 1
+            yield Batch(torch.stack(crops).to(torch.uint8), task, seeds, step // self.batches_per_epoch, step)
+
+    def state_dict(self):
+        return {"position": self.position, "global_batch": self.batch_size * self.world_size}
+
+    def load_state_dict(self, state):
+        if state["global_batch"] != self.batch_size * self.world_size:
+            raise ValueError(f"the state was taken with global_batch={state['global_batch']}")
+        self.position = state["position"]
+
+    def stats(self):
+        return {"bad_files": 0}
+
+    def close(self):
+        self.closed = True
+
+
+def fake_degrade(clean, task, *, seeds, margin=0):
+    """The task's shapes and a deterministic change of the pixels."""
+    target = clean.float()
+    if margin:
+        scale = get_task(task).scale
+        low = torch.nn.functional.avg_pool2d(target, scale)
+        m, s = margin, margin * scale
+        return low[..., m:-m, m:-m], target[..., s:-s, s:-s]
+    shift = (seeds % 7).float().to(target.device)[:, None, None, None]
+    return (target * 0.8 + 4 * shift).clamp(0, 255), target
+
+
+def make_trainer(out, config: TrainConfig, world: DistInfo | None = None, loader=None, **options) -> Trainer:
+    world = world or DistInfo()
+    loader = loader or FakeLoader(config.batch_size // world.size, world.rank, world.size, config.model.tasks)
+    options.setdefault("console", Console(file=io.StringIO(), width=200))
+    return Trainer(config, loader, out, world=world, degrade=options.pop("degrade", fake_degrade), **options)
+
+
+def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> None:
+    """What a process of its own runs. ``trouble`` (what, n, rank): "kill", "term" or "nan" at the n-th batch."""
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    torch.set_num_threads(1)
+    world = init_distributed()
+    what, at, rank = trouble or ("", 0, 0)
+    calls = 0
+
+    def degrade(*given, **options):
+        nonlocal calls
+        calls += 1
+        x, target = fake_degrade(*given, **options)
+        if calls == at and world.rank == rank:
+            if what == "nan":
+                return x * float("nan"), target
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
+        return x, target
+
+    config = micro_config(*changes, steps=steps, batch_size=batch_size)
+    trainer = make_trainer(out, config, world, degrade=degrade, console=Console(stderr=True, width=200))
+    trainer.resume("auto")
+    summary = trainer.train()
+    destroy_process_group()
+    raise SystemExit(0 if summary.signal is None else 128 + summary.signal)

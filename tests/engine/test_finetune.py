@@ -1,0 +1,133 @@
+"""Fine-tuning: what is kept, what is dropped, where new tasks start, and that the paper's settings are used."""
+
+import json
+
+import pytest
+import torch
+
+from ipt_fast.data.pairs import make_pair_loader
+from ipt_fast.engine.config import apply_changes
+from ipt_fast.engine.finetune import finetune_recipe, keep_one_task, nearest_task
+from ipt_fast.inference import load_checkpoint
+from ipt_fast.model import IPT, IPTConfig
+from ipt_fast.tasks import TASKS
+from tests.data.test_pairs import write_pair
+from tests.engine.fakes import FakeLoader, make_trainer
+
+SIX = IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=1)
+
+
+@pytest.fixture
+def six():
+    torch.manual_seed(1)
+    return IPT(SIX)
+
+
+@pytest.mark.parametrize(
+    "task, tasks, wanted",
+    [(name, TASKS, name) for name in TASKS]
+    + [
+        ("denoise70", TASKS, "denoise50"),
+        ("denoise10", TASKS, "denoise30"),
+        ("denoise40", TASKS, "denoise30"),
+        ("deblur", TASKS, "derain"),
+        ("sr3", ("sr2", "derain"), "sr2"),
+        ("derain", ("sr2", "denoise30"), "denoise30"),
+    ],
+)
+def test_new_tasks_start_from_the_nearest(task, tasks, wanted):
+    assert nearest_task(task, tasks) == wanted
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_head_tail_and_embedding_are_kept(six, task):
+    own, source = keep_one_task(six, task)
+    assert source == task and own.config.tasks == (task,)
+    assert len(own.head) == len(own.tail) == 1 and own.body.query_embed.weight.shape[0] == 1
+    x = torch.rand(2, 3, 12, 12) * 255
+    with torch.no_grad():
+        assert torch.equal(own(x, task), six(x, task))
+
+
+def test_nothing_is_shared_with_the_network_it_came_from(six):
+    before = {key: value.clone() for key, value in six.state_dict().items()}
+    own, _ = keep_one_task(six, "sr2")
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[key]) for key, value in six.state_dict().items())
+
+
+@pytest.mark.parametrize("task, source", [("denoise70", "denoise50"), ("deblur", "derain")])
+def test_a_new_task_computes_what_its_source_did(six, task, source):
+    own, told = keep_one_task(six, task)
+    x = torch.rand(2, 3, 12, 12) * 255
+    with torch.no_grad():
+        assert told == source and torch.equal(own(x, task), six(x, source))
+
+
+def test_a_tail_of_another_scale_is_drawn_anew(six):
+    sr2, _ = keep_one_task(six, "sr2")
+    sr4, source = keep_one_task(sr2, "sr4")
+    assert source == "sr2" and sr4(torch.rand(1, 3, 12, 12), "sr4").shape == (1, 3, 48, 48)
+    same = [torch.equal(a, b) for a, b in zip(sr4.head.parameters(), sr2.head.parameters(), strict=True)]
+    assert all(same) and torch.equal(sr4.body.query_embed.weight, sr2.body.query_embed.weight)
+    assert not any(torch.equal(sr4.tail[0][0][0].weight, other) for other in sr2.tail[0].parameters())
+
+
+def test_networks_without_embeddings_are_kept_whole():
+    six = IPT(IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=1, task_embed=False, position_embed=False))
+    own, _ = keep_one_task(six, "derain")
+    assert not any("embed" in key for key in own.state_dict())
+
+
+def test_the_papers_settings():
+    for task, augment in [("sr3", True), ("derain", True), ("denoise70", False), ("deblur", False)]:
+        recipe = finetune_recipe(SIX, task)
+        assert (recipe.lr, recipe.lr_final, recipe.schedule, recipe.epochs) == (2e-5, 2e-5, "constant", 30)
+        assert recipe.model.tasks == (task,) and recipe.augment == augment and recipe.lam == 0
+
+
+def config_for(task, *changes):
+    small = ["steps=3", "batch_size=4", "precision=fp32", "log_every=1", "checkpoint_every=3", *changes]
+    return apply_changes(finetune_recipe(SIX, task), small)
+
+
+def test_training_on_pairs_learns_what_is_between_them(six, tmp_path):
+    """The clean photos are 100 levels brighter: the loss falls to where the network adds them."""
+    for number in range(3):
+        write_pair(tmp_path, number)
+    config = config_for("deblur", "steps=60", "lr=2e-3", "lr_final=2e-3")
+    loader = make_pair_loader(
+        tmp_path / "GT", tmp_path / "LQ", "deblur", batch_size=4, patch_size=12, workers=0, progress=False
+    )
+    model, _ = keep_one_task(six, "deblur")
+    make_trainer(tmp_path / "run", config, loader=loader, model=model).train()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    again = load_checkpoint(tmp_path / "run/checkpoint.pt")
+    assert again.config.tasks == ("deblur",)
+    assert not torch.equal(again.body.query_embed.weight, six.body.query_embed.weight[3:4])
+
+
+def test_flips_and_rotations_reach_input_and_target_alike(six, tmp_path):
+    for number in range(3):
+        write_pair(tmp_path, number, 2)
+    loader = make_pair_loader(
+        tmp_path / "GT", tmp_path / "LQ", "sr2", batch_size=16, patch_size=12, workers=0, progress=False
+    )
+    batch = next(loader)
+    model, _ = keep_one_task(six, "sr2")
+    trainer = make_trainer(tmp_path / "run", config_for("sr2", "batch_size=16"), loader=loader, model=model)
+    x, target = trainer.training.prepare(batch)
+    assert torch.equal(target, x.repeat_interleave(2, 2).repeat_interleave(2, 3) + 100)
+    transposed = (x[:, 0].diff(dim=2) != 0).flatten(1).any(1)  # red is the row: in these it changes along a row
+    assert 2 < transposed.sum() < 14
+
+
+def test_synthetic_degradation_serves_as_well(six, tmp_path):
+    config = config_for("denoise70")
+    model, _ = keep_one_task(six, "denoise70")
+    trainer = make_trainer(tmp_path, config, loader=FakeLoader(4, tasks=("denoise70",)), model=model)
+    assert trainer.train().finished
+    assert load_checkpoint(tmp_path / "checkpoint.pt").config.tasks == ("denoise70",)

@@ -1,0 +1,113 @@
+"""Whole processes: two ranks against one, and runs that are killed."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipt_fast.checkpoint.training_state import load_training_state
+from tests.engine.fakes import make_trainer, micro_config, run_rank
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Processes forked from one that has imported everything and trained nothing: quick to start, and clean."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["engine_fakes", "torch.utils.tensorboard"])
+    yield context
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def start(context):
+    """start(out, steps, batch_size, *changes, ranks=R, trouble=...) -> the processes of a run."""
+    started = []
+
+    def start(out, steps, batch_size, *changes, ranks=1, trouble=None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks}
+        run = []
+        for rank in range(ranks):
+            own = {**group, "RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}
+            run.append(context.Process(target=run_rank, args=(out, own, steps, batch_size, changes, trouble)))
+            run[-1].start()
+        started.extend(run)
+        return run
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def end(processes, code=0):
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == code
+
+
+def model_of(folder):
+    return load_training_state(folder / "checkpoint.pt")["model"]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("changes", [["clip_grad=1"], ["contrastive=supcon", "lam=1"]])
+def test_two_ranks_are_one_process_with_the_doubled_batch(tmp_path, start, changes):
+    processes = start(tmp_path / "two", 6, 8, *changes, ranks=2)
+    one = make_trainer(tmp_path / "one", micro_config(*changes, steps=6, batch_size=8))
+    one.train()
+    end(processes)
+    for mine, theirs in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        for key in ("loss", "l1", "contrastive", "grad_norm"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), (mine["step"], key)
+    two = model_of(tmp_path / "two")
+    # Adam divides rounding by rounding where a gradient is almost zero: a few values may differ by part of a step.
+    for key, value in one.model.state_dict().items():
+        assert torch.allclose(value, two[key], rtol=1e-4, atol=2e-4), key
+        assert (value - two[key]).double().abs().mean() < 1e-6, key
+    states = load_training_state(tmp_path / "two" / "checkpoint.pt")
+    own = load_training_state(tmp_path / "one" / "checkpoint.pt")["optimizer"]["state"]
+    assert set(states["optimizer"]["state"]) == set(own) and len(states["rng"]) == 2
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, start):
+    unbroken = start(tmp_path / "whole", 8, 4)
+    batch = random.SystemRandom().randint(3, 8)
+    end(start(tmp_path / "cut", 8, 4, trouble=("kill", batch, 0)), -signal.SIGKILL)
+    assert load_training_state(tmp_path / "cut" / "checkpoint.pt")["step"] < 8
+    end(start(tmp_path / "cut", 8, 4))
+    end(unbroken)
+    cut = model_of(tmp_path / "cut")
+    assert all(torch.equal(value, cut[key]) for key, value in model_of(tmp_path / "whole").items()), batch
+
+
+def test_two_ranks_stop_together_and_go_on_bit_equal(tmp_path, start):
+    unbroken = start(tmp_path / "whole", 7, 4, ranks=2)
+    end(start(tmp_path / "cut", 7, 4, ranks=2, trouble=("term", 3, 1)), 128 + signal.SIGTERM)
+    assert 3 <= load_training_state(tmp_path / "cut" / "checkpoint.pt")["step"] <= 5
+    end(start(tmp_path / "cut", 7, 4, ranks=2))
+    end(unbroken)
+    cut = model_of(tmp_path / "cut")
+    assert all(torch.equal(value, cut[key]) for key, value in model_of(tmp_path / "whole").items())
+
+
+def test_a_bad_sample_on_one_rank_is_skipped_by_both(tmp_path, start):
+    end(start(tmp_path, 4, 4, ranks=2, trouble=("nan", 2, 1)))
+    assert records(tmp_path)[-1]["skipped"] == 1
+    assert all(value.isfinite().all() for value in model_of(tmp_path).values())

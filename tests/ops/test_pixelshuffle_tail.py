@@ -1,0 +1,286 @@
+"""pixelshuffle_tail equals its chain: every shape, dtype, gradient; the kernels kept never outlive a weight."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ipt_fast.ops import pixelshuffle_tail
+from ipt_fast.ops._pixelshuffle_tail_collapse import Collapsed
+from ipt_fast.ops.pixelshuffle_tail import (
+    PixelShuffleTail,
+    forget,
+    pixelshuffle_tail_reference,
+)
+
+TAILS = [  # scales, kernel sizes
+    ((2,), (3, 3)),
+    ((3,), (3, 3)),
+    ((2, 2), (3, 3, 3)),
+    ((2, 2, 2), (3, 3, 3, 3)),
+    ((4,), (3, 3)),
+    ((2,), (5, 3)),
+    ((2,), (1, 9)),
+    ((2,), (3, 1)),
+    ((3,), (1, 1)),
+    ((2, 3), (3, 5, 7)),
+    ((2,), ((3, 5), (5, 1))),
+    ((1, 2), (3, 3, 3)),
+    ((), (3,)),
+]
+
+
+def make_convs(scales, kernels, bias=True, channels=5, out=3, dtype=torch.float64, grad=False):
+    convs, c = [], channels
+    for i, (k, r) in enumerate(zip(kernels, [*scales, 1], strict=True)):
+        k = (k, k) if isinstance(k, int) else k
+        width = (out if i == len(scales) else 4) * r * r
+        weight = torch.randn(width, c, *k, dtype=torch.float64) / (c * k[0] * k[1]) ** 0.5
+        b = torch.randn(width, dtype=torch.float64) if bias else None
+        convs.append(tuple(None if t is None else t.to(dtype).requires_grad_(grad) for t in (weight, b)))
+        c = width // (r * r)
+    return convs
+
+
+def relative(a, b):
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+def tensors_of(convs):
+    return [t for conv in convs for t in conv if t is not None]
+
+
+def written_out(x, convs, scales):
+    for (w, b), r in zip(convs, [*scales, 1], strict=True):
+        x = F.pixel_shuffle(F.conv2d(x, w, b, padding=(w.shape[2] // 2, w.shape[3] // 2)), r)
+    return x
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scales,kernels", TAILS)
+def test_equals_the_chain_at_every_size(scales, kernels, bias):
+    convs = make_convs(scales, kernels, bias)
+    for H, W in [(1, 1), (1, 7), (2, 3), (3, 3), (4, 5), (9, 4), (12, 11)]:
+        x = torch.randn(2, 5, H, W, dtype=torch.float64)
+        expected = written_out(x, convs, scales)
+        got = pixelshuffle_tail(x, convs, scales, impl="collapsed")
+        assert got.shape == expected.shape
+        assert relative(got, expected) < 1e-12, (H, W)
+        assert (got - expected).abs().max() < 1e-12 * expected.abs().max(), (H, W)
+
+
+@pytest.mark.parametrize("scales", [(2,), (3,), (2, 2)])
+def test_float32_and_halves_keep_the_budget(scales):
+    exact = make_convs(scales, [3] * (len(scales) + 1), channels=64)
+    x = torch.randn(1, 64, 12, 13, dtype=torch.float64)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        convs = [tuple(t.to(dtype) for t in conv) for conv in exact]
+        oracle = pixelshuffle_tail_reference(
+            x.to(dtype).double(), [tuple(t.double() for t in c) for c in convs], scales
+        )
+        got = pixelshuffle_tail(x.to(dtype), convs, scales, impl="collapsed")
+        assert got.dtype == dtype
+        if dtype == torch.float32:
+            assert relative(got, oracle) < 1e-5
+        else:
+            chain = pixelshuffle_tail_reference(x.to(dtype), convs, scales)
+            assert relative(got, oracle) <= 2 * relative(chain, oracle) + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scales,kernels", [((2,), (3, 3)), ((3,), (3, 3)), ((2, 2), (3, 3, 3)), ((2,), ((1, 3), 3))])
+def test_gradients_of_input_and_every_weight(scales, kernels, bias):
+    convs = make_convs(scales, kernels, bias, channels=2, out=1, grad=True)
+    leaves = tensors_of(convs)
+    x = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(pixelshuffle_tail(x, convs, scales))
+    got = torch.autograd.grad(pixelshuffle_tail(x, convs, scales, impl="collapsed"), [x, *leaves], upstream)
+    expected = torch.autograd.grad(written_out(x, convs, scales), [x, *leaves], upstream)
+    for g, e in zip(got, expected, strict=True):
+        assert relative(g, e) < 1e-12
+
+
+@pytest.mark.parametrize("scales", [(2,), (2, 2)])
+def test_gradcheck(scales):
+    convs = make_convs(scales, [3] * (len(scales) + 1), channels=1, out=1, grad=True)
+    convs = [
+        (w[: 2 * 4] if i == 0 else w[:, :2] if i == len(scales) else w[:8, :2], None) for i, (w, _) in enumerate(convs)
+    ]
+    weights = [w.detach().clone().requires_grad_() for w, _ in convs]
+    x = torch.randn(1, 1, 4, 5, dtype=torch.float64, requires_grad=True)
+    biases = [torch.randn(len(w), dtype=torch.float64, requires_grad=True) for w in weights]
+
+    def call(x, *leaves):
+        n = len(leaves) // 2
+        return pixelshuffle_tail(x, list(zip(leaves[:n], leaves[n:], strict=True)), scales, impl="collapsed")
+
+    assert torch.autograd.gradcheck(call, (x, *weights, *biases), fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (x, *weights, *biases), fast_mode=True)
+
+
+def test_frozen_weights_still_give_the_gradient_of_x():
+    convs = make_convs((2,), (3, 3))
+    x = torch.randn(1, 5, 6, 6, dtype=torch.float64, requires_grad=True)
+    got = torch.autograd.grad(pixelshuffle_tail(x, convs, (2,), impl="collapsed").square().sum(), x)[0]
+    expected = torch.autograd.grad(written_out(x, convs, (2,)).square().sum(), x)[0]
+    assert relative(got, expected) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["optimizer", "foreach", "fused", "load_state_dict", "in place", "through data", "bias", "new data", "half"],
+)
+def test_kept_kernels_follow_every_change_of_a_weight(change):
+    tail = PixelShuffleTail.from_convs(
+        [nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)], (2,), impl="collapsed"
+    )
+    x = torch.randn(1, 4, 6, 6)
+
+    def check():
+        with torch.no_grad():
+            chain = written_out(x.to(next(tail.parameters()).dtype), [(c.weight, c.bias) for c in tail.convs], (2,))
+            return relative(tail(x.to(chain.dtype)), chain)
+
+    assert check() < 1e-5
+    with torch.no_grad():
+        before = tail(x)
+    if change in ("optimizer", "foreach", "fused"):
+        kind = {"optimizer": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}[change]
+        optimizer = torch.optim.Adam(tail.parameters(), lr=0.1, **kind)
+        tail(x).square().sum().backward()
+        optimizer.step()
+    elif change == "load_state_dict":
+        tail.load_state_dict({k: torch.randn_like(v) for k, v in tail.state_dict().items()})
+    elif change == "in place":
+        with torch.no_grad():
+            tail.convs[0].weight.mul_(2)
+    elif change == "through data":
+        tail.convs[0].weight.data.mul_(2)
+    elif change == "bias":
+        with torch.no_grad():
+            tail.convs[0].bias.add_(1)
+    elif change == "new data":
+        tail.convs[0].weight.data = torch.randn_like(tail.convs[0].weight)
+    else:
+        tail.double()
+    assert check() < 1e-5
+    with torch.no_grad():
+        assert change == "half" or not torch.allclose(before, tail(x))
+
+
+def count_compositions(monkeypatch):
+    """A list that grows by one whenever kernels are composed."""
+    composed, original = [], Collapsed.__init__
+    monkeypatch.setattr(Collapsed, "__init__", lambda *a: composed.append(1) or original(*a))
+    return composed
+
+
+def test_kernels_are_kept_while_nothing_changes(monkeypatch):
+    composed = count_compositions(monkeypatch)
+    convs = make_convs((2,), (3, 3))
+    x = torch.randn(1, 5, 6, 6, dtype=torch.float64)
+    forget()
+    for _ in range(3):
+        pixelshuffle_tail(x, convs, (2,), impl="collapsed")
+    assert len(composed) == 1
+    convs[0][0].add_(1)
+    pixelshuffle_tail(x, convs, (2,), impl="collapsed")
+    assert len(composed) == 2
+
+
+@pytest.mark.parametrize("impl", ["eager", "collapsed"])
+def test_opcheck(impl):
+    convs = make_convs((2,), (3, 3), dtype=torch.float32)
+    x = torch.randn(2, 5, 6, 7)
+    weights, biases = [w for w, _ in convs], [b for _, b in convs]
+    torch.library.opcheck(torch.ops.ipt_fast.pixelshuffle_tail, (x, weights, biases, [2], impl))
+    torch.library.opcheck(torch.ops.ipt_fast.pixelshuffle_tail, (x, weights, [None, None], [2], impl))
+
+
+def test_compiles_with_and_without_gradients(monkeypatch):
+    tail = PixelShuffleTail(4, 3, (2,), impl="collapsed")
+    compiled = torch.compile(tail, fullgraph=True, backend="aot_eager")  # functionalises
+    x = torch.randn(1, 4, 6, 7)
+    leaves = list(tail.parameters())
+    got = torch.autograd.grad(compiled(x).square().sum(), leaves)
+    expected = torch.autograd.grad(tail(x).square().sum(), leaves)
+    assert all(torch.allclose(g, e, rtol=1e-4, atol=1e-5) for g, e in zip(got, expected, strict=True))
+    with torch.no_grad():
+        assert torch.equal(compiled(x), tail(x))
+        composed = count_compositions(monkeypatch)
+        compiled(x)
+        assert not composed  # the kept kernels serve compiled calls too
+        tail.convs[0].weight.mul_(2)
+        assert torch.equal(compiled(x), tail(x))
+        assert len(composed) == 1
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+def test_any_layout(layout):
+    convs = make_convs((3,), (3, 3))
+    x = torch.randn(2, 5, 7, 9, dtype=torch.float64)
+    if layout == "channels_last":
+        given = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        given = x.transpose(2, 3).contiguous().transpose(2, 3)
+    else:
+        given = torch.stack([x, x], -1)[..., 0]
+    got = pixelshuffle_tail(given, convs, (3,), impl="collapsed")
+    assert relative(got, written_out(x, convs, (3,))) < 1e-12
+
+
+def test_autocast_gives_its_dtype():
+    tail = PixelShuffleTail(8, 3, (2,), impl="collapsed")
+    x = torch.randn(1, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = tail(x)
+    assert y.dtype == torch.bfloat16
+    assert relative(y, tail(x)) < 2e-2
+
+
+def test_collapses_only_where_it_is_cheaper(monkeypatch):
+    module = sys.modules["ipt_fast.ops.pixelshuffle_tail"]
+    used = []
+    original = module.apply
+    monkeypatch.setattr(module, "apply", lambda *a: used.append(1) or original(*a))
+    pixelshuffle_tail(torch.randn(1, 64, 8, 8), [torch.randn(256, 64, 3, 3), torch.randn(3, 64, 3, 3)], (2,))
+    assert used
+    used.clear()
+    pixelshuffle_tail(torch.randn(1, 8, 8, 8), [torch.randn(32, 8, 1, 1), torch.randn(16, 8, 1, 1)], (2,))
+    assert not used
+
+
+@pytest.mark.parametrize(
+    "convs,scales,error,match",
+    [
+        ([torch.randn(4, 3, 3, 3)], (2,), ValueError, "one more than scales"),
+        ([torch.randn(4, 3, 3, 3), torch.randn(3, 1, 3, 3)], (0,), ValueError, "whole numbers"),
+        ([torch.randn(4, 2, 3, 3), torch.randn(3, 1, 3, 3)], (2,), ValueError, "takes 2 channels, but 3 come in"),
+        ([torch.randn(6, 3, 3, 3), torch.randn(3, 1, 3, 3)], (2,), ValueError, "no multiple of 2"),
+        ([torch.randn(4, 3, 2, 2), torch.randn(3, 1, 3, 3)], (2,), ValueError, "odd"),
+        ([torch.randn(4, 3, 3, 3).double(), torch.randn(3, 1, 3, 3)], (2,), TypeError, "one dtype"),
+        ([nn.Conv2d(3, 4, 3), nn.Conv2d(1, 3, 3, padding=1)], (2,), ValueError, "padding"),
+        ([nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Conv2d(1, 3, 3, padding=1)], (2,), ValueError, "stride"),
+    ],
+)
+def test_errors_say_what_is_wrong(convs, scales, error, match):
+    with pytest.raises(error, match=match):
+        pixelshuffle_tail(torch.randn(1, 3, 4, 4), convs, scales)
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="is not a backend"):
+        pixelshuffle_tail(torch.randn(1, 5, 4, 4), make_convs((2,), (3, 3), dtype=torch.float32), (2,), impl="cuda")
+
+
+def test_meta_tensors_have_the_shape():
+    tail = PixelShuffleTail(4, 3, (2,), impl="collapsed").to("meta")
+    assert tail(torch.empty(2, 4, 5, 6, device="meta")).shape == (2, 3, 10, 12)
+
+
+def test_exported_graphs_hold_the_chain():
+    program = torch.export.export(PixelShuffleTail(4, 3, (2,)).eval(), (torch.randn(1, 4, 6, 6),))
+    assert "ipt_fast" not in str(program.graph)
+    assert str(program.graph).count("pixel_shuffle") >= 1
