@@ -39,10 +39,10 @@ def _rate(loader: CropLoader, seconds: float) -> float:
                 start = time.perf_counter()
             batch = next(batches)
             if number >= _WARM_UP:
-                crops += len(batch.crops)
+                crops += len(batch.gt)
                 if time.perf_counter() - start > seconds:
                     break
-        if batch.crops.is_cuda:
+        if batch.gt.is_cuda:
             torch.cuda.synchronize()
         return crops / (time.perf_counter() - start)
     finally:
@@ -56,7 +56,7 @@ def compare(index: ImageIndex, device: str) -> dict[str, Any]:
     largest, total, equal, count = 0, 0, 0, 0
     try:
         for _, a, b in zip(range(_COMPARED), ours, theirs, strict=False):
-            difference = (a.crops.cpu().int() - b.crops.int()).abs()
+            difference = (a.gt.cpu().int() - b.gt.int()).abs()
             largest = max(largest, int(difference.max()))
             total += int(difference.sum())
             equal += int((difference == 0).sum())

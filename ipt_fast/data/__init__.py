@@ -2,6 +2,7 @@
 
 from ipt_fast.data.index import ImageIndex, NoImagesError, build_index
 from ipt_fast.data.index_file import ImageEntry
-from ipt_fast.data.loader import Batch, CropLoader, make_loader
+from ipt_fast.data.loader import CropLoader, make_loader
+from ipt_fast.data.types import Batch
 
 __all__ = ["Batch", "CropLoader", "ImageEntry", "ImageIndex", "NoImagesError", "build_index", "make_loader"]

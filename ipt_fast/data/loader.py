@@ -4,43 +4,19 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ipt_fast.data.decode import silence_pillow_warnings
 from ipt_fast.data.index import ImageIndex
-from ipt_fast.data.plan import BatchPlan, CropPlan, draw_share
+from ipt_fast.data.plan import CropPlan, draw_share
 from ipt_fast.data.source import CropSource, PhotoTable
+from ipt_fast.data.types import Batch, DecodedBatch
 from ipt_fast.tasks import TASKS
 
 # Bad photos named in full by stats(); all are counted.
 _NAMED = 100
-
-
-class Batch(NamedTuple):
-    """One rank's part of a batch. ``crops`` uint8 [B, 3, S, S]; ``seeds`` int64 [B], one a sample, for ``degrade``.
-
-    In memory the three channels of a pixel lie side by side, as decoders leave them: ``degrade`` reads them as they
-    are, and puts the channels apart while it makes floats of them.
-    """
-
-    crops: Tensor
-    task: str
-    seeds: Tensor
-    epoch: int
-    step: int
-
-
-class DecodedBatch(NamedTuple):
-    """What a loader's stream gives for a step: its plan, crops, (path, reason) of photos gone bad, and the seconds that
-    making it took, where it is known for a batch alone."""
-
-    plan: BatchPlan
-    crops: Tensor
-    bad: list[tuple[str, str]]
-    seconds: float = 0.0
 
 
 class CropLoader(ABC):
@@ -93,7 +69,7 @@ class CropLoader(ABC):
         self._new_batches += 1
         self._new_seconds += seconds
         self._wait_seconds += time.perf_counter() - started
-        return Batch(crops, plan.task, torch.from_numpy(plan.seeds), plan.epoch, plan.step)
+        return Batch(crops, None, plan.task, torch.from_numpy(plan.seeds), plan.epoch, plan.step)
 
     def state_dict(self) -> dict[str, Any]:
         """The place of the next batch not yet yielded (batches made ahead do not count), in plain values."""

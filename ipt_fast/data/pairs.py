@@ -4,16 +4,15 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from ipt_fast.data import ImageEntry, build_index
 from ipt_fast.data.decode import DECODE_ERRORS, decode_rows, mirror_pad
 from ipt_fast.data.plan import BatchPlan, CropPlan, draw_share
 from ipt_fast.data.source import BadPhotoError, CropSource, PhotoTable
 from ipt_fast.data.torch_loader import TorchLoader
+from ipt_fast.data.types import Batch
 from ipt_fast.tasks import get_task
 
 # The plan draws crops of plain size at any place for this task; what the pairs are for does not matter to it.
@@ -25,17 +24,6 @@ _AROUND = re.compile(rf"^(?:{_WORDS})[-_]|(?:x[234]|[-_](?:{_WORDS}))$")
 
 class PairError(ValueError):
     """Folders that are no pairs; the message names files of both."""
-
-
-class PairBatch(NamedTuple):
-    """``inputs`` uint8 [B, 3, S, S] degraded, ``crops`` uint8 [B, 3, rS, rS] clean; the rest as in ``Batch``."""
-
-    inputs: Tensor
-    crops: Tensor
-    task: str
-    seeds: Tensor
-    epoch: int
-    step: int
 
 
 def shared_name(path: str | Path) -> str:
@@ -118,7 +106,7 @@ class PairSource(CropSource):
 
 
 class PairLoader(TorchLoader):
-    """``TorchLoader`` for pairs: yields ``PairBatch``, resumes in the middle of an epoch as exactly."""
+    """``TorchLoader`` for pairs: yields batches with ``lq``, resumes in the middle of an epoch as exactly."""
 
     def __init__(
         self, source: PairSource, task: str, rank: int, world_size: int, *, workers: int | None, prefetch: int
@@ -126,13 +114,13 @@ class PairLoader(TorchLoader):
         super().__init__(source, rank, world_size, workers=workers, prefetch=prefetch, why="")
         self._task, self._scale, self._side = task, source.scale, source.plan.patch_size
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Batch:
         packed = super().__next__()
         S, r = self._side, self._scale
-        inputs, targets = packed.crops.split([3 * S * S, 3 * S * S * r * r], dim=1)
+        inputs, targets = packed.gt.split([3 * S * S, 3 * S * S * r * r], dim=1)
         shapes = (-1, 3, S, S), (-1, 3, r * S, r * S)
-        return PairBatch(
-            inputs.reshape(shapes[0]), targets.reshape(shapes[1]), self._task, packed.seeds, packed.epoch, packed.step
+        return Batch(
+            targets.reshape(shapes[1]), inputs.reshape(shapes[0]), self._task, packed.seeds, packed.epoch, packed.step
         )
 
 

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ipt_fast.data.cores import cpu_cores
 from ipt_fast.data.decode import silence_pillow_warnings, simplejpeg
-from ipt_fast.data.loader import CropLoader, DecodedBatch
+from ipt_fast.data.loader import CropLoader
 from ipt_fast.data.prefetch import PrefetchIterator
 from ipt_fast.data.source import CropSource
+from ipt_fast.data.types import DecodedBatch
 
 
 class _Batches(Dataset):

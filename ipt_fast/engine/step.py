@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ipt_fast.data.types import Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
 from ipt_fast.engine.augment import draw_orientation, orient
 from ipt_fast.engine.config import TrainConfig
@@ -94,23 +94,23 @@ class TrainStep:
         self.scale = LossScale(self.precision == "fp16", world.device)
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
 
-    def prepare(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loader's uint8 crops -> input [B, 3, S, S] and target [B, 3, rS, rS] on the device, float32, 0..255.
 
-        A batch of pairs (``ipt_fast.data.pairs``) brings its ``inputs``; otherwise they are made by ``degrade``.
+        A batch of pairs brings its ``lq``; otherwise ``degrade`` makes it.
         """
         device = self.world.device
-        crops = batch.crops.to(device, non_blocking=True)
-        inputs = getattr(batch, "inputs", None)
+        gt = batch.gt.to(device, non_blocking=True)
+        lq = None if batch.lq is None else batch.lq.to(device, non_blocking=True)
         if self.config.augment:
             orientation = draw_orientation(batch.seeds)
-            crops = orient(crops, orientation)
-            inputs = None if inputs is None else orient(inputs.to(device, non_blocking=True), orientation)
-        if inputs is not None:
-            return inputs.to(device, non_blocking=True).float(), crops.float()
+            gt = orient(gt, orientation)
+            lq = None if lq is None else orient(lq, orientation)
+        if lq is not None:
+            return lq.float(), gt.float()
         margin = SR_MARGIN if get_task(batch.task).kind == "sr" else 0
         rain = {"rain": self.rain} if self.rain is not None and get_task(batch.task).kind == "derain" else {}
-        return self.degrade(crops, batch.task, seeds=batch.seeds, margin=margin, **rain)
+        return self.degrade(gt, batch.task, seeds=batch.seeds, margin=margin, **rain)
 
     def __call__(self, x: Tensor, target: Tensor, task: str, lr: float, stop: bool = False) -> StepOutcome:
         """One step. x [B, 3, S, S] and target [B, 3, rS, rS] of this rank; ``stop`` is passed on to all ranks."""

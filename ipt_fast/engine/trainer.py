@@ -191,7 +191,7 @@ class Trainer:
     def _one_step(self, batches: Iterator[Any], request: StopRequest) -> None:
         started = time.perf_counter()
         batch = next(batches)
-        self.meter.batch(time.perf_counter() - started, len(batch.crops) * self.world.size)
+        self.meter.batch(time.perf_counter() - started, len(batch.gt) * self.world.size)
         with DeviceTimer(self.world.device) as timer:
             x, target = self.training.prepare(batch)
         rate = learning_rate(self.config, self.step, self.total)

@@ -65,7 +65,7 @@ def opened(monkeypatch, tmp_path):
 
 def seen(batch):
     """Which photos the crops are of."""
-    return sorted(round(float(level) / 6) for level in batch.crops.float().mean((1, 2, 3)))
+    return sorted(round(float(level) / 6) for level in batch.gt.float().mean((1, 2, 3)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +86,7 @@ def test_a_folder_given_twice_counts_once(layouts, opened):
 def test_the_order_of_the_folders_does_not_matter(layouts, opened):
     roots, _ = layouts
     one, other = next(opened(roots)), next(opened(roots[::-1]))
-    assert torch.equal(one.crops, other.crops)
+    assert torch.equal(one.gt, other.gt)
 
 
 @pytest.mark.parametrize("kind", KINDS)

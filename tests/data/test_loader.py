@@ -56,7 +56,11 @@ def take(loader, count):
 
 def same(left, right):
     return all(
-        torch.equal(a.crops, b.crops) and torch.equal(a.seeds, b.seeds) and a[1::3] == b[1::3] and a.step == b.step
+        torch.equal(a.gt, b.gt)
+        and torch.equal(a.seeds, b.seeds)
+        and a.task == b.task
+        and a.epoch == b.epoch
+        and a.step == b.step
         for a, b in zip(left, right, strict=True)
     )
 
@@ -65,8 +69,8 @@ def test_batches_hold_what_they_say(folder, opened, kind):
     loader = opened(folder, loader=kind)
     for step, batch in enumerate(take(loader, 8)):
         size = {"sr2": 104, "sr3": 156, "sr4": 208}.get(batch.task, 48)
-        assert batch.crops.shape == (4, 3, size, size) and batch.crops.dtype == torch.uint8
-        assert batch.crops.permute(0, 2, 3, 1).is_contiguous()
+        assert batch.gt.shape == (4, 3, size, size) and batch.gt.dtype == torch.uint8
+        assert batch.gt.permute(0, 2, 3, 1).is_contiguous()
         assert batch.seeds.shape == (4,) and batch.seeds.dtype == torch.int64 and (batch.seeds >= 0).all()
         assert batch.step == step and batch.epoch == step // loader.batches_per_epoch
     assert loader.batches_per_epoch == 4  # 13 photos
@@ -99,7 +103,7 @@ def test_ranks_hold_slices_of_one_global_batch(folder, opened, kind, world_size)
     ]
     for batch in take(whole, 5):
         parts = [next(rank) for rank in ranks]
-        assert torch.equal(torch.cat([part.crops for part in parts]), batch.crops)
+        assert torch.equal(torch.cat([part.gt for part in parts]), batch.gt)
         assert torch.equal(torch.cat([part.seeds for part in parts]), batch.seeds)
         assert {part.task for part in parts} == {batch.task}
 
@@ -108,7 +112,7 @@ def test_crops_are_regions_of_the_photos(folder, opened):
     loader = opened(folder, tasks=("denoise30",), batch_size=13)
     photos = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("photo*.jpg"))]
     found = 0
-    for crop in next(loader).crops.permute(0, 2, 3, 1).numpy():
+    for crop in next(loader).gt.permute(0, 2, 3, 1).numpy():
         windows = (np.lib.stride_tricks.sliding_window_view(photo[:, :, 0], (48, 48)) for photo in photos)
         found += any((view[:, :, 0, :6] == crop[0, :6, 0]).all(-1).any() for view in windows)
     assert found >= 9
@@ -202,7 +206,7 @@ def test_photos_gone_bad_cost_their_sample_alone(folder, opened, kind, crops_per
     assert "now truncated" in stats["bad_paths"][str(folder / "photo001.jpg")]
     assert len([w for w in caught if "went bad" in str(w.message)]) == 4
     # All other samples are those of the run with sound photos.
-    differing = sum(int((a.crops != b.crops).flatten(1).any(1).sum()) for a, b in zip(batches, sound, strict=True))
+    differing = sum(int((a.gt != b.gt).flatten(1).any(1).sum()) for a, b in zip(batches, sound, strict=True))
     assert 0 < differing <= stats["bad_samples"]
 
 
@@ -251,7 +255,7 @@ def test_dali_takes_a_photo_that_comes_twice_in_a_row(tmp_path, opened, crops_pe
 def test_dali_batches_stay_valid_after_later_ones(folder, opened):
     """They are handed on without a copy."""
     loader = opened(folder, loader="dali")
-    kept = [(batch.crops, batch.crops.clone()) for batch in take(loader, 12)]
+    kept = [(batch.gt, batch.gt.clone()) for batch in take(loader, 12)]
     assert all(torch.equal(crops, copy) for crops, copy in kept)
 
 
@@ -292,7 +296,7 @@ def test_sets_smaller_than_a_batch_train(folder, opened, kind):
     assert loader.batches_per_epoch == 1
     batches = take(loader, 3)
     assert [batch.epoch for batch in batches] == [0, 1, 2]
-    assert all(len(batch.crops) == 32 for batch in batches)
+    assert all(len(batch.gt) == 32 for batch in batches)
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,12 @@ def test_both_crops_come_from_the_same_place(tmp_path, task, scale):
     loader = loader_of(tmp_path, task)
     for _ in range(4):
         batch = next(loader)
-        assert batch.task == task and batch.inputs.shape == (6, 3, 12, 12) and batch.inputs.dtype == torch.uint8
-        assert batch.crops.shape == (6, 3, 12 * scale, 12 * scale)
-        enlarged = batch.inputs.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-        assert torch.equal(batch.crops, enlarged + 100)
-        assert torch.equal(batch.inputs[:, 0, :, 0].long().diff(dim=1), torch.ones(6, 11, dtype=torch.long))
-        places |= {tuple(x[:, 0, 0].tolist()) for x in batch.inputs}
+        assert batch.task == task and batch.lq.shape == (6, 3, 12, 12) and batch.lq.dtype == torch.uint8
+        assert batch.gt.shape == (6, 3, 12 * scale, 12 * scale)
+        enlarged = batch.lq.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        assert torch.equal(batch.gt, enlarged + 100)
+        assert torch.equal(batch.lq[:, 0, :, 0].long().diff(dim=1), torch.ones(6, 11, dtype=torch.long))
+        places |= {tuple(x[:, 0, 0].tolist()) for x in batch.lq}
     assert len({place[2] for place in places}) == 5 and len(places) > 15
 
 
@@ -50,8 +50,8 @@ def test_ranks_share_the_batch_of_one_process(tmp_path):
         write_pair(tmp_path, number)
     whole = next(loader_of(tmp_path, batch_size=6, seed=3))
     parts = [next(loader_of(tmp_path, batch_size=3, seed=3, rank=rank, world_size=2)) for rank in (0, 1)]
-    together = torch.cat([part.inputs for part in parts])
-    assert sorted(x.flatten().tolist() for x in together) == sorted(x.flatten().tolist() for x in whole.inputs)
+    together = torch.cat([part.lq for part in parts])
+    assert sorted(x.flatten().tolist() for x in together) == sorted(x.flatten().tolist() for x in whole.lq)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -66,7 +66,7 @@ def test_resumes_in_the_middle_of_an_epoch(tmp_path, workers):
     other.load_state_dict(state)
     for batch in wanted:
         again = next(other)
-        assert torch.equal(again.inputs, batch.inputs) and torch.equal(again.crops, batch.crops)
+        assert torch.equal(again.lq, batch.lq) and torch.equal(again.gt, batch.gt)
         assert (again.epoch, again.step) == (batch.epoch, batch.step)
     loader.close()
     other.close()
@@ -75,8 +75,8 @@ def test_resumes_in_the_middle_of_an_epoch(tmp_path, workers):
 def test_small_photos_are_mirrored_in_both(tmp_path):
     write_pair(tmp_path, 0, 2, size=(8, 30))
     batch = next(loader_of(tmp_path, "sr2", batch_size=2))
-    assert torch.equal(batch.inputs[:, 1, :, 8], batch.inputs[:, 1, :, 7])
-    assert torch.equal(batch.crops[..., 16:18], batch.crops[..., 14:16].flip(-1))
+    assert torch.equal(batch.lq[:, 1, :, 8], batch.lq[:, 1, :, 7])
+    assert torch.equal(batch.gt[..., 16:18], batch.gt[..., 14:16].flip(-1))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_partners_by_their_usual_names(tmp_path):
     for number in range(3):
         write_pair(tmp_path, number, names=("norain/norain-{}.png", "rain/rain-{}.png"))
     batch = next(loader_of(tmp_path, folders=("norain", "rain")))
-    assert torch.equal(batch.crops, batch.inputs + 100)
+    assert torch.equal(batch.gt, batch.lq + 100)
 
 
 def test_photos_without_a_partner_are_refused_with_their_names(tmp_path):
@@ -133,6 +133,6 @@ def test_a_photo_that_goes_bad_later_is_replaced_with_its_partner(tmp_path):
     (tmp_path / "GT/001.png").write_bytes(b"gone bad")
     with pytest.warns(UserWarning, match=r"001\.png"):
         batch = next(loader)
-    assert torch.equal(batch.crops, batch.inputs + 100)
-    assert not (batch.inputs[:, 2] == 1).any()
+    assert torch.equal(batch.gt, batch.lq + 100)
+    assert not (batch.lq[:, 2] == 1).any()
     assert loader.stats()["bad_files"] == 1

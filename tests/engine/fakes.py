@@ -3,12 +3,11 @@
 import io
 import os
 import signal
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
+from ipt_fast.data import Batch
 from ipt_fast.engine.config import TrainConfig, apply_changes
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
 from ipt_fast.engine.trainer import Trainer
@@ -26,14 +25,6 @@ def micro_config(*changes: str, steps: int = 6, batch_size: int = 4) -> TrainCon
         log_every=1, checkpoint_every=2,
     )  # fmt: skip
     return apply_changes(config, changes)
-
-
-class Batch(NamedTuple):
-    crops: Tensor
-    task: str
-    seeds: Tensor
-    epoch: int
-    step: int
 
 
 class FakeLoader:
@@ -59,7 +50,7 @@ class FakeLoader:
                 for seed in seeds
             ]
             self.position += 1
-            yield Batch(torch.stack(crops).to(torch.uint8), task, seeds, step // self.batches_per_epoch, step)
+            yield Batch(torch.stack(crops).to(torch.uint8), None, task, seeds, step // self.batches_per_epoch, step)
 
     def state_dict(self):
         return {"position": self.position, "global_batch": self.batch_size * self.world_size}
