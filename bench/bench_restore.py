@@ -27,12 +27,12 @@ from bench.case import Work
 from bench.ceilings import device_name
 from ipt_fast import load_checkpoint, restore
 from ipt_fast.cli.tables import print_table
-from ipt_fast.cpu_features import has_fast_bf16
 from ipt_fast.evaluation.metrics import psnr_y
 from ipt_fast.inference.tiles import blend_axis
 from ipt_fast.io.images import read_rgb
 from ipt_fast.model import IPT, PRESETS
 from ipt_fast.ops import degrade
+from ipt_fast.ops._common import has_fast_bf16
 from ipt_fast.tasks import get_task
 
 SIZE = 48

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ipt_fast.acceleration._pending import pending, traced
 from ipt_fast.acceleration._swap import Report, Swapped, swap
-from ipt_fast.gradients import any_requires_grad
+from ipt_fast.ops._common import any_requires_grad
 from ipt_fast.ops.patch_attention import patch_attention
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ipt_fast.acceleration._hooks import reason_not_fusable
 from ipt_fast.acceleration._pending import Pending, pending, traced
 from ipt_fast.acceleration._swap import Report, Swapped, original_class, swap
-from ipt_fast.gradients import any_requires_grad
+from ipt_fast.ops._common import any_requires_grad
 from ipt_fast.ops.pixelshuffle_tail import pixelshuffle_tail, unlike_plain
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

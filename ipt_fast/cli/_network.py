@@ -7,9 +7,9 @@ import torch
 
 from ipt_fast.checkpoint.training_state import CheckpointError
 from ipt_fast.cli import CommandError
-from ipt_fast.cpu_features import has_fast_bf16
 from ipt_fast.inference import load_checkpoint
 from ipt_fast.model import IPT
+from ipt_fast.ops._common import has_fast_bf16
 from ipt_fast.tasks import Task, get_task
 
 

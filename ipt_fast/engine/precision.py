@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ipt_fast import cpu_features
 from ipt_fast.engine.config import ConfigError
+from ipt_fast.ops import _common
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -19,7 +19,7 @@ def resolve_precision(choice: str, device: torch.device) -> Precision:
     """
     if choice == "auto":
         if device.type != "cuda":
-            return "bf16" if cpu_features.has_fast_bf16() else "fp32"
+            return "bf16" if _common.has_fast_bf16() else "fp32"
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if choice == "fp16" and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a GPU (found {device.type}); use bf16 or fp32")

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ipt_fast.gradients import any_requires_grad
 from ipt_fast.model.norm import compute_dtype, is_plain_norm, normalise, normalise_backward
 from ipt_fast.model.packed_linear import forget, is_plain, linear
+from ipt_fast.ops._common import any_requires_grad
 
 
 def feed_forward(

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipt_fast.gradients import any_requires_grad
 from ipt_fast.model.norm import compute_dtype
 from ipt_fast.model.steps import optimizer_steps
+from ipt_fast.ops._common import any_requires_grad
 
 
 class MemoryProjection:

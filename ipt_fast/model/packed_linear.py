@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ipt_fast.acceleration._hooks import reason_not_fusable
-from ipt_fast.cpu_features import has_fast_bf16
-from ipt_fast.gradients import any_requires_grad
 from ipt_fast.model.norm import compute_dtype
 from ipt_fast.model.steps import optimizer_steps
+from ipt_fast.ops._common import any_requires_grad, has_fast_bf16
 
 _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight -> (its state, the weight laid out)
 

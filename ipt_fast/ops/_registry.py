@@ -1,4 +1,4 @@
-"""Which backend serves a call: ``impl=`` > ``IPT_FAST_IMPL`` > the first automatic one that can.
+"""What a backend is, and which one serves a call: ``impl=`` > ``IPT_FAST_IMPL`` > the first automatic one that can.
 
 An explicit choice that cannot serve raises; only the automatic choice may pass a backend over.
 """
@@ -6,8 +6,9 @@ An explicit choice that cannot serve raises; only the automatic choice may pass 
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,13 +16,68 @@ _VARIABLE = "IPT_FAST_IMPL"
 _F = TypeVar("_F", bound=Callable[..., str])
 
 
-def choose(op: str, impl: str | None, why_not: Mapping[str, str | None]) -> str:
-    """The name of the backend to use.
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute an op.
+
+    Attributes:
+        name: what ``impl=`` calls it.
+        forward: the launcher; what it takes and returns is fixed by its op.
+        backward: the launcher of the gradient; None where autograd differentiates ``forward``.
+        unsupported_reason: description of a call -> None where this backend can serve it, otherwise the reason why
+            not, as the end of the sentence 'impl="name" ...'.
+    """
+
+    name: str
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None
+    unsupported_reason: Callable[[Any], str | None]
+
+
+class Backends(Mapping[str, Backend]):
+    """The backends of one op.
+
+    Args:
+        op: the op's name.
+        backends: all of them.
+        preference: description of a call -> names of all backends, the best one first.
+    """
+
+    def __init__(self, op: str, backends: Sequence[Backend], preference: Callable[[Any], Sequence[str]]) -> None:
+        self.op = op
+        self._by_name = {backend.name: backend for backend in backends}
+        self._preference = preference
+
+    def __getitem__(self, name: str) -> Backend:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def reasons(self, call: Any) -> dict[str, str | None]:
+        """Return every backend, best first -> None where it can serve ``call``, otherwise the reason why not."""
+        return {name: self[name].unsupported_reason(call) for name in self._preference(call)}
+
+    def resolve(self, impl: str | None, call: Any) -> str:
+        """Return the name of the backend that serves ``call``; ``impl`` is the caller's explicit choice, or None.
+
+        Raises:
+            ValueError: the chosen name is no backend of the op.
+            RuntimeError: the chosen backend cannot serve this call, or no backend can.
+        """
+        return choose(self.op, impl, self.reasons(call))
+
+
+def choose(op: str, impl: str | None, reasons: Mapping[str, str | None]) -> str:
+    """Return the name of the backend to use.
 
     Args:
         op: name of the op, for messages and for the per-op form of the variable.
         impl: the caller's explicit choice, or None.
-        why_not: every backend of the op in order of automatic preference -> None where it can serve this call,
+        reasons: every backend of the op in order of automatic preference -> None where it can serve this call,
             otherwise the reason why not.
 
     ``IPT_FAST_IMPL`` is either one name, which binds the ops that have a backend of that name
@@ -34,19 +90,19 @@ def choose(op: str, impl: str | None, why_not: Mapping[str, str | None]) -> str:
     """
     source = "impl="
     if impl is None:
-        impl, source = _from_environment(op, why_not), f"{_VARIABLE}="
+        impl, source = _from_environment(op, reasons), f"{_VARIABLE}="
     if impl is not None:
-        if impl not in why_not:
-            raise ValueError(f'{op}: {source}"{impl}" is not a backend; choose one of {", ".join(why_not)}')
-        if why_not[impl] is not None:
-            usable = [name for name, reason in why_not.items() if reason is None]
+        if impl not in reasons:
+            raise ValueError(f'{op}: {source}"{impl}" is not a backend; choose one of {", ".join(reasons)}')
+        if reasons[impl] is not None:
+            usable = [name for name, reason in reasons.items() if reason is None]
             advice = " or ".join(f'impl="{name}"' for name in usable) or "another device or dtype"
-            raise RuntimeError(f'{op}: {source}"{impl}" {why_not[impl]}; use {advice}')
+            raise RuntimeError(f'{op}: {source}"{impl}" {reasons[impl]}; use {advice}')
         return impl
-    for name, reason in why_not.items():
+    for name, reason in reasons.items():
         if reason is None:
             return name
-    raise RuntimeError(f"{op}: no backend can serve this call: " + "; ".join(f"{n} {r}" for n, r in why_not.items()))
+    raise RuntimeError(f"{op}: no backend can serve this call: " + "; ".join(f"{n} {r}" for n, r in reasons.items()))
 
 
 def constant_to_compilers(function: _F) -> _F:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ipt_fast import cpu_features
-from ipt_fast.gradients import any_requires_grad
+from ipt_fast.ops import _common
+from ipt_fast.ops._common import any_requires_grad
 from ipt_fast.ops._patch_attention_cpu import bmm_attention, bmm_attention_backward
 from ipt_fast.ops._registry import choose, constant_to_compilers, module_missing, triton_missing
 
@@ -255,7 +255,7 @@ def _why_not(device: str, dtype: torch.dtype | None = None, head_dim: int | None
     # float32 products use no tensor cores in the Triton kernel, and on a CPU it is Triton's interpreter.
     order = ["sdpa", "xformers", "eager", "triton"]
     # PyTorch's fused kernel uses AMX where there is some, but not AVX512-BF16.
-    wins = dtype == torch.bfloat16 and cpu_features.has_fast_bf16() and not cpu_features.has_amx()
+    wins = dtype == torch.bfloat16 and _common.has_fast_bf16() and not _common.has_amx()
     order.insert(0 if wins else 2, "cpu")
     return {name: reasons[name] for name in order}
 

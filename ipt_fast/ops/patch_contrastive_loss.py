@@ -7,8 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ipt_fast import cpu_features
-from ipt_fast.ops import _patch_contrastive_loss_cpu
+from ipt_fast.ops import _common, _patch_contrastive_loss_cpu
 from ipt_fast.ops._registry import choose, constant_to_compilers, triton_missing
 
 _OP = "patch_contrastive_loss"
@@ -112,7 +111,7 @@ def _pull(weights: Tensor, token_sum: Tensor, N: int, mode: str, temperature: fl
 def _bf16_products(dtype: torch.dtype, mode: str) -> bool:
     """Whether the CPU's products may and should be bfloat16: for mode "supcon" the temperature makes them too rough."""
     permitted = dtype == torch.bfloat16 or (dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium")
-    return permitted and mode == "paper" and cpu_features.has_fast_bf16()
+    return permitted and mode == "paper" and _common.has_fast_bf16()
 
 
 def _tokens_cpu(features: Tensor, mode: str) -> Tensor:

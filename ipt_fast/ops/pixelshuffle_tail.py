@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ipt_fast.gradients import any_requires_grad
+from ipt_fast.ops._common import any_requires_grad
 from ipt_fast.ops._pixelshuffle_tail_collapse import ClassKernels, Collapsed, Conv, apply, axes_of, chain
 from ipt_fast.ops._registry import choose, constant_to_compilers, triton_missing
 

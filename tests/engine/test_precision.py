@@ -24,7 +24,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ],
 )
 def test_precision_follows_the_device(monkeypatch, choice, device, capability, precision):
-    monkeypatch.setattr("ipt_fast.cpu_features.has_fast_bf16", lambda: capability)
+    monkeypatch.setattr("ipt_fast.ops._common.has_fast_bf16", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_precision(choice, device) == precision
 

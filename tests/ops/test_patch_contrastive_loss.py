@@ -186,7 +186,7 @@ def test_bf16_products_of_float32_features_are_taken_where_pytorch_permits_them(
     features, weights = torch.randn(4, 32, 24), torch.ones(4)
     exact = value_and_grad(features, weights, impl="cpu")
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    monkeypatch.setattr("ipt_fast.cpu_features.has_fast_bf16", lambda: True)
+    monkeypatch.setattr("ipt_fast.ops._common.has_fast_bf16", lambda: True)
     rough = value_and_grad(features, weights, impl="cpu")
     for r, e in zip(rough, exact, strict=True):
         assert r.dtype == torch.float32 and 1e-7 < relative(r, e.double()) < 4e-3
