@@ -13,7 +13,7 @@ def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """Return the dtype of autocast on that kind of device, None where autocast is off."""
-    # is_autocast_enabled raises for kinds without autocast (meta); is_autocast_available cannot be traced by torch 2.10.
+    # Other kinds (meta) have none, and would raise. torch 2.10 cannot trace torch.amp.is_autocast_available.
     if device_type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
