@@ -12,7 +12,7 @@ _HOMES = {
     "IPT": "ipt_fast.model",
     "IPTConfig": "ipt_fast.model",
     "TASKS": "ipt_fast.tasks",
-    "load_checkpoint": "ipt_fast.inference",
+    "load_checkpoint": "ipt_fast.checkpoint",
     "restore": "ipt_fast.inference",
     "accelerate": "ipt_fast.acceleration",
 }
@@ -21,7 +21,8 @@ __all__ = ["IPT", "TASKS", "IPTConfig", "__version__", "accelerate", "load_check
 
 if TYPE_CHECKING:
     from ipt_fast.acceleration import accelerate
-    from ipt_fast.inference import load_checkpoint, restore
+    from ipt_fast.checkpoint import load_checkpoint
+    from ipt_fast.inference import restore
     from ipt_fast.model import IPT, IPTConfig
     from ipt_fast.tasks import TASKS
 

@@ -1,6 +1,8 @@
 """Fixtures for all tests. Real photos and golden numbers lie outside the project; tests that need them skip without."""
 
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,19 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _own_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_files():
+    """``with small_files(n):`` no file grows beyond n bytes, as on a full disk."""
+
+    @contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ipt_fast.checkpoint.training_state import load_training_state
+from ipt_fast.checkpoint import load_training_state
 from ipt_fast.engine.run import main
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipt_fast.checkpoint.read import read_weights
-from ipt_fast.checkpoint.training_state import CheckpointError
+from ipt_fast.checkpoint.read import CheckpointError, read_weights
+from ipt_fast.checkpoint.tasks import EMBEDDING, task_weights
 from ipt_fast.model import IPT, IPTConfig
 from ipt_fast.model.ipt import MeanShift
 from ipt_fast.tasks import TASKS, get_task
 
 _ENCODER = "body.encoder.layers.0"
-_EMBEDDING = "body.query_embed.weight"
 _POSITION = "body.position_encoding.pe.weight"
-# Of the released networks; the weights do not say it.
-_RELEASED_HEADS = 12
+# Of the released networks (features, tokens, layers); the weights themselves do not say heads and patch.
+_RELEASED = (64, 576, 12)
+RELEASED_HEADS = 12
 _RELEASED_PATCH = 48
 
 
 def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int | None = None) -> IPT:
-    """A network with the weights of a file, in evaluation mode on the CPU, float32.
+    """Load the network of a file, in evaluation mode on the CPU, float32.
 
     Reads the released files (``IPT_pretrain.pt``, ``IPT_sr2.pt``, ...), other torch.save files with their keys (bare,
     or under ``params``, ``params_ema``, ``state_dict``, ``model``; with or without ``module.`` or ``model.`` before
@@ -34,26 +34,31 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
         path: the file.
         task: keep this task alone. Where a file with one task does not say which it is, this is its name; without
             it, it is taken from the tail's scale or the file's name.
-        num_heads: attention heads; the weights of foreign files do not tell it. None: 12, as the released ones.
+        num_heads: attention heads, for files that do not say it: foreign ones of other sizes than the released.
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: damaged, foreign, unsafe to load, or weights that do not fit together; one line that names
             the file, the first keys that do not fit and what was expected.
-        ValueError: the file has no such task.
+        ValueError: the file has no such task, or says another number of heads.
     """
     path = Path(path)
     if task is not None:
         get_task(task)
     file = read_weights(path)
     config = _stated_config(path, file.config)
+    if config is not None and num_heads not in (None, config.num_heads):
+        raise ValueError(f"{path}: says that its network has {config.num_heads} attention heads, not {num_heads}")
     try:
         config = config or _config_from_weights(path, file.weights, task, num_heads)
     except KeyError as error:
         raise CheckpointError(f"{path}: incomplete weights of an IPT, without {error.args[0]}") from error
     weights = file.weights
     if task is not None and len(config.tasks) > 1:
-        config, weights = _one_task(path, config, weights, task)
+        if task not in config.tasks:
+            raise ValueError(f"{path}: has no task {task}; it has {', '.join(config.tasks)}")
+        weights = task_weights(weights, config.tasks.index(task))
+        config = replace(config, tasks=(task,))
     elif task is not None and config.tasks != (task,):
         raise ValueError(f"{path}: has the task {config.tasks[0]}, not {task}")
     _check_fit(path, config, weights)
@@ -81,7 +86,7 @@ def _stated_config(path: Path, values: dict[str, Any] | None) -> IPTConfig | Non
 
 
 def _config_from_weights(path: Path, weights: dict[str, Tensor], task: str | None, num_heads: int | None) -> IPTConfig:
-    """Every size of the network, from the shapes alone. Raises KeyError where a weight is missing that all have."""
+    """Read every size of the network off the shapes. Raises KeyError where a weight is missing that all have."""
     n_feats = weights["head.0.0.weight"].shape[0]
     D = weights[f"{_ENCODER}.self_attn.in_proj_weight"].shape[-1]
     patch_dim = math.isqrt(D // n_feats) if n_feats else 0
@@ -89,31 +94,36 @@ def _config_from_weights(path: Path, weights: dict[str, Tensor], task: str | Non
         raise CheckpointError(f"{path}: tokens of {D} values do not go with {n_feats} features of an IPT")
     if _POSITION in weights:
         num_tokens = weights[_POSITION].shape[0]
-    elif _EMBEDDING in weights:
-        num_tokens = weights[_EMBEDDING].shape[-1] // D
+    elif EMBEDDING in weights:
+        num_tokens = weights[EMBEDDING].shape[-1] // D
     else:
         num_tokens = (_RELEASED_PATCH // patch_dim) ** 2
-    num_heads = num_heads or _RELEASED_HEADS
-    if D % num_heads:
+    num_layers = len({key.split(".")[3] for key in weights if key.startswith("body.encoder.layers.")})
+    if num_heads is None and (n_feats, D, num_layers) != _RELEASED:
+        raise CheckpointError(
+            f"{path}: does not say how many attention heads the network has; give num_heads (ipt-fast convert "
+            "--num-heads N writes a file that says it)"
+        )
+    num_heads = RELEASED_HEADS if num_heads is None else num_heads
+    if num_heads < 1 or D % num_heads:
         raise CheckpointError(f"{path}: {num_heads} attention heads do not divide {D}; give num_heads")
-    layers = {key.split(".")[3] for key in weights if key.startswith("body.encoder.layers.")}
     return IPTConfig(
         n_feats=n_feats,
         patch_size=math.isqrt(num_tokens) * patch_dim,
         patch_dim=patch_dim,
         num_heads=num_heads,
-        num_layers=len(layers),
+        num_layers=num_layers,
         tasks=_tasks(path, weights, n_feats, task),
         ffn_ratio=weights[f"{_ENCODER}.linear1.weight"].shape[0] // D,
         position_embed=_POSITION in weights,
-        task_embed=_EMBEDDING in weights,
+        task_embed=EMBEDDING in weights,
         mlp="body.linear_encoding.weight" in weights,
         memory_norm="body.decoder.memory_norm.weight" in weights,
     )
 
 
 def _tasks(path: Path, weights: dict[str, Tensor], n_feats: int, task: str | None) -> tuple[str, ...]:
-    """Names of the tasks, from the scales of the tails; of a single task also from the file's name."""
+    """Name the tasks, from the scales of the tails; a single task also from the file's name."""
     count = len({key.split(".")[1] for key in weights if key.startswith("head.")})
     scales = tuple(_scale(weights, index, n_feats) for index in range(count))
     if count == 1:
@@ -130,7 +140,7 @@ def _tasks(path: Path, weights: dict[str, Tensor], n_feats: int, task: str | Non
 
 
 def _scale(weights: dict[str, Tensor], index: int, n_feats: int) -> int:
-    """How much tail ``index`` enlarges: the product over its convolutions with a PixelShuffle behind."""
+    """Return how much tail ``index`` enlarges: the product over its convolutions with a PixelShuffle behind."""
     scale, stage = 1, 0
     while (weight := weights.get(f"tail.{index}.0.{stage}.weight")) is not None:
         scale *= math.isqrt(weight.shape[0] // n_feats)
@@ -151,26 +161,8 @@ def _named_in(path: Path, scale: int) -> str:
     )
 
 
-def _one_task(
-    path: Path, config: IPTConfig, weights: dict[str, Tensor], task: str
-) -> tuple[IPTConfig, dict[str, Tensor]]:
-    if task not in config.tasks:
-        raise ValueError(f"{path}: has no task {task}; it has {', '.join(config.tasks)}")
-    index = config.tasks.index(task)
-    kept = {}
-    for key, value in weights.items():
-        part, _, rest = key.partition(".")
-        if part in ("head", "tail"):
-            number, _, rest = rest.partition(".")
-            if number == str(index):
-                kept[f"{part}.0.{rest}"] = value
-        else:
-            kept[key] = value[index : index + 1] if key == _EMBEDDING else value
-    return replace(config, tasks=(task,)), kept
-
-
 def _check_fit(path: Path, config: IPTConfig, weights: dict[str, Tensor]) -> None:
-    """Every key is there with its shape, none is left over, and all values are finite."""
+    """Refuse a missing or unknown key, another shape, and values that are not finite."""
     with torch.device("meta"):
         expected = {key: list(value.shape) for key, value in IPT(config).state_dict().items()}
     wrong = []

@@ -1,9 +1,9 @@
-"""Weights out of files: torch.save files of several shapes and safetensors, never running code from them."""
+"""Weights and training states out of files: torch.save files of several shapes and safetensors; no code is run."""
 
 import json
 import pickle
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ipt_fast.checkpoint.training_state import FORMAT, CheckpointError
-
+FORMAT = "ipt-fast/1"
 # Where projects put the weights inside a file; the averaged weights first, as they are the better ones.
-_CONTAINERS = ("ema", "params_ema", "params", "state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+_CONTAINERS = ("ema", "params_ema", "params", "state_dict", "model_state_dict", "model", "net", "net_g", "generator")
+_PREFIXES = ("module.", "model.", "net.", "net_g.", "generator.", "_orig_mod.")
 _PROBE = "head.0.0.weight"
+
+
+class CheckpointError(RuntimeError):
+    """A file that cannot be used; the message names it."""
 
 
 @dataclass
@@ -25,26 +28,23 @@ class WeightFile:
 
     weights: dict[str, Tensor]
     config: dict[str, Any] | None = None
-    notes: dict[str, str] = field(default_factory=dict)
 
 
-def read_weights(path: Path) -> WeightFile:
-    """The weights in a file, on the CPU.
+def read_weights(path: str | Path) -> WeightFile:
+    """Read the weights in a file, onto the CPU.
 
-    Reads safetensors and torch.save files: bare, or under ``params_ema``, ``params``, ``state_dict``, ``model``, with
-    or without the prefixes ``module.`` and ``model.``, and this project's checkpoints (their moving average where they
-    hold one).
+    Takes safetensors and torch.save files: bare, or under ``params_ema``, ``params``, ``state_dict``, ``model``, with
+    or without prefixes such as ``module.``, ``model.`` and ``net_g.``, and this project's checkpoints (their moving
+    average where they hold one).
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: damaged, foreign, or it needs code to load; the message names the file and says why.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint" + (" (it is a folder)" if path.is_dir() else ""))
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
-    content = _torch_load(path)
+    content = read_torch_file(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, needed is a dict of weights")
     config = None
@@ -57,9 +57,14 @@ def read_weights(path: Path) -> WeightFile:
     return WeightFile(_state_dict(path, content), config)
 
 
-def _torch_load(path: Path) -> Any:
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: the file is empty")
+def read_torch_file(path: Path) -> Any:
+    """Load a torch.save file weights-only onto the CPU, its checksums compared.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: damaged, no torch.save file, or it needs code to load.
+    """
+    _check_kind(path)
     try:
         if zipfile.is_zipfile(path):
             # torch.load does not look at the checksums that torch.save writes.
@@ -68,26 +73,41 @@ def _torch_load(path: Path) -> Any:
             if bad is not None:
                 raise CheckpointError(f"{path}: damaged, the checksum of {bad} does not fit; fetch the file again")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "weights_only" in reason.lower() and ("GLOBAL" in reason or "global" in reason):
+    except CheckpointError:
+        raise
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, LookupError,
+            TypeError, AttributeError, AssertionError, ImportError) as error:  # fmt: skip
+        reason = str(error).strip()
+        if "weights_only" in reason.lower() and "global" in reason.lower():
             what = reason.split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in reason else "something"
             raise CheckpointError(
                 f"{path}: wants to run code on loading ({what}), which is refused; save the weights alone "
                 "(state_dict) or as safetensors"
             ) from error
-        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one") from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError,
-            IndexError, AssertionError, UnicodeDecodeError, ImportError) as error:  # fmt: skip
-        if isinstance(error, CheckpointError):
-            raise
-        lines = str(error).strip().splitlines()
+        if isinstance(error, pickle.UnpicklingError) or not reason:
+            raise CheckpointError(f"{path}: not a checkpoint, or a damaged one") from error
+        reason = reason.splitlines()[0][:120]
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({reason})") from error
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what is no file of weights at first sight, with a hint where it comes from."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint" + (" (it is a folder)" if path.is_dir() else ""))
+    with open(path, "rb") as file:
+        start = file.read(200).lstrip().lower()
+    if not start:
+        raise CheckpointError(f"{path}: damaged, the file is empty")
+    if start.startswith((b"<!doctype html", b"<html")):
         raise CheckpointError(
-            f"{path}: not a checkpoint, or a damaged one ({lines[0][:120] if lines else ''})"
-        ) from error
+            f"{path}: a web page (HTML) instead of a checkpoint, as a failed download leaves it; fetch the file again"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a Git LFS pointer instead of a checkpoint; fetch the file itself: git lfs pull")
 
 
 def _read_safetensors(path: Path) -> WeightFile:
+    _check_kind(path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             notes = dict(file.metadata() or {})
@@ -95,11 +115,11 @@ def _read_safetensors(path: Path) -> WeightFile:
         config = json.loads(notes["config"]) if "config" in notes else None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
-    return WeightFile(_state_dict(path, content), config, notes)
+    return WeightFile(_state_dict(path, content), config)
 
 
 def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The dict of weights inside ``content``, prefixes taken off."""
+    """Return the dict of weights inside ``content``, prefixes taken off."""
     candidates = [content[name] for name in _CONTAINERS if isinstance(content.get(name), dict)]
     for candidate in [*candidates, content]:
         weights = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
@@ -113,7 +133,7 @@ def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The keys with what stands before ``head.0.0.weight`` taken off; None where no such key is."""
+    """Take off what stands before ``head.0.0.weight``, and leave other networks out; None where no such key is."""
     prefix = next((key[: -len(_PROBE)] for key in weights if key.endswith(_PROBE)), None)
     if prefix is None:
         return None
@@ -123,4 +143,4 @@ def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
         if known is None:
             return None
         rest = rest[len(known) :]
-    return {key.removeprefix(prefix): value for key, value in weights.items()}
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

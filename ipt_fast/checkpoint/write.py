@@ -1,16 +1,18 @@
 """A network into a file: safetensors, our own format, or the layout that the reference code reads."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ipt_fast.checkpoint.training_state import FORMAT
+from ipt_fast.checkpoint.load import RELEASED_HEADS
+from ipt_fast.checkpoint.read import FORMAT
+from ipt_fast.io.atomic import atomic_path, atomic_write
 from ipt_fast.model import IPT
 from ipt_fast.tasks import TASKS
 
@@ -20,7 +22,6 @@ LAYOUTS: dict[Layout, str] = {
     "own": "torch.save with the sizes and tasks beside the weights",
     "released": "torch.save of the weights alone, as the reference code reads them",
 }
-_RELEASED_HEADS = 12
 
 
 def save_network(
@@ -50,18 +51,17 @@ def save_network(
     if layout == "released":
         _check_released(model)
     weights = {key: _as(value, dtype) for key, value in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        if layout == "safetensors":
-            header = {**(notes or {}), "format": "pt", "config": json.dumps(model.config.to_dict())}
-            save_file(weights, str(temporary), metadata=header)
-        elif layout == "own":
-            torch.save({"format": FORMAT, "config": model.config.to_dict(), "model": weights}, temporary)
-        else:
-            torch.save(weights, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if layout == "safetensors":
+        header = {**(notes or {}), "format": "pt", "config": json.dumps(model.config.to_dict())}
+        with atomic_path(path) as temporary:
+            try:
+                save_file(weights, str(temporary), metadata=header)
+            except SafetensorError as error:
+                raise OSError(f"{path} cannot be written: {error}") from error
+    else:
+        with atomic_write(path) as file:
+            own = {"format": FORMAT, "config": model.config.to_dict(), "model": weights}
+            torch.save(own if layout == "own" else weights, file)
     return path
 
 
@@ -72,9 +72,9 @@ def _as(value: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _check_released(model: IPT) -> None:
     config = model.config
-    if config.num_heads != _RELEASED_HEADS:
+    if config.num_heads != RELEASED_HEADS:
         raise ValueError(
-            f"the released layout does not say the number of heads, which its readers take for {_RELEASED_HEADS}; "
+            f"the released layout does not say the number of heads, which its readers take for {RELEASED_HEADS}; "
             f"this network has {config.num_heads}"
         )
     if len(config.tasks) > 1 and config.tasks != TASKS:

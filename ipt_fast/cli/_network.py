@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ipt_fast.checkpoint.training_state import CheckpointError
+from ipt_fast.checkpoint import CheckpointError, load_checkpoint
 from ipt_fast.cli import CommandError
-from ipt_fast.inference import load_checkpoint
 from ipt_fast.model import IPT
 from ipt_fast.ops._common import has_fast_bf16
 from ipt_fast.tasks import Task, get_task
@@ -38,10 +37,12 @@ def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> No
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
 
-def load_network(path: Path, task: str | None = None, device: torch.device | str = "cpu") -> IPT:
-    """``load_checkpoint`` with its errors as the user's."""
+def load_network(
+    path: Path, task: str | None = None, device: torch.device | str = "cpu", num_heads: int | None = None
+) -> IPT:
+    """Call ``load_checkpoint`` with its errors as the user's."""
     try:
-        return load_checkpoint(path, task).to(device)
+        return load_checkpoint(path, task, num_heads=num_heads).to(device)
     except (OSError, CheckpointError, ValueError) as error:
         raise CommandError(str(error)) from error
 

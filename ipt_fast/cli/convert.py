@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a .pt file: own (default) says sizes and tasks; released is what the reference code reads",
     )  # fmt: skip
     parser.add_argument("--task", help="keep this task alone")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="attention heads, where IN does not say it")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the file (default fp32)")
     parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, write, read again."""
     import torch
 
-    from ipt_fast.checkpoint.write import save_network
+    from ipt_fast.checkpoint import save_network
     from ipt_fast.cli._network import PRECISIONS, load_network
 
     suffix = args.out.suffix.lower()
@@ -44,21 +45,25 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{args.out} is already there; --force overwrites")
     if not args.out.parent.is_dir():
         raise CommandError(f"-o {args.out}: the folder {args.out.parent} is not there")
-    model = load_network(args.checkpoint, args.task)
+    model = load_network(args.checkpoint, args.task, num_heads=args.num_heads)
     dtype = PRECISIONS[args.dtype]
     try:
         save_network(model, args.out, args.layout, dtype)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise CommandError(f"cannot be written: {error}") from error
+    except ValueError as error:
         raise CommandError(f"{args.out}: {error}") from error
-    again = load_network(args.out, model.config.tasks[0] if len(model.config.tasks) == 1 else None)
+    task = model.config.tasks[0] if len(model.config.tasks) == 1 else None
+    again = load_network(args.out, task, num_heads=model.config.num_heads)
     for key, value in model.state_dict().items():
         # The frozen mean shift is exact in memory, whatever a half-precision file holds.
         stored = value.to(dtype).to(value.dtype) if value.is_floating_point() and "_mean." not in key else value
         if not torch.equal(again.state_dict()[key], stored):
             raise CommandError(f"{args.out}: {key} was not written as it is; the disk or its file system is faulty")
-    values = sum(value.numel() for value in model.state_dict().values())
+    parameters = sum(value.numel() for value in model.state_dict().values())
     tasks = ", ".join(model.config.tasks)
     size = args.out.stat().st_size
     written = f"{size / 1e9:.2f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
-    print(f"{args.checkpoint} -> {args.out}: {tasks}; {values:,} values, {args.dtype}, {written}; read back and equal")
+    print(f"{args.checkpoint} -> {args.out}: {tasks}; {parameters:,} parameters, {args.dtype}, {written}; ", end="")
+    print("read back and equal")
     return 0

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from ipt_fast.checkpoint.training_state import LATEST, CheckpointError
+from ipt_fast.checkpoint import LATEST, CheckpointError, keep_one_task, load_checkpoint
 from ipt_fast.data import CropLoader, build_index, make_loader
 from ipt_fast.data.pairs import make_pair_loader
 from ipt_fast.engine.config import ConfigError, TrainConfig, apply_changes, recipe
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
-from ipt_fast.engine.finetune import finetune_recipe, keep_one_task
+from ipt_fast.engine.finetune import finetune_recipe
 from ipt_fast.engine.precision import resolve_precision
 from ipt_fast.engine.recompute import resolve_recompute
 from ipt_fast.engine.schedule import total_steps
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace, program: str) -> int:
 def _prepare(args: argparse.Namespace, world: DistInfo, console: Console) -> Trainer | None:
     """Everything up to the first step; None for a dry run."""
     check_usage(args)
-    initial = None if args.init is None else _load(args.init)
+    initial = None if args.init is None else load_checkpoint(args.init)
     config = config_of(args, None if initial is None else initial.config)
     check_batch(config, world.size)
     resolve_precision(config.precision, world.device)
@@ -176,12 +176,6 @@ def _prepare(args: argparse.Namespace, world: DistInfo, console: Console) -> Tra
         trainer.resume(args.resume)
     trainer.progress.say(f"{photos}; {loader.about}{start}")
     return trainer
-
-
-def _load(path: Path) -> IPT:
-    from ipt_fast.inference import load_checkpoint
-
-    return load_checkpoint(path)
 
 
 def check_synthetic(config: TrainConfig) -> None:

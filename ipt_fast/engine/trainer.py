@@ -13,9 +13,14 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from ipt_fast.checkpoint.generators import generator_states
-from ipt_fast.checkpoint.resume import restore_state
-from ipt_fast.checkpoint.training_state import LATEST, load_training_state, newest_good, save_checkpoint
+from ipt_fast.checkpoint import (
+    LATEST,
+    generator_states,
+    load_training_state,
+    newest_good,
+    restore_state,
+    save_checkpoint,
+)
 from ipt_fast.engine.config import ConfigError, TrainConfig
 from ipt_fast.engine.distributed import DistInfo, broadcast_parameters
 from ipt_fast.engine.meter import DeviceTimer, Meter
@@ -138,13 +143,24 @@ class Trainer:
             FileNotFoundError, CheckpointError: it cannot be read, or is of another network; nothing is loaded then.
         """
         if choice == "auto":
-            found = newest_good(self.out, self.progress.say)
+            found = newest_good(self.out)
             if found is None:
                 return False
             path, state = found
         else:
             path, state = Path(choice), load_training_state(choice)
-        restore_state(str(path), state, self.training, self.loader, self.config, self.progress.say)
+        restore_state(
+            str(path),
+            state,
+            model=self.training.model,
+            ema=self.training.ema,
+            optimizer=self.training.optimizer,
+            scaler=self.training.scale,
+            loader=self.loader,
+            config=self.config.to_dict(),
+            device=self.world.device,
+            rank=self.world.rank,
+        )
         self.step = int(state["step"])
         self.saved_at = self.step if path.parent == self.out else -1
         self.progress.say(f"goes on from {path} at step {self.step} of {self.total}")

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipt_fast.engine.finetune import keep_one_task
+from ipt_fast.checkpoint.tasks import keep_one_task
+from ipt_fast.io.atomic import atomic_path
 from ipt_fast.model import IPT
 from ipt_fast.ops._registry import module_missing
 
@@ -66,18 +67,13 @@ def export_network(model: IPT, task: str, path: str | Path) -> float:
     if onnx and (reason := onnx_missing()):
         raise ExportError(reason)
     network = TaskNetwork(model, task).eval().cpu().float()
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        with _plain_operators(), torch.no_grad():
-            program = _trace(network)
-            if onnx:
-                _save_onnx(program, temporary)
-            else:
-                torch.export.save(program, temporary)
-            difference = _compare(network, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, _plain_operators(), torch.no_grad():
+        program = _trace(network)
+        if onnx:
+            _save_onnx(program, temporary)
+        else:
+            torch.export.save(program, temporary)
+        difference = _compare(network, temporary)
     return difference
 
 

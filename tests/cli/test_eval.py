@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ipt_fast import IPT, IPTConfig
+from ipt_fast.checkpoint import save_network
 from ipt_fast.cli import main
 
 
@@ -17,7 +18,7 @@ from ipt_fast.cli import main
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("run") / "IPT_pretrain.pt"
-    torch.save(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1)).state_dict(), path)
+    save_network(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1)), path)
     return str(path)
 
 
@@ -96,7 +97,7 @@ def test_unseen_noise_and_two_checkpoints_of_one_name(sets, checkpoint, tmp_path
 def test_the_papers_tables(sets, checkpoint, tmp_path, capsys):
     torch.manual_seed(0)
     single = tmp_path / "IPT_sr2.pt"
-    torch.save(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1, tasks=("sr2",))).state_dict(), single)
+    save_network(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1, tasks=("sr2",))), single)
     path = tmp_path / "a.json"
     assert evaluate("--paper", "--data", sets, "--checkpoint", checkpoint, single, "--json", path, "--limit", 1) == 0
     out = capsys.readouterr().out
@@ -150,7 +151,7 @@ def test_errors_are_one_line_and_exit_code_2(change, message, sets, checkpoint, 
 
 def test_a_checkpoint_without_the_task_and_sets_of_no_paper(sets, checkpoint, tmp_path, capsys):
     single = tmp_path / "IPT_sr2.pt"
-    torch.save(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1, tasks=("sr2",))).state_dict(), single)
+    save_network(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1, tasks=("sr2",))), single)
     assert evaluate("--task", "sr3", "--data", sets / "Set5", "--checkpoint", single) == 2
     assert "IPT_sr2.pt: has no task sr3; it has sr2" in capsys.readouterr().err
     assert evaluate("--paper", "--data", tmp_path) == 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ipt_fast import IPT, IPTConfig
-from ipt_fast.checkpoint.write import save_network
+from ipt_fast.checkpoint import save_network
 from ipt_fast.cli import main
 from ipt_fast.inference.export import ExportError, onnx_missing, run_exported
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ipt_fast import IPT, IPTConfig
-from ipt_fast.checkpoint.training_state import FORMAT
+from ipt_fast.checkpoint import FORMAT, save_network
 from ipt_fast.cli import main
 from ipt_fast.engine.run import main as train
 from ipt_fast.inference import load_checkpoint
@@ -30,9 +30,9 @@ def network():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, network):
-    """A file with the keys of the released ones."""
+    """A network of six tasks."""
     path = tmp_path_factory.mktemp("released") / "IPT_pretrain.pt"
-    torch.save(network.state_dict(), path)
+    save_network(network, path)
     return str(path)
 
 

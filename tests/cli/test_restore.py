@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from ipt_fast import IPT, IPTConfig
+from ipt_fast.checkpoint import save_network
 from ipt_fast.cli import main
 
 
@@ -13,7 +14,7 @@ from ipt_fast.cli import main
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("run") / "IPT_pretrain.pt"
-    torch.save(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1)).state_dict(), path)
+    save_network(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1)), path)
     return str(path)
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ipt_fast import IPT, IPTConfig
-from ipt_fast.checkpoint.write import save_network
+from ipt_fast.checkpoint import save_network
 from ipt_fast.cli import main
 from ipt_fast.evaluation.visualization import (
     NothingToDrawError,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipt_fast.checkpoint.training_state import load_training_state
+from ipt_fast.checkpoint import load_training_state
 from tests.engine.fakes import make_trainer, micro_config, run_rank
 
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from ipt_fast.checkpoint.training_state import load_training_state
+from ipt_fast.checkpoint import load_training_state
 from ipt_fast.engine.config import ConfigError
 from ipt_fast.engine.trainer import DivergedError
 from ipt_fast.model import IPT
