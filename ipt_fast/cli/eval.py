@@ -93,7 +93,9 @@ def score_sets(
     )
     from ipt_fast.evaluation.score import Method, score_set
     from ipt_fast.evaluation.test_sets import ImageSet, TestSetError, find_set
+    from ipt_fast.io.images import silence_pillow_warnings
 
+    silence_pillow_warnings()
     device = pick_device(args.device)
     options = {
         "overlap": args.overlap,
@@ -195,10 +197,11 @@ def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> "list[Score]":
 def _write_files(args: argparse.Namespace, scores: "list[Score]") -> None:
     """CSV: a line per image and method. JSON: the same with the means and what was asked for; null for nan and inf."""
     from ipt_fast.evaluation.score import Score, mean_scores
+    from ipt_fast.io.atomic import atomic_write
 
     try:
         if args.csv is not None:
-            with open(args.csv, "w", newline="", encoding="utf-8") as file:
+            with atomic_write(args.csv, "w") as file:
                 writer = csv.DictWriter(file, [field.name for field in fields(Score)])
                 writer.writeheader()
                 writer.writerows(asdict(score) for score in scores)
@@ -208,7 +211,8 @@ def _write_files(args: argparse.Namespace, scores: "list[Score]") -> None:
                 "means": [_plain(asdict(score)) for score in mean_scores(scores)],
                 "scores": [_plain(asdict(score)) for score in scores],
             }
-            args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            with atomic_write(args.json, "w") as file:
+                file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise CommandError(str(error)) from error
 

@@ -2,13 +2,11 @@
 
 import argparse
 import glob
-import os
 import sys
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,8 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Restore every image; images that cannot be read are named and left out."""
     from ipt_fast.cli._network import check_windows, load_for_task, pick_device, pick_precision, pick_task
+    from ipt_fast.io.images import silence_pillow_warnings
 
-    jobs = plan(args.images, args.out)
+    silence_pillow_warnings()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    jobs, left_out = plan(args.images, args.out)
     _refuse_to_overwrite(jobs, args)
     task = pick_task(args.task)
     device = pick_device(args.device)
@@ -62,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     said = f"{len(jobs)} image{'s' * (len(jobs) != 1)}, {task.name}, {device.type}, {precision}, {args.stitch}"
     if name != task.name:
         said += f"; the network was not trained for {task.name}, its nearest task is {name}"
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(said, markup=False)
+    if left_out:
+        console.print(f"left out: {left_out} files that are no images by their names", markup=False)
     failed = 0
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     # On a terminal a bar; into a file one line an image.
@@ -82,23 +84,30 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def plan(inputs: list[str], out: Path) -> list[Job]:
-    """Which image goes where.
+def plan(inputs: list[str], out: Path) -> tuple[list[Job], int]:
+    """Decide which image goes where, and count the files of folders that are no images.
 
-    Files of a folder keep their place below it. A single file may be given the name of its output.
+    Files of a folder keep their place below it; OUT itself is not entered. A single file may be given the name of its
+    output.
 
     Raises:
         CommandError: nothing found, a name that is no image, two images with one output, or one output for many.
     """
     from ipt_fast.io.images import SUFFIXES
+    from ipt_fast.io.scan import find_images
 
     found: list[tuple[Path, Path]] = []  # the image, and its place below OUT
+    left_out = 0
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            scan = find_images(path, shards=False)
+            for folder, reason in scan.unreadable:
+                raise CommandError(f"{folder}: {reason}")
+            inside = [p for p in (Path(image.path) for image in scan.images) if out == path or out not in p.parents]
             if not inside:
                 raise CommandError(f"{path}: no images in this folder ({', '.join(SUFFIXES)})")
+            left_out += scan.others
             found += [(p, p.relative_to(path)) for p in inside]
         elif path.is_file():
             found.append((path, Path(path.name)))
@@ -113,14 +122,14 @@ def plan(inputs: list[str], out: Path) -> list[Job]:
     if _names_a_file(out):
         if len(found) > 1:
             raise CommandError(f"{len(found)} images cannot all go to {out}; give -o a folder")
-        return [Job(found[0][0], out)]
+        return [Job(found[0][0], out)], left_out
     jobs = [Job(source, (out / place).with_suffix(".png")) for source, place in found]
     by_target: dict[Path, Path] = {}
     for job in jobs:
         if other := by_target.get(job.target):
             raise CommandError(f"{other} and {job.source} would both become {job.target}; restore them one by one")
         by_target[job.target] = job.source
-    return jobs
+    return jobs, left_out
 
 
 def _names_a_file(out: Path) -> bool:
@@ -152,7 +161,7 @@ def _compare_path(target: Path) -> Path:
 def _restore_one(job: Job, model, task: str, dtype, args: argparse.Namespace) -> str:
     """Restore and write one image; returns the line that says so."""
     from ipt_fast.inference import restore
-    from ipt_fast.io.images import read_image
+    from ipt_fast.io.images import read_image, write_image
 
     start = time.perf_counter()
     image = read_image(job.source)
@@ -171,12 +180,10 @@ def _restore_one(job: Job, model, task: str, dtype, args: argparse.Namespace) ->
         )
     notes += [str(w.message).removeprefix("restore: ") for w in caught if "out of memory" in str(w.message)]
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    if job.target.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm") and out.mode == "RGBA":
-        notes.append("alpha channel dropped, this kind of file has none")
-        out = out.convert("RGB")
-    _write(out, job.target)
+    notes += write_image(out, job.target, force=args.force, icc_profile=image.icc_profile)
     if args.compare:
-        _write(comparison(image.pixels, out, args.task), _compare_path(job.target))
+        compared = comparison(image.pixels, out, args.task)
+        write_image(compared, _compare_path(job.target), force=args.force, icc_profile=image.icc_profile)
     height, width = image.pixels.shape[:2]
     line = (
         f"{job.source} {width}x{height} -> {job.target} {out.width}x{out.height}, {time.perf_counter() - start:.1f} s"
@@ -184,19 +191,8 @@ def _restore_one(job: Job, model, task: str, dtype, args: argparse.Namespace) ->
     return line + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def _write(image: Image.Image, target: Path) -> None:
-    """Beside its place first, so that a stop leaves no half image."""
-    temporary = target.with_name(f".{target.name}.part{target.suffix}")
-    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if target.suffix.lower() in (".jpg", ".jpeg") else {}
-    try:
-        image.save(temporary, **options)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def comparison(pixels: np.ndarray, out: Image.Image, task: str) -> Image.Image:
-    """Input | output in one picture; for super-resolution the input is enlarged bicubically."""
+    """Draw input | output in one picture; for super-resolution the input is enlarged bicubically."""
     from PIL import ImageDraw, ImageFont
 
     from ipt_fast.degradations.bicubic import bicubic_up

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, UnidentifiedImageError
 
-from ipt_fast.data.decode import DECODE_ERRORS, is_jpeg, simplejpeg, to_rgb
+from ipt_fast.data.decode import is_jpeg, simplejpeg, to_rgb
+from ipt_fast.io.images import DECODE_ERRORS, decode_reason
 
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -34,8 +35,10 @@ def check_image(data: bytes, name: str, min_size: int) -> Finding:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         return Finding("refused", "not an image: no known image format in its bytes")
+    except Image.DecompressionBombError as error:
+        return Finding("refused", f"too large: {decode_reason(error)}")
     except DECODE_ERRORS as error:
-        return Finding("refused", f"corrupt: {error}")
+        return Finding("refused", f"corrupt: {decode_reason(error)}")
     with image:
         return _check_opened(image, data, name, min_size)
 
@@ -49,7 +52,7 @@ def _check_opened(image: Image.Image, data: bytes, name: str, min_size: int) -> 
         notes = _notes(image, name)
         _decode_all(image, data)
     except DECODE_ERRORS as error:
-        text = str(error)
+        text = decode_reason(error)
         kind = "truncated" if "truncated" in text.lower() or "premature end" in text.lower() else "corrupt"
         return replace(found, verdict="refused", reason=f"{kind}: {text}")
     return replace(found, notes=notes)

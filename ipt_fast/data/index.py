@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ipt_fast.data.check import Finding, check_image
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.decode import silence_pillow_warnings
 from ipt_fast.data.index_file import ImageEntry, default_index_file, read_index_file, write_index_file
+from ipt_fast.io.images import silence_pillow_warnings
 from ipt_fast.io.progress import progress_bar
-from ipt_fast.io.scan import Found, find_images, read_found
+from ipt_fast.io.scan import ImageFile, find_images, read_bytes
 
 
 class NoImagesError(ValueError):
@@ -102,16 +102,16 @@ def build_index(
         place = single or default_index_file(root)
         if not single:
             known = read_index_file(place, min_size)
-        walk = find_images(root)
-        part, n_checked = _check_all(walk.found, known, min_size, workers, progress and str(root))
-        _require_usable(root, part, walk.unreadable, walk.others)
+        scan = find_images(root)
+        part, n_checked = _check_all(scan.images, known, min_size, workers, progress and str(root))
+        _require_usable(root, part, scan.unreadable, scan.others)
         if not single:
             if n_checked or len(part) != len(known):
                 place = write_index_file(place, part, min_size, fallback=root)
             files.append(str(place))
         entries.update((entry.path, entry) for entry in part)
-        unreadable += walk.unreadable
-        others += walk.others
+        unreadable += scan.unreadable
+        others += scan.others
         checked += n_checked
     ordered = [entries[path] for path in sorted(entries)]
     if single:
@@ -123,7 +123,7 @@ def build_index(
 
 
 def _check_all(
-    found: Iterable[Found], known: dict[str, ImageEntry], min_size: int, workers: int | None, title: str | bool
+    found: Iterable[ImageFile], known: dict[str, ImageEntry], min_size: int, workers: int | None, title: str | bool
 ) -> tuple[list[ImageEntry], int]:
     """Entries of all files, and how many of them were not known already."""
     entries, fresh = [], []
@@ -151,9 +151,9 @@ def _map_threads(check: Callable, items: list, workers: int, advance: Callable) 
     return results
 
 
-def _check_one(item: Found, min_size: int) -> ImageEntry:
+def _check_one(item: ImageFile, min_size: int) -> ImageEntry:
     try:
-        data = read_found(item)
+        data = read_bytes(item)
     except OSError as error:
         finding = Finding("refused", f"unreadable: {error.strerror or error}")
     else:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from ipt_fast.io.atomic import atomic_write
 
 INDEX_NAME = ".ipt_fast_index.jsonl"
 FORMAT = "ipt-fast-index/1"
@@ -83,21 +84,12 @@ def write_index_file(place: Path, entries: Sequence[ImageEntry], min_size: int, 
 
 def _write(place: Path, entries: Sequence[ImageEntry], min_size: int) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".tmp")
-    try:
-        os.fchmod(handle, 0o644)  # photos are shared, and so is what is known of them
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(json.dumps({"format": FORMAT, "min_size": min_size}) + "\n")
-            for entry in entries:
-                values = {key: value for key, value in asdict(entry).items() if value not in ("", (), -1)}
-                values["path"] = _relative(entry.path, place.parent)
-                out.write(json.dumps(values) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_write(place, "w") as out:
+        out.write(json.dumps({"format": FORMAT, "min_size": min_size}) + "\n")
+        for entry in entries:
+            values = {key: value for key, value in asdict(entry).items() if value not in ("", (), -1)}
+            values["path"] = _relative(entry.path, place.parent)
+            out.write(json.dumps(values) + "\n")
 
 
 def _relative(path: str, folder: Path) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ipt_fast.data.decode import silence_pillow_warnings
 from ipt_fast.data.index import ImageIndex
 from ipt_fast.data.plan import CropPlan, draw_share
 from ipt_fast.data.source import CropSource, PhotoTable
 from ipt_fast.data.types import Batch, DecodedBatch
+from ipt_fast.io.images import silence_pillow_warnings
 from ipt_fast.tasks import TASKS
 
 # Bad photos named in full by stats(); all are counted.

@@ -1,6 +1,5 @@
 """Training on pairs of photos: a folder of clean ones (GT) and one of degraded ones (LQ), matched by their names."""
 
-import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -8,56 +7,32 @@ from pathlib import Path
 import numpy as np
 
 from ipt_fast.data import ImageEntry, build_index
-from ipt_fast.data.decode import DECODE_ERRORS, decode_rows, mirror_pad
+from ipt_fast.data.decode import decode_rows
 from ipt_fast.data.plan import BatchPlan, CropPlan, draw_share
 from ipt_fast.data.source import BadPhotoError, CropSource, PhotoTable
 from ipt_fast.data.torch_loader import TorchLoader
 from ipt_fast.data.types import Batch
+from ipt_fast.io.images import DECODE_ERRORS
+from ipt_fast.io.mirror import mirror_pad
+from ipt_fast.io.pairs import PairError, match_pairs
 from ipt_fast.tasks import get_task
 
 # The plan draws crops of plain size at any place for this task; what the pairs are for does not matter to it.
 _PLAIN_CROPS = "deblur"
-# What sets put around the name that both photos of a pair share: rain-001 and norain-001, baby and babyx2.
-_WORDS = "norain|rain|clean|noisy|blurry|blur|sharp|gt|lq|hr|lr"
-_AROUND = re.compile(rf"^(?:{_WORDS})[-_]|(?:x[234]|[-_](?:{_WORDS}))$")
 
 
-class PairError(ValueError):
-    """Folders that are no pairs; the message names files of both."""
-
-
-def shared_name(path: str | Path) -> str:
-    """What the names of the two photos of a pair have in common: ``norain-001.png`` -> ``001``."""
-    return _AROUND.sub("", Path(path).stem.lower())
-
-
-def match_pairs(
-    clean: Sequence[ImageEntry], degraded: Sequence[ImageEntry], scale: int
-) -> list[tuple[ImageEntry, ImageEntry]]:
-    """Pairs (clean, degraded), in the order of the degraded photos' paths.
+def check_sizes(pairs: Sequence[tuple[ImageEntry, ImageEntry]], scale: int) -> None:
+    """Refuse pairs (gt, lq) whose sizes do not fit the scale.
 
     Raises:
-        PairError: a photo has no partner or several, or the sizes do not fit the scale; never a guess.
+        PairError: the message names both files.
     """
-    by_name: dict[str, list[ImageEntry]] = {}
-    for entry in clean:
-        by_name.setdefault(shared_name(entry.path), []).append(entry)
-    pairs = []
-    for entry in degraded:
-        partners = by_name.pop(shared_name(entry.path), [])
-        if len(partners) != 1:
-            found = " and ".join(partner.path for partner in partners) or f"none called {shared_name(entry.path)!r}"
-            raise PairError(f"{entry.path} needs one clean photo of the same name, found {found}")
-        if (partners[0].width, partners[0].height) != (scale * entry.width, scale * entry.height):
+    for gt, lq in pairs:
+        if (gt.width, gt.height) != (scale * lq.width, scale * lq.height):
             raise PairError(
-                f"{partners[0].path} is {partners[0].width}x{partners[0].height}, but {entry.path} is "
-                f"{entry.width}x{entry.height}; the clean photo must be {scale} times as large"
+                f"{gt.path} is {gt.width}x{gt.height}, but {lq.path} is {lq.width}x{lq.height}; "
+                f"the clean photo must be {scale} times as large"
             )
-        pairs.append((partners[0], entry))
-    if by_name:
-        lonely = next(iter(by_name.values()))[0].path
-        raise PairError(f"{lonely} has no degraded partner, nor have {len(by_name) - 1} other clean photos")
-    return pairs
 
 
 class PairSource(CropSource):
@@ -100,7 +75,8 @@ class PairSource(CropSource):
         parts = []
         for photo, scale in zip(photos, (1, self.scale), strict=True):
             side = scale * S
-            region = mirror_pad(photo[scale * top : scale * top + side, scale * left : scale * left + side], side)
+            region = photo[scale * top : scale * top + side, scale * left : scale * left + side]
+            region, _, _ = mirror_pad(region, side, axes=(0, 1))
             parts.append(region.transpose(2, 0, 1).reshape(-1))
         return np.concatenate(parts)
 
@@ -152,7 +128,12 @@ def make_pair_loader(
         if index.refused:
             entry = index.refused[0]
             raise PairError(f"{entry.path} cannot be used: {entry.reason}; take it and its partner away")
-    pairs = match_pairs(clean_index.usable, degraded_index.usable, scale)
+    by_path = [{entry.path: entry for entry in index.usable} for index in (clean_index, degraded_index)]
+    roots = {"gt_root": str(clean.absolute()), "lq_root": str(degraded.absolute())}
+    pairs = [
+        (by_path[0][gt], by_path[1][lq]) for gt, lq in match_pairs(list(by_path[0]), list(by_path[1]), scale, **roots)
+    ]
+    check_sizes(pairs, scale)
     pairs = [pairs[i] for i in draw_share(len(pairs), data_fraction)]
     tables = PhotoTable([pair[0] for pair in pairs]), PhotoTable([pair[1] for pair in pairs])
     plan = CropPlan(

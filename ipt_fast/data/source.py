@@ -10,9 +10,11 @@ from typing import TypeVar
 import numpy as np
 
 from ipt_fast.data.check import check_image
-from ipt_fast.data.decode import DECODE_ERRORS, decode_rows, mirror_pad
+from ipt_fast.data.decode import decode_rows
 from ipt_fast.data.index_file import ImageEntry
 from ipt_fast.data.plan import BatchPlan, CropPlan
+from ipt_fast.io.images import DECODE_ERRORS
+from ipt_fast.io.mirror import mirror_pad
 from ipt_fast.io.scan import MEMBER
 
 T = TypeVar("T")
@@ -181,4 +183,4 @@ class CropSource:
             raise BadPhotoError(table.path(image), "decodes to another size than it was indexed with; index again")
         for sample, top, left in zip(samples, tops, lefts, strict=True):
             # The rows handed over may reach below the photo's wanted ones, never below the photo itself.
-            out[sample] = mirror_pad(pixels[top : top + size, left : left + size], size)
+            out[sample] = mirror_pad(pixels[top : top + size, left : left + size], size, axes=(0, 1))[0]

@@ -13,11 +13,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.decode import silence_pillow_warnings, simplejpeg
+from ipt_fast.data.decode import simplejpeg
 from ipt_fast.data.loader import CropLoader
 from ipt_fast.data.prefetch import PrefetchIterator
 from ipt_fast.data.source import CropSource
 from ipt_fast.data.types import DecodedBatch
+from ipt_fast.io.images import silence_pillow_warnings
 
 
 class _Batches(Dataset):

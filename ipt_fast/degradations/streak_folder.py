@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from ipt_fast.degradations.philox import RAIN_FOLDER, philox
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+from ipt_fast.io.images import SUFFIXES, read_image
+from ipt_fast.io.scan import image_files
 
 
 class StreakFolder:
@@ -29,9 +29,9 @@ class StreakFolder:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"streak folder {folder} is no folder; give a folder of streak pictures (bright on black)")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+        paths = image_files(folder, recursive=True)
         if not paths:
-            raise ValueError(f"streak folder {folder} holds no picture ({', '.join(_SUFFIXES)})")
+            raise ValueError(f"streak folder {folder} holds no picture ({', '.join(SUFFIXES)})")
         pictures = [_gray(path) for path in paths]
         sides = torch.tensor([p.shape for p in pictures])  # [pictures, 2] height, width
         starts = sides.prod(1).cumsum(0) - sides.prod(1)
@@ -44,7 +44,7 @@ class StreakFolder:
         return len(self.paths)
 
     def __call__(self, seeds: Tensor, height: int, width: int) -> Tensor:
-        """A rain layer per seed int64 [B]: float32 [B, height, width] on the seeds' device, levels 0..255."""
+        """Cut a rain layer per seed int64 [B]: float32 [B, height, width] on the seeds' device, levels 0..255."""
         if seeds.device not in self._on_device:
             self._on_device[seeds.device] = self._pixels.to(seeds.device), self._shapes.to(seeds.device)
         pixels, shapes = self._on_device[seeds.device]
@@ -60,9 +60,8 @@ class StreakFolder:
 
 def _gray(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("L"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return np.asarray(Image.fromarray(read_image(path, exif=False).pixels).convert("L"))
+    except OSError as error:
         raise ValueError(f"streak picture {path} cannot be read: {error}") from error
 
 

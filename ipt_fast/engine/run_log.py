@@ -1,10 +1,11 @@
 """What a run leaves for later reading: log.jsonl, one JSON object a line, and a TensorBoard log beside it."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ipt_fast.io.atomic import atomic_write
 
 LOG = "log.jsonl"
 
@@ -83,6 +84,5 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, AttributeError):
             continue  # a line cut off by a kill
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path, "w") as file:
+        file.write("".join(line + "\n" for line in kept))

@@ -30,6 +30,7 @@ from ipt_fast.engine.schedule import learning_rate, total_steps
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
 from ipt_fast.engine.stop import StopRequest
 from ipt_fast.engine.tracing import tracer
+from ipt_fast.io.atomic import atomic_write
 from ipt_fast.model import IPT
 
 
@@ -313,7 +314,8 @@ class Trainer:
             "total_steps": self.total,
         }
         text = json.dumps({"config": self.config.to_dict(), "run": run}, indent=2)
-        (self.out / "config.json").write_text(text + "\n", encoding="utf-8")
+        with atomic_write(self.out / "config.json", "w") as file:
+            file.write(text + "\n")
 
     def _say_the_end(self, signal: int | None) -> None:
         if self.step < self.total:

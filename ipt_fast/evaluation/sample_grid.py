@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ipt_fast.evaluation.held_out import HeldOutResult
+from ipt_fast.io.images import write_image
 from ipt_fast.tasks import get_task
 
 _GAP, _CAPTION, _TITLE = 8, 24, 34
@@ -55,12 +56,12 @@ def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2
 
 
 def write_sample_grids(results: Sequence[HeldOutResult], folder: Path) -> list[Path]:
-    """One PNG per task in ``folder``; returns their paths."""
+    """Write one PNG per task into ``folder``; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for task in dict.fromkeys(r.task for r in results):
         path = folder / f"{task}.png"
-        sample_grid([r for r in results if r.task == task]).save(path)
+        write_image(sample_grid([r for r in results if r.task == task]), path)
         paths.append(path)
     return paths
 

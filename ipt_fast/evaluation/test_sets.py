@@ -2,10 +2,10 @@
 
 Layouts: EDSR, IPT and SwinIR (``HR``, ``LR_bicubic/X2``), BasicSR (``GTmod12``, ``LRbicx2``; ``GT``, ``LQ``), pairs of
 folders (``rain``/``norain``, ``input``/``target``, ``blur``/``sharp``), pairs in one folder (``rain-001.png``,
-``norain-001.png``), and a flat folder of clean images.
+``norain-001.png``), and a flat folder of clean images. Folders of a pair may hold folders of scenes (REDS, GoPro).
 """
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipt_fast.io.images import image_files, read_rgb
+from ipt_fast.io.images import read_rgb
+from ipt_fast.io.pairs import PairError, match_pairs
+from ipt_fast.io.scan import image_files
 from ipt_fast.tasks import Task
 
 _CLEAN = ("hr", "gt", "gtmod12", "norain", "target", "clean", "sharp", "groundtruth", "ground_truth", "original_png")
@@ -52,7 +54,7 @@ class ImageSet:
 
 
 def find_set(folder: Path, task: Task) -> ImageSet:
-    """The test set in ``folder`` for ``task``.
+    """Find the test set in ``folder`` for ``task``.
 
     Super-resolution and noise need clean images only: where degraded ones are absent they are made.
 
@@ -62,20 +64,20 @@ def find_set(folder: Path, task: Task) -> ImageSet:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    folders = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir() and image_files(p)}
+    folders = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir() and _images(p)}
     clean = next((folders[name] for name in _CLEAN if name in folders), None)
     degraded = _sr_folder(folder, folders, task) if task.kind == "sr" else _degraded_folder(folders, task)
     name = folder.resolve().name
     if clean is not None and degraded is not None:
         layout = f"{clean.relative_to(folder)} and {degraded.relative_to(folder)}"
-        return ImageSet(name, _match(image_files(clean), image_files(degraded), task), layout)
+        return ImageSet(name, _match(clean, _images(clean), degraded, _images(degraded), task.scale), layout)
     if clean is None and degraded is not None:
         raise TestSetError(
             f"{folder}: has {degraded.name} but no folder of clean images ({', '.join(_CLEAN[:6])}, ...)"
         )
-    files = image_files(clean or folder)
+    files = _images(clean) if clean else image_files(folder)
     if clean is None:
-        mixed = _pairs_in_one_folder(files, task)
+        mixed = _pairs_in_one_folder(folder, files, task)
         if mixed:
             return ImageSet(name, mixed, "pairs in one folder")
     if not files:
@@ -88,14 +90,23 @@ def find_set(folder: Path, task: Task) -> ImageSet:
             f"{folder}: {task.name} needs pairs: a folder {wanted} beside one of clean images ({', '.join(_CLEAN[:6])})"
         )
     layout = "clean images, degraded here" if clean is None else f"{clean.name}, degraded here"
-    return ImageSet(name, tuple(Pair(p.stem, p, None) for p in files), layout)
+    return ImageSet(name, tuple(Pair(_name(p, clean or folder), p, None) for p in files), layout)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images in a folder; where it has none itself, those of its scenes."""
+    return image_files(folder) or image_files(folder, recursive=True)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _sr_folder(folder: Path, folders: dict[str, Path], task: Task) -> Path | None:
     r = task.scale
     nested = [folder / "LR_bicubic" / f"X{r}", folder / "LR_bicubic" / f"x{r}", folder / "LR" / f"X{r}"]
     for path in nested:
-        if path.is_dir() and image_files(path):
+        if path.is_dir() and _images(path):
             return path
     names = (f"lrbicx{r}", f"lr_bicubic_x{r}", f"lrx{r}", f"lr_x{r}", f"x{r}")
     return next((folders[name] for name in names if name in folders), None)
@@ -105,49 +116,29 @@ def _degraded_folder(folders: dict[str, Path], task: Task) -> Path | None:
     return next((folders[name] for name in _DEGRADED[task.kind] if name in folders), None)
 
 
-def _pairs_in_one_folder(files: list[Path], task: Task) -> tuple[Pair, ...]:
+def _pairs_in_one_folder(folder: Path, files: list[Path], task: Task) -> tuple[Pair, ...]:
     """``rain-001.png`` and ``norain-001.png`` side by side."""
     if task.kind != "derain":
         return ()
     clean = [p for p in files if p.stem.lower().startswith("norain")]
     rainy = [p for p in files if p.stem.lower().startswith("rain")]
-    return _match(clean, rainy, task) if clean and rainy else ()
+    return _match(folder, clean, folder, rainy, 1) if clean and rainy else ()
 
 
-def _key(path: Path, task: Task) -> str:
-    """What a clean image's name and its partner's have in common."""
-    stem = path.stem.lower()
-    if task.kind == "sr":
-        return re.sub(rf"[_-]?(?:lrbi_?|lr_?|hr_?)?x{task.scale}m?$|[_-]hr$", "", stem)
-    if task.kind == "derain":
-        return re.sub(r"^(?:norain|rainy|rain)[_-]?", "", stem)
-    return stem
-
-
-def _match(clean: list[Path], degraded: list[Path], task: Task) -> tuple[Pair, ...]:
-    """Pairs by name; refuses images without a partner and images that want the same one."""
-    partners: dict[str, Path] = {}
-    for path in degraded:
-        if other := partners.get(_key(path, task)):
-            raise TestSetError(f"{other} and {path} would both be the partner of one clean image; remove one")
-        partners[_key(path, task)] = path
-    pairs = []
-    for path in clean:
-        partner = partners.pop(_key(path, task), None)
-        if partner is None:
-            raise TestSetError(
-                f"{path} has no partner in {degraded[0].parent}, which holds "
-                f"{', '.join(p.name for p in degraded[:3])}, ...; partners have the same name"
-            )
-        pairs.append(Pair(path.stem, path, partner))
-    if partners:
-        left = next(iter(partners.values()))
-        raise TestSetError(f"{left} has no partner in {clean[0].parent}; partners have the same name")
-    return tuple(pairs)
+def _match(
+    clean_folder: Path, clean: Sequence[Path], degraded_folder: Path, degraded: Sequence[Path], scale: int
+) -> tuple[Pair, ...]:
+    """Pairs by name, in the order of the clean images."""
+    roots = {"gt_root": str(clean_folder), "lq_root": str(degraded_folder)}
+    try:
+        pairs = match_pairs([str(p) for p in clean], [str(p) for p in degraded], scale, **roots)
+    except PairError as error:
+        raise TestSetError(str(error)) from error
+    return tuple(Pair(_name(Path(gt), clean_folder), Path(gt), Path(lq)) for gt, lq in sorted(pairs))
 
 
 def read_pair(pair: Pair, task: Task) -> tuple[Tensor, Tensor | None]:
-    """Clean and degraded image, uint8 [3, H, W]; the clean one cut to a multiple of the scale.
+    """Read the clean and the degraded image, uint8 [3, H, W]; the clean one is cut to a multiple of the scale.
 
     Raises:
         OSError: one cannot be read.
@@ -177,7 +168,7 @@ def read_pair(pair: Pair, task: Task) -> tuple[Tensor, Tensor | None]:
 
 
 def likeness(a: Tensor, b: Tensor) -> float:
-    """Correlation of the gray thumbnails of two images [3, H, W]; 1 where one of them is flat."""
+    """Return the correlation of the gray thumbnails of two images [3, H, W]; 1 where one of them is flat."""
     side = min(_SIDE, *b.shape[1:])
     x, y = (F.adaptive_avg_pool2d(image.float().mean(0)[None], side).flatten() for image in (a, b))
     x, y = x - x.mean(), y - y.mean()

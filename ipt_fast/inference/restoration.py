@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipt_fast.inference.tiles import Stitch, Tiling, mirror_pad, tiling
+from ipt_fast.inference.tiles import Stitch, Tiling, tiling
 from ipt_fast.io.images import array_to_tensor, from_pil, read_image, to_uint8
+from ipt_fast.io.mirror import mirror_pad
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
 
@@ -130,7 +131,7 @@ def _restore_batch(
     """[B, 3, H, W] -> float32 [B, 3, rH, rW] on the device of the batch."""
     size, scale = model.config.patch_size, get_task(task).scale
     height, width = batch.shape[-2:]
-    padded, top, left = mirror_pad(batch.float(), size)
+    padded, top, left = mirror_pad(batch.float(), size, centre=True)
     tiles = tiling(padded.shape[-2], padded.shape[-1], size, scale, overlap, stitch)
     rows, columns = tiles.rows.starts, tiles.columns.starts
     out = torch.zeros(*padded.shape[:2], padded.shape[2] * scale, padded.shape[3] * scale)

@@ -106,17 +106,3 @@ def _normalised(starts: tuple[int, ...], weights: Tensor, length: int, scale: in
     for start, row in zip(starts, weights, strict=True):
         row /= total[start * scale : start * scale + side]
     return weights.float()
-
-
-def mirror_pad(image: Tensor, size: int) -> tuple[Tensor, int, int]:
-    """Images [..., H, W] with sides of at least ``size``: mirrored at both borders (the border pixel twice), however
-    small they are. Returns the image, and row and column where the old top left pixel now is."""
-    corner = []
-    for axis in (-2, -1):
-        length = image.shape[axis]
-        before = max(0, size - length) // 2
-        if length < size:
-            place = (torch.arange(size, device=image.device) - before) % (2 * length)
-            image = image.index_select(axis, torch.minimum(place, 2 * length - 1 - place))
-        corner.append(before)
-    return image, corner[0], corner[1]

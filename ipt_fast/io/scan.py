@@ -1,6 +1,7 @@
 """Find images under a path: folders of any depth, flat folders, single files, and tar shards.
 
-An image inside a tar is named ``shard.tar::member``; it is read straight from its place in the tar.
+An image inside a tar is named ``shard.tar::member``; it is read straight from its place in the tar. Files and folders
+whose names begin with a dot are never taken.
 """
 
 import os
@@ -8,14 +9,13 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
-)
+from ipt_fast.io.images import SUFFIXES
+
 MEMBER = "::"
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageFile:
     """One image file. ``offset`` is its place in its tar shard, -1 for a file of its own."""
 
     path: str
@@ -25,26 +25,46 @@ class Found:
 
 
 @dataclass
-class Walk:
+class ScanResult:
     """What lies under a path: images, folders (or shards) that could not be read, and a count of all other files."""
 
-    found: list[Found] = field(default_factory=list)
+    images: list[ImageFile] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     others: int = 0
 
 
-def find_images(root: Path) -> Walk:
-    """All images under a folder (links followed, hidden files left out), or the one that the path names."""
-    walk = Walk()
+def find_images(root: Path, *, recursive: bool = True, shards: bool = True) -> ScanResult:
+    """Find all images under a folder, or the one that the path names, in the order of their paths.
+
+    Links are followed, each folder is entered once.
+
+    Args:
+        root: a folder or a file.
+        recursive: enter the folders inside.
+        shards: look into tar files.
+    """
+    scan = ScanResult()
     if root.is_dir():
-        _enter(str(root), walk, set())
+        _scan_folder(str(root), scan, set(), recursive, shards)
     else:
-        _take(str(root), root.name, os.stat(root), walk)
-    walk.found.sort(key=lambda found: found.path)
-    return walk
+        _add_file(str(root), os.stat(root), scan, shards)
+    scan.images.sort(key=lambda image: image.path)
+    return scan
 
 
-def _enter(folder: str, walk: Walk, seen: set[tuple[int, int]]) -> None:
+def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """List the image files in a folder, by name.
+
+    Raises:
+        OSError: the folder, or one inside it, cannot be read.
+    """
+    scan = find_images(folder, recursive=recursive, shards=False)
+    for path, reason in scan.unreadable:
+        raise OSError(f"{path}: {reason}")
+    return [Path(image.path) for image in scan.images]
+
+
+def _scan_folder(folder: str, scan: ScanResult, seen: set[tuple[int, int]], recursive: bool, shards: bool) -> None:
     try:
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
@@ -53,62 +73,57 @@ def _enter(folder: str, walk: Walk, seen: set[tuple[int, int]]) -> None:
         with os.scandir(folder) as items:
             inside = sorted(items, key=lambda item: item.name)
     except OSError as error:
-        walk.unreadable.append((folder, error.strerror or str(error)))
+        scan.unreadable.append((folder, error.strerror or str(error)))
         return
     for item in inside:
         if item.name.startswith("."):
             continue
-        if item.is_dir():
-            _enter(item.path, walk, seen)
+        if os.path.isdir(item.path):
+            if recursive:
+                _scan_folder(item.path, scan, seen, recursive, shards)
             continue
         try:
             status = item.stat()
-        except OSError:  # a link to nowhere: index it as a file that cannot be read
+        except OSError:  # a link to nowhere or to itself: a file that cannot be read
             status = item.stat(follow_symlinks=False)
-        _take(item.path, item.name, status, walk)
+        _add_file(item.path, status, scan, shards)
 
 
-def _take(path: str, name: str, status: os.stat_result, walk: Walk) -> None:
-    extension = os.path.splitext(name)[1].lower()
-    if extension == ".tar":
-        _open_shard(path, status.st_mtime_ns, walk)
-    elif extension in EXTENSIONS:
-        walk.found.append(Found(path, status.st_size, status.st_mtime_ns))
+def _add_file(path: str, status: os.stat_result, scan: ScanResult, shards: bool) -> None:
+    if shards and path.lower().endswith(".tar"):
+        _scan_shard(path, status.st_mtime_ns, scan)
+    elif path.lower().endswith(SUFFIXES):
+        scan.images.append(ImageFile(path, status.st_size, status.st_mtime_ns))
     else:
-        walk.others += 1
+        scan.others += 1
 
 
-def _open_shard(path: str, mtime_ns: int, walk: Walk) -> None:
+def _scan_shard(path: str, mtime_ns: int, scan: ScanResult) -> None:
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
-                if not member.isfile():
+                if not member.isfile() or os.path.basename(member.name).startswith("."):
                     continue
-                if os.path.splitext(member.name)[1].lower() in EXTENSIONS:
+                if member.name.lower().endswith(SUFFIXES):
                     name = f"{path}{MEMBER}{member.name}"
-                    walk.found.append(Found(name, member.size, mtime_ns, member.offset_data))
+                    scan.images.append(ImageFile(name, member.size, mtime_ns, member.offset_data))
                 else:
-                    walk.others += 1
+                    scan.others += 1
     except (OSError, tarfile.TarError) as error:
-        walk.unreadable.append((path, f"damaged tar shard: {error}"))
+        scan.unreadable.append((path, f"damaged tar shard: {error}"))
 
 
-def read_found(item: Found) -> bytes:
-    """All bytes of an image file or of a shard's member.
+def read_bytes(image: ImageFile) -> bytes:
+    """Read all bytes of an image file or of a shard's member.
 
     Raises:
         OSError: it cannot be read, or it is shorter than it was.
     """
-    return read_image(item.path, item.size_bytes, item.offset)
-
-
-def read_image(path: str, size_bytes: int, offset: int) -> bytes:
-    """The bytes of an image: the whole file, or ``size_bytes`` of a shard from ``offset``."""
-    if offset < 0:
-        with open(path, "rb", buffering=0) as file:
+    if image.offset < 0:
+        with open(image.path, "rb", buffering=0) as file:
             return file.readall()
-    with open(path.split(MEMBER)[0], "rb", buffering=0) as file:
-        data = os.pread(file.fileno(), size_bytes, offset)
-    if len(data) != size_bytes:
-        raise OSError(f"{path} ends before its {size_bytes} bytes do")
+    with open(image.path.split(MEMBER)[0], "rb", buffering=0) as file:
+        data = os.pread(file.fileno(), image.size_bytes, image.offset)
+    if len(data) != image.size_bytes:
+        raise OSError(f"{image.path} ends before its {image.size_bytes} bytes do")
     return data

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from ipt_fast.data import decode
-from ipt_fast.data.decode import decode_region, decode_rows, mirror_pad
+from ipt_fast.data.decode import decode_region, decode_rows
 from ipt_fast.data.jpeg_rows import keep_rows
+from ipt_fast.io.images import read_image
 from tests.data.photo_files import jpeg_bytes, pixels
 
 
@@ -69,18 +70,13 @@ def test_cmyk_becomes_rgb():
     assert np.abs(out.astype(int) - pixels()).mean() < 4
 
 
-def test_16_bits_keep_their_upper_byte():
+def test_16_bits_and_alpha_are_read_as_in_restoration():
     deep = np.arange(80 * 100, dtype=np.uint16).reshape(80, 100) * 8
-    out = decode_rows(saved(Image.fromarray(deep), "PNG"), mode="I;16")
-    assert (out == (deep >> 8)[..., None]).all()
-
-
-def test_transparency_is_laid_over_white():
-    array = np.dstack([pixels(), np.zeros((80, 100), np.uint8)])
-    array[:40, :, 3] = 255
-    out = decode_rows(saved(Image.fromarray(array), "PNG"), mode="RGBA")
-    assert (out[:40] == array[:40, :, :3]).all()
-    assert (out[40:] == 255).all()
+    clear = np.dstack([pixels(), np.arange(8000, dtype=np.uint8).reshape(80, 100)])
+    for array in (deep, clear):
+        data = saved(Image.fromarray(array), "PNG")
+        assert (decode_rows(data) == read_image(data).pixels).all()
+    assert (decode_rows(data) == pixels()).all()
 
 
 def test_exif_rotation_is_not_applied(decoder):
@@ -94,19 +90,6 @@ def test_exif_rotation_is_not_applied(decoder):
 def test_a_region_outside_the_photo_is_refused(top, left, message):
     with pytest.raises(ValueError, match=rf"{message} and does not hold the region of 48x48 at \({left}, {top}\)"):
         decode_region(jpeg_bytes(pixels()), top, left, 48, 48, "RGB")
-
-
-def test_padding_mirrors_as_often_as_it_takes():
-    small = np.arange(3 * 5 * 3, dtype=np.uint8).reshape(3, 5, 3)
-    out = mirror_pad(small, 8)
-    assert out.shape == (8, 8, 3)
-    assert out[:, 0, 0].tolist() == small[[0, 1, 2, 2, 1, 0, 0, 1], 0, 0].tolist()
-    assert (out == np.pad(small, ((0, 5), (0, 3), (0, 0)), mode="symmetric")).all()
-
-
-def test_no_padding_where_none_is_needed():
-    large = pixels(60, 70)
-    assert (mirror_pad(large, 48) == large[:48, :48]).all()
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00", b"\xff\xd8\xff\xd9", b"\xff\xd8ab"])

@@ -6,6 +6,7 @@ pytest.importorskip("skimage", reason="the demo's photos come with scikit-image:
 pytest.importorskip("sklearn", reason="the demo's photos come with scikit-learn: pip install 'ipt-fast[demo]'")
 
 from ipt_fast.data import packaged_photos as photos
+from ipt_fast.io.images import read_rgb
 
 
 def test_training_photos_are_copied_once(tmp_path):
@@ -26,7 +27,7 @@ def test_held_out_photos_are_not_trained_on():
 
 def test_every_photo_is_large_enough_for_x4():
     for path in photos.packaged_photos(photos.TRAIN):
-        assert min(photos.read_photo(path).shape[1:]) >= 4 * 52, path.name
+        assert min(read_rgb(path).shape[1:]) >= 4 * 52, path.name
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

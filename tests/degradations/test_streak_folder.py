@@ -77,7 +77,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_folder_without_pictures_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(ValueError, match=r"holds no picture \(\.png, "):
+    with pytest.raises(ValueError, match=r"holds no picture \(\.jpg, "):
         StreakFolder(tmp_path)
 
 

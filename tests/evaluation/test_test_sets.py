@@ -63,6 +63,7 @@ def test_images_without_a_partner_are_refused_with_both_names(tmp_path):
     write(tmp_path / "rain/rain-c.png")
     with pytest.raises(TestSetError, match=r"rain-c\.png has no partner in .*norain"):
         find_set(tmp_path, get_task("derain"))
+    write(tmp_path / "norain/norain-c.png")
     write(tmp_path / "rain/c.png")
     with pytest.raises(TestSetError, match=r"c\.png and .*rain-c\.png would both be the partner"):
         find_set(tmp_path, get_task("derain"))

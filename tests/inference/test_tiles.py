@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ipt_fast.inference.tiles import blend_axis, mirror_pad, official_axis, tiling
+from ipt_fast.inference.tiles import blend_axis, official_axis, tiling
 
 
 def put_together(length, size, scale, axis):
@@ -52,14 +52,3 @@ def test_official_weights_are_the_central_half():
     assert axis.starts[:3] == (0, 12, 24) and axis.starts[-1] == 125
     assert axis.weights[3].tolist() == [0.0] * 12 + [0.5] * 24 + [0.0] * 12
     assert axis.weights[0, :12].tolist() == [1.0] * 12
-
-
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 70), (47, 48), (5, 100)])
-def test_small_images_are_mirrored(height, width):
-    image = torch.rand(2, 3, height, width)
-    padded, top, left = mirror_pad(image, 48)
-    assert padded.shape == (2, 3, max(48, height), max(48, width))
-    assert torch.equal(padded[..., top : top + height, left : left + width], image)
-    if top:
-        assert torch.equal(padded[..., top + height, :], padded[..., top + height - 1, :])
-        assert torch.equal(padded[..., top - 1, :], padded[..., top, :])

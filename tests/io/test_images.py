@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ipt_fast.io.images import ImageError, array_to_tensor, image_files, read_image, to_uint8
+from ipt_fast.io.images import ImageError, array_to_tensor, read_image, to_uint8
+from ipt_fast.io.scan import image_files
 
 RAMP = np.arange(30, dtype=np.uint8).reshape(5, 6) * 8
 

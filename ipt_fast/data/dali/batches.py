@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ipt_fast.data.dali.encoded import EncodedBatch, Reader
-from ipt_fast.data.decode import mirror_fill
 from ipt_fast.data.source import CropSource
 from ipt_fast.data.thread_time import thread_ids
 from ipt_fast.data.types import DecodedBatch
+from ipt_fast.io.mirror import mirror_fill
 
 # Batches in a row that DALI may fail to decode before its error is raised.
 _MAX_FAILURES = 8

@@ -12,9 +12,10 @@ from itertools import count, groupby
 
 import numpy as np
 
-from ipt_fast.data.decode import DECODE_ERRORS, decode_region
+from ipt_fast.data.decode import decode_region
 from ipt_fast.data.plan import BatchPlan
 from ipt_fast.data.source import BadPhotoError, CropSource
+from ipt_fast.io.images import DECODE_ERRORS
 
 # Threads that read files; decoding is DALI's.
 _READERS = 4
