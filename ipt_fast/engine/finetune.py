@@ -9,7 +9,7 @@ from ipt_fast.tasks import get_task
 
 
 def finetune_recipe(network: IPTConfig, task: str) -> TrainConfig:
-    """The paper's fine-tuning: 30 epochs at 2e-5, the supervised loss alone; flips and rotations for super-resolution
+    """Return the paper's recipe: 30 epochs at 2e-5, the supervised loss alone; flips and rotations for super-resolution
     and deraining."""
     settings: dict[str, Any] = {
         "preset": f"finetune {task}",

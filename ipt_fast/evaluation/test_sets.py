@@ -94,7 +94,7 @@ def find_set(folder: Path, task: Task) -> ImageSet:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images in a folder; where it has none itself, those of its scenes."""
+    """List the images in a folder; where it has none itself, those of its scenes."""
     return image_files(folder) or image_files(folder, recursive=True)
 
 

@@ -40,7 +40,7 @@ class Tiling:
 
 
 def tiling(height: int, width: int, size: int, scale: int, overlap: int, stitch: Stitch) -> Tiling:
-    """The windows of ``size`` pixels over an input of at least that size, for an output ``scale`` times as large."""
+    """Lay windows of ``size`` pixels over an input of at least that size, for an output ``scale`` times as large."""
     if stitch == "blend":
         return Tiling(blend_axis(height, size, scale, overlap), blend_axis(width, size, scale, overlap))
     rows, columns = official_axis(height, size, scale), official_axis(width, size, scale)
@@ -71,8 +71,10 @@ def blend_axis(length: int, size: int, scale: int, overlap: int) -> AxisTiles:
 
 
 def official_axis(length: int, size: int, scale: int) -> AxisTiles:
-    """The windows of the reference code (``model/__init__.py``, forward_chop): stride ``size / 4``, the central half of
-    each averaged; the first window's near edge and what lies beyond the last whole stride come from one window alone.
+    """Place the windows of the reference code (``model/__init__.py``, forward_chop): stride ``size / 4``.
+
+    The central half of each is averaged; the first window's near edge and what lies beyond the last whole stride come
+    from one window alone.
     """
     stride = size // 4
     grid = list(range(0, length - size + 1, stride))
@@ -92,7 +94,7 @@ def official_axis(length: int, size: int, scale: int) -> AxisTiles:
 
 
 def _official_border(length: int, size: int, scale: int) -> int:
-    """The output pixel from which on only the window at the far edge counts."""
+    """Return the output pixel from which on only the window at the far edge counts."""
     rest = (length - size) % (size // 4)
     return (length - rest) * scale - (size - rest) * scale // 2
 

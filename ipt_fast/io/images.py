@@ -163,7 +163,7 @@ def _frames(image: Image.Image) -> list[str]:
 def _to_eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     """16-bit and float gray images as 8-bit gray; Pillow's own conversion would clip them."""
     values = np.array(image).astype(np.float64)
-    largest, smallest = values.max(initial=0), values.min(initial=0)
+    largest, smallest = values.max(), values.min()
     if image.mode == "F":
         if not np.isfinite(values).all():
             raise ValueError("float pixels that are nan or infinite")

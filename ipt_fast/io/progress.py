@@ -1,17 +1,15 @@
-"""A progress bar on stderr where rich is installed and somebody is looking, silence otherwise."""
+"""A progress bar on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 
 @contextmanager
 def progress_bar(title: str | None, total: int) -> Iterator[Callable[[], None]]:
-    """Yields a function to be called once an item. No title, no bar."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        title = None
+    """Yield a function to be called once an item. No title, no bar."""
     if title is None or not total:
         yield lambda: None
         return

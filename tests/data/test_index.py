@@ -244,16 +244,14 @@ def test_the_index_is_json_lines_and_leaves_no_half_file(folder, monkeypatch):
 
 
 def test_a_read_only_folder_puts_its_index_into_the_cache(folder, tmp_path, monkeypatch):
-    import tempfile
+    real = os.replace
 
-    real = tempfile.mkstemp
+    def refusing(source, target):
+        if str(target).startswith(str(folder)):
+            raise PermissionError(30, "Read-only file system", str(target))
+        real(source, target)
 
-    def refusing(dir, **options):
-        if str(dir) == str(folder):
-            raise PermissionError(30, "Read-only file system")
-        return real(dir=dir, **options)
-
-    monkeypatch.setattr(tempfile, "mkstemp", refusing)
+    monkeypatch.setattr(os, "replace", refusing)
     index = index_of(folder)
     assert index.files[0].startswith(str(tmp_path / "cache"))
     assert index_of(folder).checked == 0

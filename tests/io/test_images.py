@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from ipt_fast.io.images import ImageError, array_to_tensor, read_image, to_uint8
-from ipt_fast.io.scan import image_files
 
 RAMP = np.arange(30, dtype=np.uint8).reshape(5, 6) * 8
 
@@ -87,10 +86,94 @@ def test_bad_files_are_named(content, message, tmp_path):
         read_image(tmp_path / "none.png")
 
 
-def test_files_of_a_folder_by_name(tmp_path):
-    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt"):
-        (tmp_path / name).touch()
-    assert [p.name for p in image_files(tmp_path)] == ["a.jpg", "b.PNG"]
+def float_tiff(path, changed, share=0.0):
+    values = np.random.default_rng(0).uniform(0.3, 0.9, (50, 60)).astype(np.float32)
+    values.flat[: max(1, int(share * values.size))] = changed
+    Image.fromarray(values).save(path)
+    return values
+
+
+@pytest.mark.parametrize("changed, top", [(0.5, 1), (1.01, 1), (40.0, 1)])
+def test_one_float_value_over_one_does_not_decide_the_range(changed, top, tmp_path):
+    values = float_tiff(tmp_path / "a.tif", changed)
+    image = read_image(tmp_path / "a.tif")
+    assert np.array_equal(image.pixels[..., 0], np.rint(np.clip(values, 0, top) * 255))
+    assert ("clipped" in image.notes[0]) == (changed > 1)
+
+
+def test_float_values_up_to_255(tmp_path):
+    Image.fromarray(RAMP.astype(np.float32) + 2).save(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif").pixels[..., 0], RAMP + 2)
+
+
+@pytest.mark.parametrize(
+    "changed, share, message",
+    [(np.nan, 0, "nan or infinite"), (np.inf, 0, "nan or infinite"), (4.0, 0.1, "no defined range, 10% over 1"),
+     (300.0, 0.6, "no defined range")],
+)  # fmt: skip
+def test_float_images_without_a_range_are_refused(changed, share, message, tmp_path):
+    float_tiff(tmp_path / "a.tif", changed, share)
+    with pytest.raises(ImageError, match=rf"a\.tif: cannot be read \(float pixels .*{message}|{message}"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_integers_beyond_16_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif: .*integer pixels 70000\.\.70000; needed are those of 16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_bytes_are_read_like_files_and_as_stored_where_wanted(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4), (1, 2, 3)).save(tmp_path / "turned.jpg", exif=exif)
+    data = (tmp_path / "turned.jpg").read_bytes()
+    assert read_image(data).pixels.shape == (8, 4, 3)
+    stored = read_image(data, exif=False)
+    assert stored.pixels.shape == (4, 8, 3) and stored.notes == ()
+    with pytest.raises(ImageError, match=r"^not an image"):
+        read_image(b"no image")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    picture.save(tmp_path / "a.png", exif=exif)
+    wanted = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(read_image(tmp_path / "a.png").pixels, np.array(wanted))
+
+
+def test_alpha_can_be_dropped_and_changes_no_colour(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for alpha in ("keep", "drop"):
+        image = read_image(tmp_path / "a.png", alpha=alpha)
+        assert np.array_equal(image.pixels, pixels[..., :3]) and (image.alpha is None) == (alpha == "drop")
+
+
+def test_damaged_exif_is_said_and_the_photo_taken_as_stored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    data = exif.tobytes()
+    order = "little" if data[6:8] == b"II" else "big"
+    text = (2).to_bytes(2, order)  # the maker's name, filed under the tag of the width
+    data = data.replace((0x010F).to_bytes(2, order) + text, (0x0100).to_bytes(2, order) + text)
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=data)
+    assert read_image(tmp_path / "a.jpg").pixels.shape == (8, 4, 3)
+    data = data[:12] + b"\xff" * (len(data) - 12)
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=data)
+    assert read_image(tmp_path / "a.jpg").pixels.shape == (4, 8, 3)
+
+
+def test_a_colour_profile_is_kept_where_it_is_one_of_rgb(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", icc_profile=profile)
+    assert read_image(tmp_path / "a.png").icc_profile == profile
+    Image.new("L", (4, 4)).save(tmp_path / "a.png", icc_profile=profile[:16] + b"GRAY" + profile[20:])
+    image = read_image(tmp_path / "a.png")
+    assert image.icc_profile is None and "colour profile is not one of RGB" in "; ".join(image.notes)
 
 
 def test_arrays_there_and_back():
