@@ -38,7 +38,7 @@ HELD_OUT = {"skimage": ("chelsea.png", "coffee.png"), "sklearn": ("china.jpg",)}
 
 
 def packaged_photos(choice: dict[str, tuple[str, ...]]) -> list[Path]:
-    """The files of ``TRAIN`` or ``HELD_OUT``.
+    """Return the files of ``TRAIN`` or ``HELD_OUT``.
 
     Raises:
         FileNotFoundError: a package is not installed, or holds fewer photos than it used to.
@@ -60,7 +60,7 @@ def packaged_photos(choice: dict[str, tuple[str, ...]]) -> list[Path]:
 
 
 def copy_training_photos(folder: Path) -> Path:
-    """The training photos as a folder that ``--data`` takes; files already there are left alone."""
+    """Copy the training photos to a folder that ``--data`` takes; files already there are left alone."""
     folder.mkdir(parents=True, exist_ok=True)
     for source in packaged_photos(TRAIN):
         target = folder / source.name
@@ -70,11 +70,11 @@ def copy_training_photos(folder: Path) -> Path:
 
 
 def held_out_photos() -> dict[str, Tensor]:
-    """name -> uint8 [3, H, W]."""
+    """Return name -> uint8 [3, H, W]."""
     return {path.stem: read_photo(path) for path in packaged_photos(HELD_OUT)}
 
 
 def read_photo(path: Path) -> Tensor:
-    """One image file as uint8 [3, H, W]."""
+    """Read one image file as uint8 [3, H, W]."""
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()

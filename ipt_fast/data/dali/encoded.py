@@ -119,7 +119,7 @@ def _substituted(
 
 
 def _photo(source: CropSource, plan: BatchPlan, cut: _Cut) -> np.ndarray:
-    """The encoded photo, uint8 [bytes]. What DALI would decode otherwise than we do goes through our own decoder."""
+    """Return the encoded photo, uint8 [bytes]; what DALI would decode otherwise than we do is decoded here."""
     table = source.photos
     if not table.plain[cut.image]:
         data = table.read(cut.image)
