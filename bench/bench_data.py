@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"the DALI loader is not measured: {unavailable_reason()}")
     rates = measure_rates(index, args.workers, args.rounds, args.crops)
     photos = index.usable
-    about = {
+    description = {
         "photos": len(photos),
         "mean kB": round(sum(e.size_bytes for e in photos) / len(photos) / 1e3),
         "mean megapixels": round(sum(e.width * e.height for e in photos) / len(photos) / 1e6, 2),
@@ -267,12 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = [
         f"# Loading: {where}",
         "",
-        ", ".join(f"{key} {value}" for key, value in about.items()) + ".",
+        ", ".join(f"{key} {value}" for key, value in description.items()) + ".",
         "",
         markdown_table(COLUMNS, [rate.row() for rate in rates], COLUMNS[2:]),
     ]
     (args.out / "data.md").write_text("\n".join(text))
-    content = {"environment": about, "results": [asdict(rate) for rate in rates]}
+    content = {"environment": description, "results": [asdict(rate) for rate in rates]}
     (args.out / "data.json").write_text(json.dumps(content, indent=1) + "\n")
     with (args.out / "data.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rates[0])), lineterminator="\n")

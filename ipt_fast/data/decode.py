@@ -91,8 +91,14 @@ def decode_region(data: bytes, top: int, left: int, height: int, width: int, mod
 
 
 def mirror_pad(region: np.ndarray, size: int) -> np.ndarray:
-    """Extend [h, w, 3] to [size, size, 3] below and to the right by symmetric mirroring, as often as it takes."""
+    """Extend [h, w, 3] to [size, size, 3] below and to the right by symmetric mirroring, as often as it takes.
+
+    Raises:
+        ValueError: the region is empty.
+    """
     height, width = region.shape[:2]
+    if not region.size:
+        raise ValueError(f"there is nothing to mirror in a region of {width}x{height} pixels")
     if height >= size and width >= size:
         return region[:size, :size]
     square = np.empty((size, size, 3), region.dtype)

@@ -103,6 +103,11 @@ def test_padding_mirrors_as_often_as_it_takes():
     assert (out == np.pad(small, ((0, 5), (0, 3), (0, 0)), mode="symmetric")).all()
 
 
+def test_an_empty_region_is_refused():
+    with pytest.raises(ValueError, match="nothing to mirror in a region of 5x0 pixels"):
+        mirror_pad(np.empty((0, 5, 3), np.uint8), 8)
+
+
 def test_no_padding_where_none_is_needed():
     large = pixels(60, 70)
     assert (mirror_pad(large, 48) == large[:48, :48]).all()

@@ -203,6 +203,18 @@ def test_unreadable_photos_cost_their_sample_alone(folder, opened, kind, crops_p
     assert 0 < differing <= stats["bad_samples"]
 
 
+@pytest.mark.filterwarnings("ignore:an unreadable photo")
+def test_a_file_overwritten_in_place_is_checked_again(folder, opened, kind):
+    """Its size is as it was, and a decoder that stops early would not mind."""
+    loader = opened(folder, loader=kind, tasks=("derain",), batch_size=13)
+    path = folder / "photo005.jpg"
+    half = path.stat().st_size // 2
+    path.write_bytes(path.read_bytes()[:half] + bytes(path.stat().st_size - half))
+    next(loader)
+    (reason,) = loader.stats()["bad_paths"].values()
+    assert reason.startswith("changed since it was indexed, now ")
+
+
 def test_a_file_rewritten_as_it_was_is_still_good(folder, opened, kind):
     loader, reference = opened(folder, loader=kind, workers=1), take(opened(folder), 4)
     for path in folder.glob("*.jpg"):

@@ -148,7 +148,7 @@ class _Run:
     def _feed(self, pipeline: Any) -> None:
         batch = self._reader.read()
         with _decode_errors():
-            for name, value in batch.inputs().items():
+            for name, value in batch.inputs.items():
                 pipeline.feed_input(name, value)
         self._under_way.append(batch)
 
@@ -188,7 +188,7 @@ def _finish(output: Any, encoded: EncodedBatch) -> DecodedBatch:
 def _build_pipeline(
     *, batch_size: int, crops_per_image: int, threads: int, prefetch: int, device_id: int | None
 ) -> Any:
-    """Return a built pipeline for CPU or GPU decoding, fed by ``feed_input`` with ``EncodedBatch.inputs``.
+    """Return a built pipeline for CPU or GPU decoding, fed by ``feed_input`` with the inputs of an ``EncodedBatch``.
 
     Of each photo (encoded uint8 [bytes]) only the box (anchor and shape int32 [2], rows first) is decoded, and
     ``crops_per_image`` crops are cut out of it (anchors within the box int32 [K, 2], one shape int32 [2] for all).
