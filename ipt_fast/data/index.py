@@ -46,12 +46,12 @@ class ImageIndex:
         return [entry for entry in self.entries if entry.verdict != "ok"]
 
     def refusals(self) -> dict[str, list[ImageEntry]]:
-        """Kind of refusal -> its files, the most frequent first."""
+        """Return kind of refusal -> its files, the most frequent first."""
         kinds = Counter(entry.reason.split(":")[0] for entry in self.refused)
         return {kind: [e for e in self.refused if e.reason.split(":")[0] == kind] for kind, _ in kinds.most_common()}
 
     def notes(self, crop: int = 208) -> dict[str, int]:
-        """What is out of the ordinary and served all the same -> number of photos.
+        """Count what is out of the ordinary and served all the same -> number of photos.
 
         ``crop`` is the largest side of a crop: photos smaller than that are mirror-padded for it.
         """
@@ -141,7 +141,7 @@ def _check_all(
 
 
 def _map_threads(check: Callable, items: list, workers: int, advance: Callable) -> list[ImageEntry]:
-    """Decoders release the interpreter lock, so threads do; chunks keep the queue short for millions of files."""
+    """Check in threads (decoders release the interpreter lock); chunks keep the queue short for millions of files."""
     results = []
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(items), 4096):

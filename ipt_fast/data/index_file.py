@@ -35,21 +35,21 @@ class ImageEntry:
 
 
 def default_index_file(root: Path) -> Path:
-    """Beside the photos, or in the cache folder where an index already lies there and none beside the photos."""
+    """Return the place beside the photos, or in the cache folder where an index lies there and none here."""
     beside = (root if root.is_dir() else root.parent) / (INDEX_NAME if root.is_dir() else f".{root.name}{INDEX_NAME}")
     cached = cache_index_file(root)
     return cached if cached.exists() and not beside.exists() else beside
 
 
 def cache_index_file(root: Path) -> Path:
-    """Where the index of a folder lies that cannot be written to: the user's cache."""
+    """Return where the index of a folder lies that cannot be written to: the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     return cache / "ipt-fast" / f"index-{digest}.jsonl"
 
 
 def read_index_file(place: Path, min_size: int) -> dict[str, ImageEntry]:
-    """path -> entry. Empty where there is no index, or a damaged one, or one made with other demands."""
+    """Return path -> entry; empty where there is no index, or a damaged one, or one made with other demands."""
     entries = {}
     try:
         with open(place, encoding="utf-8") as lines:
@@ -67,7 +67,7 @@ def read_index_file(place: Path, min_size: int) -> dict[str, ImageEntry]:
 
 
 def write_index_file(place: Path, entries: Sequence[ImageEntry], min_size: int, fallback: Path | None = None) -> Path:
-    """Write atomically; returns where. ``fallback``: the data folder whose cache place serves if this one does not.
+    """Write atomically and return where. ``fallback``: the data folder whose cache place serves if this one does not.
 
     Raises:
         OSError: neither place can be written.

@@ -1,4 +1,4 @@
-"""Items of an iterator, made ahead of time by a thread of their own."""
+"""Items of an iterator, prefetched by a thread of their own."""
 
 import atexit
 import queue
@@ -26,7 +26,7 @@ class PrefetchIterator(Generic[T]):
     def __init__(self, items: Iterator[T], depth: int = 1) -> None:
         self._ready: queue.Queue[T | _End] = queue.Queue(depth)
         stop = threading.Event()
-        thread = threading.Thread(target=_work, args=(items, self._ready, stop), name="ipt-fast-ahead", daemon=True)
+        thread = threading.Thread(target=_work, args=(items, self._ready, stop), name="ipt-fast-prefetch", daemon=True)
         self._finalizer = weakref.finalize(self, _end, thread, stop)
         atexit.register(self._finalizer)  # before what libraries that are loaded by now have registered
         thread.start()

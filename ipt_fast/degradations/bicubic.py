@@ -3,20 +3,21 @@
 Cubic kernel with a = -0.5, widened by the scale when shrinking (antialias), symmetric border, height first, and
 rounding to whole 0..255 after *each* of the two passes. For whole-number scales all weights are fractions of one small
 denominator, so the work is done on whole numbers: exact in float32 in any order of summation, in TF32 and in float16
-products as well, as long as sums are kept in float32.
+GEMMs as well, as long as sums are kept in float32.
 """
 
 import functools
 import math
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _SCALES = (2, 3, 4, 5, 6, 7, 8)
 _EXACT = 1 << 24  # whole numbers up to here are exact in float32
 _LARGEST_SUM = 255 * 2  # times the denominator: the weights' absolute values add up to less than 2
-_ROWS_AT_ONCE = 64  # output rows made by one product; a band of a large image's sparse matrix
+_ROWS_AT_ONCE = 64  # output rows made by one GEMM; a band of a large image's sparse matrix
 
 
 def _cubic(x: Fraction) -> Fraction:
@@ -44,33 +45,36 @@ def _phases(scale: Fraction) -> tuple[list[list[int]], int]:
 
 
 @functools.lru_cache(maxsize=256)
-def resize_matrix(size: int, scale: Fraction) -> tuple[Tensor, Tensor, int]:
-    """One pass over an axis of ``size`` pixels, as a sparse matrix of whole numbers.
+def resize_matrix(size: int, scale: Fraction) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return one pass over an axis of ``size`` pixels, as a sparse matrix of whole numbers.
+
+    Kept as arrays of numpy: a tensor would belong to the default device or the fake mode of the first call.
 
     Returns:
         weights int64 [out, taps], input positions int64 [out, taps] in 0..size-1, and the denominator of the weights.
     """
     out = math.ceil(size * scale)
     phases, denominator = _phases(scale)
-    weights = torch.tensor(phases).repeat(math.ceil(out / len(phases)), 1)[:out]  # [out, taps]
+    weights = np.tile(np.array(phases), (math.ceil(out / len(phases)), 1))[:out]  # [out, taps]
     widen = min(scale, Fraction(1))
     left = [math.floor(Fraction(i + 1) / scale + (1 - 1 / scale) / 2 - 2 / widen) - 1 for i in range(out)]
-    place = (torch.tensor(left)[:, None] + torch.arange(weights.shape[1])) % (2 * size)  # [out, taps]
-    return weights, torch.minimum(place, 2 * size - 1 - place), denominator
+    place = (np.array(left)[:, None] + np.arange(weights.shape[1])) % (2 * size)  # [out, taps]
+    return weights, np.minimum(place, 2 * size - 1 - place), denominator
 
 
 @functools.lru_cache(maxsize=256)
-def _bands(size: int, scale: Fraction, first: int, last: int, device: torch.device, dtype: torch.dtype):
-    """The matrix of outputs first..last-1 as dense bands: [(first input, last input, [rows, inputs]), ...]."""
+def _bands(size: int, scale: Fraction, first: int, last: int) -> list[tuple[int, int, np.ndarray]]:
+    """Return the matrix of outputs first..last-1 as dense bands: [(first input, last input, [rows, inputs]), ...]."""
     weights, place, _ = resize_matrix(size, scale)
     bands = []
     for start in range(first, last, _ROWS_AT_ONCE):
         rows = slice(start, min(start + _ROWS_AT_ONCE, last))
         used = place[rows][weights[rows] != 0]
         low, high = int(used.min()), int(used.max()) + 1
-        inside = (place[rows] - low).clamp(0, high - low - 1)
-        band = torch.zeros(len(inside), high - low, dtype=torch.int64).scatter_add_(1, inside, weights[rows])
-        bands.append((low, high, band.to(device, dtype)))
+        inside = (place[rows] - low).clip(0, high - low - 1)
+        band = np.zeros((len(inside), high - low), np.float32)
+        np.add.at(band, (np.arange(len(inside))[:, None], inside), weights[rows])
+        bands.append((low, high, band))
     return bands
 
 
@@ -81,7 +85,7 @@ def _round(total: Tensor, denominator: int) -> Tensor:
 
 
 def resize_planes(planes: Tensor, scale: Fraction, cut: int = 0) -> Tensor:
-    """Both passes over uint8 or whole-number float planes [P, H, W]; ``cut`` output pixels are left out at each side.
+    """Do both passes over uint8 or whole-number float planes [P, H, W]; leave out ``cut`` output pixels at each side.
 
     Returns float32 (float64 where float32 is not exact, from scale 8) [P, H', W'], whole numbers 0..255.
     """
@@ -89,17 +93,18 @@ def resize_planes(planes: Tensor, scale: Fraction, cut: int = 0) -> Tensor:
     denominator = _phases(scale)[1]
     dtype = torch.float32 if denominator * _LARGEST_SUM < _EXACT else torch.float64
     planes = planes.to(dtype)
+    like = functools.partial(torch.tensor, dtype=dtype, device=planes.device)
     with torch.autocast(planes.device.type, enabled=False):
-        rows = _bands(H, scale, cut, math.ceil(H * scale) - cut, planes.device, dtype)
-        planes = torch.cat([band @ planes[:, low:high] for low, high, band in rows], 1)  # [P, H', W]
+        rows = _bands(H, scale, cut, math.ceil(H * scale) - cut)
+        planes = torch.cat([like(band) @ planes[:, low:high] for low, high, band in rows], 1)  # [P, H', W]
         planes = _round(planes, denominator)
-        columns = _bands(W, scale, cut, math.ceil(W * scale) - cut, planes.device, dtype)
-        planes = torch.cat([planes[..., low:high] @ band.mT for low, high, band in columns], 2)  # [P, H', W']
+        columns = _bands(W, scale, cut, math.ceil(W * scale) - cut)
+        planes = torch.cat([planes[..., low:high] @ like(band).mT for low, high, band in columns], 2)  # [P, H', W']
     return _round(planes, denominator)
 
 
 def imresize(image: Tensor, scale: float | Fraction) -> Tensor:
-    """MATLAB's ``imresize(image, scale)`` of uint8 images (bicubic, antialiased), to the last bit.
+    """Do MATLAB's ``imresize(image, scale)`` of uint8 images (bicubic, antialiased), to the last bit.
 
     Args:
         image: uint8 or float [..., H, W], any number of leading axes, any device; 0..255. Float images are rounded
@@ -124,10 +129,10 @@ def imresize(image: Tensor, scale: float | Fraction) -> Tensor:
 
 
 def bicubic_down(image: Tensor, scale: int) -> Tensor:
-    """``imresize(image, 1 / scale)``: the low-resolution image of the benchmarks, whole-number float32."""
+    """Return ``imresize(image, 1 / scale)``: the low-resolution image of the benchmarks, whole-number float32."""
     return imresize(image, Fraction(1, scale))
 
 
 def bicubic_up(image: Tensor, scale: int) -> Tensor:
-    """``imresize(image, scale)``: the bicubic baseline of super-resolution, rounded and clamped float32."""
+    """Return ``imresize(image, scale)``: the bicubic baseline of super-resolution, rounded and clamped float32."""
     return imresize(image, Fraction(scale))

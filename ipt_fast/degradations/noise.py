@@ -6,11 +6,11 @@ from torch import Tensor
 from ipt_fast.degradations.philox import NOISE, normal_pair, philox
 
 # Pixels worked on at once on a CPU: the random words of that many stay in the cache.
-_PIXELS_AT_ONCE = 1 << 16
+PIXELS_AT_ONCE = 1 << 16
 
 
 def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> Tensor:
-    """``clip(clean + N(0, sigma), 0, 255)``.
+    """Return ``clip(clean + N(0, sigma), 0, 255)``.
 
     The noise of a pixel is a function of its image's seed and of its row and column: an image's top left corner gets
     the same noise whatever its size.
@@ -24,10 +24,10 @@ def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> Tensor:
         float32 [B, 3, H, W].
     """
     B, _, H, W = clean.shape
-    noisy = torch.empty(clean.shape, device=clean.device)
+    noisy = torch.empty(clean.shape, dtype=torch.float32, device=clean.device)
     rows = torch.arange(H, device=clean.device)[:, None]  # [H, 1]
     columns = torch.arange(W, device=clean.device)  # [W]
-    step = B if clean.is_cuda else max(1, _PIXELS_AT_ONCE // (H * W))
+    step = B if clean.is_cuda else max(1, PIXELS_AT_ONCE // (H * W))
     for start in range(0, B, step):
         part = slice(start, start + step)
         words = philox(seeds[part, None, None], columns, rows, NOISE)  # 4 x [b, H, W]

@@ -18,7 +18,7 @@ NOISE, RAIN_IMAGE, RAIN_STREAK, RAIN_FOLDER = range(4)
 
 
 def philox(seeds: Tensor, c0: Tensor | int, c1: Tensor | int, c2: int = 0, c3: int = 0) -> list[Tensor]:
-    """Four independent 32-bit words per place, as int64 tensors in 0 .. 2^32 - 1.
+    """Return four independent 32-bit words per place, as int64 tensors in 0 .. 2^32 - 1.
 
     Args:
         seeds: int64, the 64-bit key; broadcast against ``c0`` and ``c1``.
@@ -31,7 +31,7 @@ def philox(seeds: Tensor, c0: Tensor | int, c1: Tensor | int, c2: int = 0, c3: i
     c0, c1 = (torch.as_tensor(c, device=seeds.device) for c in (c0, c1))
     shape = torch.broadcast_shapes(seeds.shape, c0.shape, c1.shape)
     key = [seeds & _MASK, (seeds >> 32) & _MASK]
-    # The first round by hand, on the small tensors that came in: its products do not depend on the key.
+    # The first round by hand, on the small tensors that came in: its multiplications do not depend on the key.
     p0, p1 = (c0 & _MASK) * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
     a = ((p1 >> 32) ^ c1 ^ key[0]) & _MASK
     c = ((p0 >> 32) ^ c3 ^ key[1]) & _MASK
@@ -52,12 +52,12 @@ def philox(seeds: Tensor, c0: Tensor | int, c1: Tensor | int, c2: int = 0, c3: i
 
 
 def uniform(word: Tensor) -> Tensor:
-    """A word as a float32 in (0, 1), neither end included: the middle of one of 2^23 equal intervals, exactly."""
+    """Return a word as a float32 in (0, 1), ends excluded: the middle of one of 2^23 equal intervals, exactly."""
     return ((word >> 9).float() + 0.5) * 2.0**-23
 
 
 def normal_pair(radius: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Two words as two independent standard normal float32 numbers (Box and Muller); at most 5.8 in size.
+    """Return two words as two independent standard normal float32 numbers (Box and Muller); at most 5.8 in size.
 
     Equal to rounding between devices, as log, cos and sin are.
     """

@@ -23,7 +23,7 @@ REACH_Y, REACH_X = 56, 40  # cells further outside the image than this hold no s
 FIXED_POINT = 1 << 16  # levels are summed as whole multiples of 1/FIXED_POINT: the same sum in any order
 _MAX_DEGREES, _SWAY_DEGREES = 35.0, 3.5  # of an image's direction; of a streak around it
 _TAPS = 12  # pixels of one row that a streak can cover: 2 MAX_WIDTH / cos(38.5 degrees), and the ends
-_AT_ONCE = 1 << 18  # rows of streaks drawn at once
+ROWS_AT_ONCE = 1 << 18  # rows of streaks drawn at once
 
 
 class Streaks(NamedTuple):
@@ -41,7 +41,7 @@ class Streaks(NamedTuple):
 
 
 def draw_streaks(seeds: Tensor, height: int, width: int) -> Streaks:
-    """The streaks that touch images of that size, one image per seed [B]."""
+    """Draw the streaks that touch images of that size, one image per seed [B]."""
     seeds = seeds[:, None, None]
     words = philox(seeds, 0, 0, RAIN_IMAGE)
     angle, length = normal_pair(words[0], words[1])  # [B, 1, 1]
@@ -70,7 +70,7 @@ def draw_streaks(seeds: Tensor, height: int, width: int) -> Streaks:
 
 
 def draw_layers(streaks: Streaks, images: int, height: int, width: int) -> Tensor:
-    """Sum of the streaks in each image, float32 [B, H, W], levels."""
+    """Sum the streaks in each image, float32 [B, H, W], levels."""
     total = torch.zeros(images * height * width, dtype=torch.int32, device=streaks.y.device)
     # A streak is drawn row by row: streaks are near vertical, so a row meets a few pixels of it.
     reach = streaks.half * streaks.cos + MAX_WIDTH * streaks.sin.abs()
@@ -79,7 +79,7 @@ def draw_layers(streaks: Streaks, images: int, height: int, width: int) -> Tenso
     which = torch.repeat_interleave(rows)  # [R] streak of each row
     y = torch.arange(len(which), device=rows.device) - (rows.cumsum(0) - rows - top)[which]  # [R]
     taps = torch.arange(_TAPS, device=rows.device)
-    for part, y_part in zip(which.split(_AT_ONCE), y.split(_AT_ONCE), strict=True):
+    for part, y_part in zip(which.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
         image, centre_y, centre_x, half, sigma, level, cos, sin = (v[part, None] for v in streaks)  # [r, 1]
         dy = y_part[:, None] - centre_y
         x = (centre_x + dy * (sin / cos)).floor().long() - (_TAPS // 2 - 1) + taps  # [r, taps]
@@ -94,7 +94,7 @@ def draw_layers(streaks: Streaks, images: int, height: int, width: int) -> Tenso
 
 
 def rain_layers(seeds: Tensor, height: int, width: int) -> Tensor:
-    """A rain layer per seed: float32 [B, H, W] on the seeds' device, levels to be added to all three channels.
+    """Return a rain layer per seed: float32 [B, H, W] on the seeds' device, levels to be added to all three channels.
 
     Deterministic on every device: the streaks' levels are summed as whole numbers.
     """
@@ -102,7 +102,7 @@ def rain_layers(seeds: Tensor, height: int, width: int) -> Tensor:
 
 
 def add_rain(clean: Tensor, layers: Tensor) -> Tensor:
-    """``clip(clean + r, 0, 255)``: clean uint8 [B, 3, H, W], layers [B, H, W] -> float32 [B, 3, H, W]."""
+    """Return ``clip(clean + r, 0, 255)``: clean uint8 [B, 3, H, W], layers [B, H, W] -> float32 [B, 3, H, W]."""
     return (clean + layers[:, None]).clamp_(0, 255)
 
 

@@ -33,7 +33,7 @@ class StreakFolder:
         if not paths:
             raise ValueError(f"streak folder {folder} holds no picture ({', '.join(SUFFIXES)})")
         pictures = [_gray(path) for path in paths]
-        sides = torch.tensor([p.shape for p in pictures])  # [pictures, 2] height, width
+        sides = torch.tensor([p.shape for p in pictures], device="cpu")  # [pictures, 2] height, width
         starts = sides.prod(1).cumsum(0) - sides.prod(1)
         self.paths = paths
         self._pixels = torch.from_numpy(np.concatenate([p.reshape(-1) for p in pictures]))
@@ -44,10 +44,13 @@ class StreakFolder:
         return len(self.paths)
 
     def __call__(self, seeds: Tensor, height: int, width: int) -> Tensor:
-        """Cut a rain layer per seed int64 [B]: float32 [B, height, width] on the seeds' device, levels 0..255."""
-        if seeds.device not in self._on_device:
-            self._on_device[seeds.device] = self._pixels.to(seeds.device), self._shapes.to(seeds.device)
-        pixels, shapes = self._on_device[seeds.device]
+        """Return a rain layer per seed int64 [B]: float32 [B, height, width] on the seeds' device, levels 0..255."""
+        held = self._on_device.get(seeds.device)
+        if held is None:
+            held = self._pixels.to(seeds.device), self._shapes.to(seeds.device)
+            if type(held[0]) is Tensor:  # a fake tensor serves this call alone
+                self._on_device[seeds.device] = held
+        pixels, shapes = held
         words = philox(seeds, 0, 0, RAIN_FOLDER)  # 4 x [B]
         start, h, w = shapes[words[0] % len(self)].unbind(1)  # [B]
         y = words[1] % (h - height + 1).clamp(min=1)

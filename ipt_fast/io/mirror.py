@@ -20,8 +20,13 @@ def mirror_pad(
 
     Returns:
         The image, and row and column where its top left pixel now is.
+
+    Raises:
+        ValueError: the image is empty.
     """
     height, width = (image.shape[axis] for axis in axes)
+    if not height or not width:
+        raise ValueError(f"there is nothing to mirror in a region of {width}x{height} pixels")
     if height >= size and width >= size:
         return image, 0, 0
     shape = list(image.shape)

@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ipt_fast.data import NoImagesError
+from ipt_fast.data import NoImagesError, build_index, make_loader
 from ipt_fast.data.pairs import make_pair_loader
 from ipt_fast.io.pairs import PairError
 
 # A photo whose pixels say where they are: red the row, green the column, blue the photo.
 HEIGHT, WIDTH = 40, 56
+SETTINGS = {"batch_size": 2, "patch_size": 12, "workers": 0, "loader": "torch"}
 
 
 def write_pair(root, number, scale=1, names=("GT/{}.png", "LQ/{}.png"), size=(WIDTH, HEIGHT)):
@@ -73,11 +74,32 @@ def test_resumes_in_the_middle_of_an_epoch(tmp_path, workers):
     other.close()
 
 
-def test_small_photos_are_mirrored_in_both(tmp_path):
-    write_pair(tmp_path, 0, 2, size=(8, 30))
-    batch = next(loader_of(tmp_path, "sr2", batch_size=2))
-    assert torch.equal(batch.lq[:, 1, :, 8], batch.lq[:, 1, :, 7])
-    assert torch.equal(batch.gt[..., 16:18], batch.gt[..., 14:16].flip(-1))
+def test_states_that_call_any_pairs_deblur_are_resumed(tmp_path):
+    """Earlier versions did; another task, or unpaired photos, are refused."""
+    for number in range(5):
+        write_pair(tmp_path, number)
+    loader, unbroken = loader_of(tmp_path, batch_size=2), loader_of(tmp_path, batch_size=2)
+    state = {**loader.state_dict(), "tasks": ["deblur"], "step": 4}
+    loader.load_state_dict(state)
+    for _ in range(4):
+        next(unbroken)
+    again, wanted = next(loader), next(unbroken)
+    assert torch.equal(again.lq, wanted.lq) and again.step == 4 and again.task == "derain"
+    with pytest.raises(ValueError, match="tasks="):
+        loader.load_state_dict({**state, "tasks": ["sr2"]})
+    unpaired = make_loader(build_index([tmp_path / "GT"], min_size=12, progress=False), tasks=("derain",), **SETTINGS)
+    with pytest.raises(ValueError, match=r"tasks=\['deblur'\], this loader has \['derain'\]"):
+        unpaired.load_state_dict({**state, "photos": unpaired.state_dict()["photos"]})
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [({"batch_size": 0}, "batch_size is 0"), ({"rank": 1}, "rank has to lie"), ({"prefetch": 0}, "prefetch is 0")],
+)
+def test_wrong_settings_are_named(tmp_path, settings, message):
+    write_pair(tmp_path, 0)
+    with pytest.raises(ValueError, match=message):
+        loader_of(tmp_path, **settings)
 
 
 def test_partners_by_their_usual_names(tmp_path):
@@ -122,11 +144,11 @@ def test_bad_and_absent_photos(tmp_path):
         loader_of(tmp_path, folders=("GT", "empty"))
 
 
-def test_a_photo_that_goes_bad_later_is_replaced_with_its_partner(tmp_path):
+def test_a_photo_that_becomes_unreadable_is_replaced_with_its_partner(tmp_path):
     for number in range(3):
         write_pair(tmp_path, number)
     loader = loader_of(tmp_path, batch_size=9, crops_per_image=3)
-    (tmp_path / "GT/001.png").write_bytes(b"gone bad")
+    (tmp_path / "GT/001.png").write_bytes(b"corrupt")
     with pytest.warns(UserWarning, match=r"001\.png"):
         batch = next(loader)
     assert torch.equal(batch.gt, batch.lq + 100)

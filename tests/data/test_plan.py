@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
 
-from ipt_fast.data.plan import CropPlan, crop_size, draw_share
+from ipt_fast.data.plan import CropPlan, CropSpec, crop_spec, shard_order, subset
 from ipt_fast.tasks import TASKS
 
 
 def plan(n_images=50, global_batch=8, seed=0, **options):
     rng = np.random.default_rng(1)
     heights, widths = rng.integers(48, 500, (2, n_images))
-    return CropPlan(widths, heights, options.pop("tasks", TASKS), global_batch, seed, **options)
+    crops = tuple(crop_spec(task, 48) for task in options.pop("tasks", TASKS))
+    return CropPlan(widths, heights, crops, global_batch, seed, **options)
 
 
 def joined(parts, name):
@@ -23,7 +24,7 @@ def test_ranks_share_out_the_same_global_batch(world_size):
         one = whole.batch(step)
         for name in ("images", "tops", "lefts", "seeds", "places"):
             assert (joined(parts, name) == getattr(one, name)).all()
-        assert {part.task for part in parts} == {one.task}
+        assert {part.crop for part in parts} == {one.crop}
 
 
 def test_an_epoch_takes_each_photo_once_and_fills_its_last_batch():
@@ -63,7 +64,7 @@ def test_crops_of_one_photo_lie_side_by_side_and_differ():
 @pytest.mark.parametrize("task, size, scale", [("sr2", 104, 2), ("sr3", 156, 3), ("sr4", 208, 4), ("derain", 48, 1)])
 def test_crops_lie_in_the_photo_and_on_the_grid(task, size, scale):
     whole = plan(n_images=200, global_batch=200, tasks=(task,))
-    assert crop_size(task, 48) == size
+    assert crop_spec(task, 48) == (task, scale, size)
     batch = whole.batch(0)
     heights, widths = whole.heights[batch.images], whole.widths[batch.images]
     assert (batch.tops % scale == 0).all() and (batch.lefts % scale == 0).all()
@@ -74,7 +75,7 @@ def test_crops_lie_in_the_photo_and_on_the_grid(task, size, scale):
 
 def test_crops_are_uniform_over_the_photo():
     n = 4000
-    whole = CropPlan(np.full(n, 57), np.full(n, 57), ("derain",), n, seed=5)
+    whole = CropPlan(np.full(n, 57), np.full(n, 57), (crop_spec("derain", 48),), n, seed=5)
     counts = np.bincount(whole.batch(0).tops, minlength=10)
     assert len(counts) == 10
     # 400 expected each, standard deviation 19
@@ -83,41 +84,82 @@ def test_crops_are_uniform_over_the_photo():
 
 def test_tasks_are_drawn_uniformly_and_by_the_seed():
     whole = plan()
-    drawn = [whole.task_of(step) for step in range(6000)]
+    drawn = [whole.crop_at(step).task for step in range(6000)]
     counts = [drawn.count(task) for task in TASKS]
     assert min(counts) > 880 and max(counts) < 1120
-    assert drawn[:50] != [plan(seed=1).task_of(step) for step in range(50)]
+    assert drawn[:50] != [plan(seed=1).crop_at(step).task for step in range(50)]
 
 
-EXPECTED = {
-    "task": "denoise30",
-    "images": [76, 8, 27, 78],
-    "tops": [138, 95, 63, 1],
-    "lefts": [54, 106, 178, 146],
-    "seeds": [3967728021531584272, 2467558700277551427, 185096695810608036, 3552541999087695503],
-}
+# The plan of 40 photos. A changed number here means that a checkpoint no longer resumes into the same order.
+SIDES = np.arange(40)
+PINNED = {
+    "all tasks": (
+        (TASKS, 6, 11, 1), (0, 0, 1), 0, "sr3", [36, 25, 27, 9, 2, 28], [9, 12, 81, 195, 0, 96],
+        [294, 66, 102, 54, 6, 129],
+        [6160449874390736853, 2704758064770923610, 4377147987019789361, 1907560258894807694, 6536101629200005624,
+         2330999603036467090],
+    ),
+    "second of two ranks, second epoch": (
+        (TASKS, 6, 11, 1), (9, 1, 2), 1, "sr4", [23, 9, 16], [0, 84, 4], [36, 140, 36],
+        [6557557218366756416, 7043493760330218711, 3558026276363022016],
+    ),
+    "filled last batch": (
+        (("sr4",), 6, 11, 1), (8, 0, 1), 1, "sr4", [6, 10, 0, 29, 17, 2], [36, 92, 0, 4, 56, 0],
+        [144, 0, 0, 0, 176, 0],
+        [2300055248623556071, 1817473928101904496, 9212258893240342486, 8603511153546756152, 5724899558523159530,
+         8234301049787790894],
+    ),
+    "three crops an image": (
+        (("derain",), 4, 11, 3), (1, 0, 1), 0, "derain", [25, 25, 27, 27], [77, 95, 49, 94], [225, 112, 114, 185],
+        [6536101629200005624, 2330999603036467090, 4729636669167916471, 6771614929521540016],
+    ),
+    "pairs, whatever their task": (
+        (CropSpec("sr2", 1, 24), 4, 2, 1), (11, 0, 1), 1, "sr2", [30, 22, 14, 2], [265, 24, 0, 72], [42, 22, 171, 28],
+        [5682318481156101807, 2916499519010745814, 3334476025359003045, 9178382870422323125],
+    ),
+}  # fmt: skip
 
 
-def test_the_plan_never_changes():
-    # A changed number here means that a checkpoint no longer resumes into the same order.
-    batch = plan(n_images=100, global_batch=4, seed=7).batch(3)
-    assert batch.task == EXPECTED["task"]
-    for name in ("images", "tops", "lefts", "seeds"):
-        assert getattr(batch, name).tolist() == EXPECTED[name]
+def pinned_plan(tasks, global_batch, seed, crops_per_image):
+    crops = (tasks,) if isinstance(tasks, CropSpec) else tuple(crop_spec(task, 48) for task in tasks)
+    return CropPlan(60 + SIDES * 53 % 500, 50 + SIDES * 37 % 400, crops, global_batch, seed, 48, crops_per_image)
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_plan_never_changes(name):
+    settings, at, epoch, task, images, tops, lefts, seeds = PINNED[name]
+    batch = pinned_plan(*settings).batch(*at)
+    assert (batch.step, batch.epoch, batch.crop.task) == (at[0], epoch, task)
+    assert [array.tolist() for array in (batch.images, batch.tops, batch.lefts, batch.seeds)] == [
+        images, tops, lefts, seeds
+    ]  # fmt: skip
+
+
+def test_tasks_substitutes_and_fixed_shuffles_never_change():
+    whole = pinned_plan(TASKS, 6, 11, 1)
+    assert [TASKS.index(whole.crop_at(step).task) for step in range(12)] == [1, 0, 3, 3, 2, 1, 2, 5, 1, 2, 0, 2]
+    sr3 = pinned_plan(("sr3",), 6, 11, 1)
+    assert [sr3.substitute(sr3.batch(2), 1, attempt) for attempt in range(3)] == [
+        (0, 0, 0),
+        (25, 15, 177),
+        (36, 21, 243),
+    ]
+    assert subset(40, 0.2).tolist() == [1, 8, 11, 12, 14, 17, 28, 35]
+    assert shard_order(12).tolist() == [9, 5, 3, 8, 2, 11, 10, 6, 7, 1, 4, 0]
 
 
 def test_shares_are_nested_and_fixed():
-    small, large = draw_share(1000, 0.2), draw_share(1000, 0.6)
+    small, large = subset(1000, 0.2), subset(1000, 0.6)
     assert len(small) == 200 and len(large) == 600
     assert set(small) <= set(large)
-    assert (draw_share(10, 1.0) == np.arange(10)).all()
-    assert len(draw_share(3, 0.01)) == 1
+    assert (subset(10, 1.0) == np.arange(10)).all()
+    assert len(subset(3, 0.01)) == 1
 
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.5])
 def test_a_share_outside_0_to_1_is_refused(fraction):
     with pytest.raises(ValueError, match=f"data_fraction is {fraction}"):
-        draw_share(10, fraction)
+        subset(10, fraction)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def wait_for(condition):
 
 
 def running():
-    return [thread for thread in threading.enumerate() if thread.name == "ipt-fast-ahead"]
+    return [thread for thread in threading.enumerate() if thread.name == "ipt-fast-prefetch"]
 
 
 def test_items_come_in_order_and_end():
@@ -76,7 +76,7 @@ def test_the_iterator_is_closed_in_its_own_thread(how):
     gone = weakref.ref(ahead)
     del ahead
     gc.collect()
-    assert gone() is None and threads == ["ipt-fast-ahead"] and not running()
+    assert gone() is None and threads == ["ipt-fast-prefetch"] and not running()
 
 
 def test_the_thread_ends_before_a_library_and_python_do():

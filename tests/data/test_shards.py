@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,12 +16,12 @@ from PIL import Image
 
 from ipt_fast.cli import main
 from ipt_fast.data import build_index, make_loader, shards
-from ipt_fast.data.dali.loader import why_not
+from ipt_fast.data.dali import unavailable_reason
 from ipt_fast.data.index_file import INDEX_NAME
 from ipt_fast.data.shards import CHECKSUMS, write_shards
 from tests.data.photo_files import jpeg_bytes, pixels, write_jpegs
 
-DALI_MISSING = why_not()
+DALI_MISSING = unavailable_reason()
 KINDS = [
     "torch",
     pytest.param("dali", marks=pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))),
@@ -168,7 +169,14 @@ def test_nothing_is_overwritten(photos, tmp_path, held):
 def test_a_failure_leaves_nothing(photos, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("kept")
-    monkeypatch.setattr(shards, "_sha256", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    real = Path.write_text
+
+    def full(self, *arguments, **options):
+        if self.name == CHECKSUMS:
+            raise OSError(28, "No space left on device")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
         write_shards(index_of(photos), tmp_path / "out", shard_bytes=20_000, progress=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
@@ -238,8 +246,8 @@ def test_training_from_shards_resumes_exactly(packed, opened, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore:a photo went bad")
-def test_members_gone_bad_cost_their_sample_alone(packed, opened, kind):
+@pytest.mark.filterwarnings("ignore:an unreadable photo")
+def test_unreadable_members_cost_their_sample_alone(packed, opened, kind):
     """The last shard is cut in its middle after it was indexed."""
     loader, reference = opened(packed, loader=kind, workers=1), opened(packed)
     last = sorted(packed.glob("*.tar"))[-1]

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ipt_fast.degradations import bicubic
 from ipt_fast.degradations.bicubic import bicubic_down, bicubic_up, imresize, resize_matrix, resize_planes
 
 SET5 = ("baby", "bird", "butterfly", "head", "woman")
@@ -133,18 +132,20 @@ def test_tf32_products_change_nothing(monkeypatch, scale):
 
 
 def test_the_tf32_check_can_fail(monkeypatch):
-    """Weights that sum to one instead of whole numbers are off by a level in every tenth pixel at x3."""
-    image, bands = photo(60, 84), bicubic._bands
-    expected = bicubic_down(image, 3)
+    """Weights that sum to one instead of whole numbers are off by a level in some pixels at x3."""
+    columns = torch.randint(0, 256, (200, 60, 1), generator=torch.Generator().manual_seed(0))
+    expected = bicubic_down(columns.expand(-1, -1, 3).byte(), 3)  # [200, 20, 1]: flat rows stay as they are
+    weights, place, denominator = resize_matrix(60, Fraction(1, 3))
+    matrix = torch.zeros(20, 60)
+    for row in range(20):
+        matrix[row].index_add_(0, torch.from_numpy(place[row]), torch.from_numpy(weights[row]).float() / denominator)
 
-    def fractions(size, scale, *rest):
-        denominator = bicubic._phases(scale)[1]
-        return [(low, high, band / denominator) for low, high, band in bands(size, scale, *rest)]
+    def shrunk():
+        return (matrix @ columns.float()).add_(0.5).floor_().clamp_(0, 255)
 
-    monkeypatch.setattr(bicubic, "_bands", fractions)
-    monkeypatch.setattr(bicubic, "_round", lambda total, _: total.add_(0.5).floor_().clamp_(0, 255))
+    assert (shrunk() != expected).float().mean() < 0.003  # ties, which float32 does not always meet
     low_precision(monkeypatch, 11)
-    assert (bicubic_down(image, 3) != expected).float().mean() > 0.02
+    assert (shrunk() != expected).float().mean() > 0.008
 
 
 def test_autocast_changes_nothing():
@@ -207,7 +208,7 @@ def test_weights_are_whole_numbers_that_sum_to_their_denominator():
     for scale in (Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(2), Fraction(3), Fraction(4)):
         weights, place, denominator = resize_matrix(24, scale)
         assert (weights.sum(1) == denominator).all()
-        assert weights.abs().max() < 1 << 11  # TF32 and float16 hold 11 bits
+        assert np.abs(weights).max() < 1 << 11  # TF32 and float16 hold 11 bits
         assert place.min() >= 0 and place.max() < 24
 
 

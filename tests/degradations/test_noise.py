@@ -69,7 +69,7 @@ def test_an_image_does_not_depend_on_its_batch_or_size():
 def test_the_size_of_the_parts_changes_nothing(monkeypatch, pixels):
     clean, seeds = gray(5, 7, 9), torch.arange(5)
     expected = add_noise(clean, seeds, 30)
-    monkeypatch.setattr(noise, "_PIXELS_AT_ONCE", pixels)
+    monkeypatch.setattr(noise, "PIXELS_AT_ONCE", pixels)
     assert torch.equal(add_noise(clean, seeds, 30), expected)
 
 

@@ -150,7 +150,7 @@ def test_the_top_left_corner_does_not_depend_on_the_size(height, width):
 def test_the_size_of_the_parts_changes_nothing(monkeypatch, rows):
     seeds = torch.arange(2)
     expected = rain_layers(seeds, 24, 24)
-    monkeypatch.setattr(rain, "_AT_ONCE", rows)
+    monkeypatch.setattr(rain, "ROWS_AT_ONCE", rows)
     assert torch.equal(rain_layers(seeds, 24, 24), expected)
 
 

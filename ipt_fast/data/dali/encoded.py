@@ -1,20 +1,20 @@
 """A planned batch as DALI takes it: encoded photos, the boxes to decode, and the crops to cut out of them.
 
-Several threads read. Photos gone bad are replaced here, by the same substitutes as the PyTorch loader takes, because a
-damaged file would cost DALI the whole batch.
+Several threads read. Unreadable photos are replaced here, by the same substitutes as the PyTorch loader takes, because
+a damaged file would cost DALI the whole batch.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import count, groupby
+from itertools import chain, count
 
 import numpy as np
 
 from ipt_fast.data.decode import decode_region
 from ipt_fast.data.plan import BatchPlan
-from ipt_fast.data.source import BadPhotoError, CropSource
+from ipt_fast.data.source import CropSource, UnreadablePhotoError, photos_of
 from ipt_fast.io.images import DECODE_ERRORS
 
 # Threads that read files; decoding is DALI's.
@@ -25,156 +25,42 @@ _SPARE = 1.25
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """n photos for B crops. Arrays are int32, rows before columns; ``order`` [B] finds each crop among the n * K."""
+    """n photos for B crops, K a photo at most. ``order`` [B] finds each crop among the n * K.
+
+    ``inputs``: what the pipeline is fed, by the names of its inputs; arrays are int32, rows before columns.
+    """
 
     plan: BatchPlan
-    photos: list[np.ndarray]
-    box_anchors: np.ndarray  # [n, 2]
-    box_shapes: np.ndarray  # [n, 2]
-    crop_anchors: np.ndarray  # [n, K, 2], within the box
+    inputs: dict[str, Sequence[np.ndarray] | np.ndarray]
     crop_shapes: np.ndarray  # [n, 2]
-    squares: np.ndarray  # [n, 2], what crops are filled up to
     order: np.ndarray
-    bad: list[tuple[str, str]]
+    unreadable: list[tuple[str, str]]
     # What most of the photos lie in; may be used again when they are.
     memory: np.ndarray
 
-    def inputs(self) -> dict[str, Sequence[np.ndarray] | np.ndarray]:
-        """What the pipeline is fed, by the names of its inputs."""
-        inputs = {"box_anchors": self.box_anchors, "box_shapes": self.box_shapes, "squares": self.squares}
-        if self.crop_anchors.shape[1] > 1:  # else the box is the crop
-            inputs |= {"crop_anchors": self.crop_anchors, "crop_shapes": self.crop_shapes}
-        return {"photos": self.photos, **inputs}
-
 
 @dataclass
-class _Cut:
-    """Crops of one photo: (sample in the batch, top, left) each; ``memory`` for its bytes, where there is some."""
+class _Photo:
+    """One photo and its crops: samples of the batch with their places.
+
+    ``anchor``: where the smallest rectangle begins that holds all crops; ``replaces``: (path, reason) of another photo.
+    """
 
     image: int
     samples: list[int]
-    tops: list[int]
-    lefts: list[int]
+    tops: np.ndarray
+    lefts: np.ndarray
     memory: np.ndarray | None = None
+    replaces: tuple[str, str] | None = None
+    anchor: tuple[int, int] = field(init=False)
+    encoded: np.ndarray = field(init=False)
 
-
-def encode_batch(
-    source: CropSource, plan: BatchPlan, pool: ThreadPoolExecutor | None = None, memory: np.ndarray | None = None
-) -> EncodedBatch:
-    """Read the photos of a batch and say what to decode of each.
-
-    Args:
-        memory: uint8, that of an earlier batch which is done with; new one where it is too small.
-
-    Raises:
-        RuntimeError: no substitute for a bad photo could be read either.
-    """
-    cuts = []
-    for image, group in groupby(range(len(plan.images)), key=lambda sample: plan.images[sample]):
-        # A photo that is drawn twice in a row has more crops than one decode makes.
-        for samples in _parts(list(group), source.plan.crops_per_image):
-            cuts.append(_Cut(int(image), samples, plan.tops[samples].tolist(), plan.lefts[samples].tolist()))
-    memory = _share_out(source, cuts, memory)
-    if pool is None:
-        read = [_read_all(source, plan, cuts)]
-    else:
-        parts = [cuts[part::_READERS] for part in range(_READERS)]
-        read = list(pool.map(lambda part: _read_all(source, plan, part), parts))
-    pairs = sorted((pair for done, _ in read for pair in done), key=lambda pair: pair[0].samples[0])
-    bad = [item for _, part in read for item in part]
-    return _arrange(source, plan, pairs, bad, memory)
-
-
-def _share_out(source: CropSource, cuts: list[_Cut], memory: np.ndarray | None) -> np.ndarray:
-    """Give each photo its part of the memory, all of them in a row."""
-    ends = np.cumsum(source.table.sizes[[cut.image for cut in cuts]])
-    if memory is None or len(memory) < ends[-1]:
-        memory = np.empty(int(ends[-1] * _SPARE), np.uint8)
-    start = 0
-    for cut, end in zip(cuts, ends.tolist(), strict=True):
-        cut.memory, start = memory[start:end], end
-    return memory
-
-
-def _parts(samples: list[int], most: int) -> list[list[int]]:
-    return [samples[start : start + most] for start in range(0, len(samples), most)]
-
-
-def _read_all(
-    source: CropSource, plan: BatchPlan, cuts: list[_Cut]
-) -> tuple[list[tuple[_Cut, np.ndarray]], list[tuple[str, str]]]:
-    done: list[tuple[_Cut, np.ndarray]] = []
-    bad: list[tuple[str, str]] = []
-    for cut in cuts:
-        try:
-            done.append((cut, _photo(source, plan, cut)))
-        except BadPhotoError as error:
-            for sample in cut.samples:
-                bad.append((error.path, error.reason))
-                done.append(source.replace(plan, sample, partial(_substituted, source, plan, sample)))
-    return done, bad
-
-
-def _substituted(
-    source: CropSource, plan: BatchPlan, sample: int, image: int, top: int, left: int
-) -> tuple[_Cut, np.ndarray]:
-    cut = _Cut(image, [sample], [top], [left])
-    return cut, _photo(source, plan, cut)
-
-
-def _photo(source: CropSource, plan: BatchPlan, cut: _Cut) -> np.ndarray:
-    """The encoded photo, uint8 [bytes]. What DALI would decode otherwise than we do goes through our own decoder."""
-    table = source.table
-    if not table.plain[cut.image]:
-        data = table.read(cut.image)
-        anchor, shape = _box(source, plan, cut)
-        try:
-            region = decode_region(data, *anchor, *shape, table.mode(cut.image))
-        except DECODE_ERRORS as error:
-            raise BadPhotoError(table.path(cut.image), str(error)) from error
-        return np.frombuffer(b"P6\n%d %d\n255\n" % (shape[1], shape[0]) + region.tobytes(), np.uint8)
-    if cut.memory is not None:
-        return table.read_into(cut.image, cut.memory)
-    return np.frombuffer(table.read(cut.image), np.uint8)
-
-
-def _box(source: CropSource, plan: BatchPlan, cut: _Cut) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Anchor and shape of the smallest rectangle that holds all crops of the photo."""
-    height, width = _crop_shape(source, plan, cut.image)
-    top, left = min(cut.tops), min(cut.lefts)
-    return (top, left), (max(cut.tops) + height - top, max(cut.lefts) + width - left)
-
-
-def _crop_shape(source: CropSource, plan: BatchPlan, image: int) -> tuple[int, int]:
-    return min(plan.size, int(source.table.heights[image])), min(plan.size, int(source.table.widths[image]))
-
-
-def _arrange(
-    source: CropSource,
-    plan: BatchPlan,
-    pairs: list[tuple[_Cut, np.ndarray]],
-    bad: list[tuple[str, str]],
-    memory: np.ndarray,
-) -> EncodedBatch:
-    n, k = len(pairs), source.plan.crops_per_image
-    box_anchors, box_shapes, crop_shapes = (np.zeros((n, 2), np.int32) for _ in range(3))
-    crop_anchors = np.zeros((n, k, 2), np.int32)
-    order = np.zeros(len(plan.images), np.int64)
-    for row, (cut, _) in enumerate(pairs):
-        anchor, shape = _box(source, plan, cut)
-        box_anchors[row] = anchor if source.table.plain[cut.image] else (0, 0)  # the others hold their box alone
-        box_shapes[row] = shape
-        crop_shapes[row] = _crop_shape(source, plan, cut.image)
-        for place, (sample, top, left) in enumerate(zip(cut.samples, cut.tops, cut.lefts, strict=True)):
-            crop_anchors[row, place] = top - anchor[0], left - anchor[1]
-            order[sample] = row * k + place
-    photos = [photo for _, photo in pairs]
-    squares = np.full((n, 2), plan.size, np.int32)
-    return EncodedBatch(plan, photos, box_anchors, box_shapes, crop_anchors, crop_shapes, squares, order, bad, memory)
+    def __post_init__(self) -> None:
+        self.anchor = int(np.min(self.tops)), int(np.min(self.lefts))
 
 
 class Reader:
-    """Encoded batches from a step on."""
+    """Encoded batches of one rank, from a step on."""
 
     def __init__(self, source: CropSource, rank: int, world_size: int, step: int) -> None:
         self._source = source
@@ -183,14 +69,94 @@ class Reader:
         self._memories: list[np.ndarray] = []
 
     def read(self) -> EncodedBatch:
-        """The next batch. Raises RuntimeError where a bad photo has no substitute that can be read."""
-        memory = self._memories.pop() if self._memories else None
-        return encode_batch(self._source, next(self._plans), self._pool, memory)
+        """Return the next batch; raises RuntimeError where an unreadable photo has no substitute that can be read."""
+        plan, most = next(self._plans), self._source.plan.crops_per_image
+        photos = [
+            _Photo(image, part, plan.tops[part], plan.lefts[part])
+            for image, samples in photos_of(plan)
+            # A photo that is drawn twice in a row has more crops than one decode makes.
+            for part in (samples[start : start + most] for start in range(0, len(samples), most))
+        ]
+        memory = self._assign_memory(photos)
+        parts = self._pool.map(partial(self._load_all, plan), [photos[part::_READERS] for part in range(_READERS)])
+        return self._arrange(plan, sorted(chain(*parts), key=lambda photo: photo.samples[0]), memory)
 
     def done_with(self, batch: EncodedBatch) -> None:
-        """The photos of that batch are not needed any more: later ones may take their place."""
+        """Give back the memory of that batch, whose photos are not needed any more."""
         self._memories.append(batch.memory)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
+
+    def _assign_memory(self, photos: list[_Photo]) -> np.ndarray:
+        """Give each photo its part of a batch's memory, all of them in a row."""
+        memory = self._memories.pop() if self._memories else None
+        ends = np.cumsum(self._source.photos.sizes[[photo.image for photo in photos]])
+        if memory is None or len(memory) < ends[-1]:
+            memory = np.empty(int(ends[-1] * _SPARE), np.uint8)
+        start = 0
+        for photo, end in zip(photos, ends.tolist(), strict=True):
+            photo.memory, start = memory[start:end], end
+        return memory
+
+    def _load_all(self, plan: BatchPlan, photos: list[_Photo]) -> list[_Photo]:
+        loaded = []
+        for photo in photos:
+            try:
+                loaded.append(self._load(plan, photo))
+            except UnreadablePhotoError as error:
+                for sample in photo.samples:
+                    take = partial(self._load_substitute, plan, sample, (error.path, error.reason))
+                    loaded.append(self._source.replace(plan, sample, take))
+        return loaded
+
+    def _load_substitute(
+        self, plan: BatchPlan, sample: int, replaces: tuple[str, str], image: int, top: int, left: int
+    ) -> _Photo:
+        return self._load(plan, _Photo(image, [sample], np.array([top]), np.array([left]), replaces=replaces))
+
+    def _load(self, plan: BatchPlan, photo: _Photo) -> _Photo:
+        """Read the photo's bytes; what DALI would decode otherwise than we do is decoded here, just its box."""
+        table = self._source.photos
+        if table.plain[photo.image]:
+            memory = photo.memory if photo.memory is not None else np.empty(table.sizes[photo.image], np.uint8)
+            photo.encoded = table.read_into(photo.image, memory)
+            return photo
+        data = table.read(photo.image)
+        height, width = self._box_shape(plan, photo)
+        try:
+            box = decode_region(data, *photo.anchor, height, width, table.mode(photo.image))
+        except DECODE_ERRORS as error:
+            raise UnreadablePhotoError(table.path(photo.image), str(error)) from error
+        photo.encoded = np.frombuffer(b"P6\n%d %d\n255\n" % (width, height) + box.tobytes(), np.uint8)
+        return photo
+
+    def _crop_shape(self, plan: BatchPlan, photo: _Photo) -> tuple[int, int]:
+        size, table = plan.crop.size, self._source.photos
+        return min(size, int(table.heights[photo.image])), min(size, int(table.widths[photo.image]))
+
+    def _box_shape(self, plan: BatchPlan, photo: _Photo) -> tuple[int, int]:
+        (height, width), (top, left) = self._crop_shape(plan, photo), photo.anchor
+        return int(np.max(photo.tops)) + height - top, int(np.max(photo.lefts)) + width - left
+
+    def _arrange(self, plan: BatchPlan, photos: list[_Photo], memory: np.ndarray) -> EncodedBatch:
+        n, k, plain = len(photos), self._source.plan.crops_per_image, self._source.photos.plain
+        crop_shapes = np.array([self._crop_shape(plan, photo) for photo in photos], np.int32)
+        crop_anchors = np.zeros((n, k, 2), np.int32)
+        order = np.zeros(len(plan.images), np.int64)
+        for row, photo in enumerate(photos):
+            crops = len(photo.samples)
+            crop_anchors[row, :crops] = np.stack([photo.tops, photo.lefts], 1) - photo.anchor
+            order[photo.samples] = row * k + np.arange(crops)
+        inputs: dict[str, Sequence[np.ndarray] | np.ndarray] = {
+            "photos": [photo.encoded for photo in photos],
+            # What was decoded here is its box alone.
+            "box_anchors": np.array([photo.anchor if plain[photo.image] else (0, 0) for photo in photos], np.int32),
+            "box_shapes": np.array([self._box_shape(plan, photo) for photo in photos], np.int32),
+            "squares": np.full((n, 2), plan.crop.size, np.int32),
+        }
+        if k > 1:  # else the box is the crop
+            inputs |= {"crop_anchors": crop_anchors, "crop_shapes": crop_shapes}
+        unreadable = [photo.replaces for photo in photos if photo.replaces is not None]
+        return EncodedBatch(plan, inputs, crop_shapes, order, unreadable, memory)

@@ -1,0 +1,84 @@
+"""Degradations follow the device and dtype of what they are given, never torch's defaults, and keep no fake tensor."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ipt_fast.degradations.bicubic import bicubic_up, resize_planes
+from ipt_fast.degradations.noise import add_noise
+from ipt_fast.degradations.rain import add_rain, rain_layers
+from ipt_fast.degradations.streak_folder import StreakFolder
+
+SEEDS = torch.tensor([3, 1 << 40])
+
+
+def crops(side):
+    generator = torch.Generator().manual_seed(side)
+    return torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70), dtype=np.uint8)).save(tmp_path / "streaks.png")
+    return tmp_path
+
+
+def cases(side, folder):
+    """name -> call(clean, seeds); ``side`` is new to each test, so that nothing is kept of it yet."""
+    streaks = StreakFolder(folder)
+    return {
+        "shrink": lambda clean, seeds: resize_planes(clean[0], Fraction(1, 3), cut=2),
+        "enlarge": lambda clean, seeds: bicubic_up(clean, 2),
+        "noise": lambda clean, seeds: add_noise(clean, seeds, 30),
+        "rain": lambda clean, seeds: add_rain(clean, rain_layers(seeds, side, side)),
+        "streaks": lambda clean, seeds: add_rain(clean, streaks(seeds, side, side)),
+    }
+
+
+NAMES = ("shrink", "enlarge", "noise", "rain", "streaks")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_device_changes_nothing_then_or_later(name, folder):
+    clean = crops(27)
+    with torch.device("meta"):  # stands for a GPU that is the default device
+        under = cases(27, folder)[name](clean, SEEDS)
+    later = cases(27, folder)[name](clean, SEEDS)
+    assert under.device.type == later.device.type == "cpu" and torch.equal(under, later)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_dtype_changes_nothing(name, dtype, folder):
+    clean = crops(33)
+    expected = cases(33, folder)[name](clean, SEEDS)
+    torch.set_default_dtype(dtype)
+    try:
+        found = cases(33, folder)[name](clean, SEEDS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ("shrink", "enlarge", "noise"))
+def test_a_dry_run_leaves_nothing_behind(name, folder):
+    clean, call = crops(36), cases(36, folder)[name]
+    with FakeTensorMode() as mode:
+        shape = call(mode.from_tensor(clean), mode.from_tensor(SEEDS)).shape
+    real = call(clean, SEEDS)
+    assert type(real) is torch.Tensor and real.shape == shape
+
+
+@pytest.mark.gpu
+def test_streaks_keep_no_fake_tensor(folder):
+    streaks = StreakFolder(folder)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        layers = streaks(mode.from_tensor(SEEDS).to("cuda"), 20, 20)
+        assert layers.device.type == "cuda" and layers.shape == (2, 20, 20)
+        again = streaks(mode.from_tensor(SEEDS).to("cuda"), 20, 20)
+    with FakeTensorMode(allow_non_fake_inputs=True) as other:  # would refuse what the first one made
+        assert streaks(other.from_tensor(SEEDS).to("cuda"), 20, 20).shape == again.shape
