@@ -29,8 +29,8 @@ from bench.baselines.pillow_loader import pillow_batches
 from bench.case import Work
 from ipt_fast.cli.tables import markdown_table, print_table
 from ipt_fast.data import ImageIndex, build_index, make_loader
-from ipt_fast.data.dali.loader import why_not
-from ipt_fast.data.plan import crop_size
+from ipt_fast.data.dali import unavailable_reason
+from ipt_fast.data.plan import crop_spec
 from ipt_fast.tasks import TASKS
 
 BASELINE = "DataLoader + Pillow"
@@ -59,7 +59,7 @@ def batches(contender: str, index: ImageIndex, task: str, workers: int, crops: i
     """Endless batches of one contender; its workers end with the context."""
     if contender == BASELINE:
         paths = [entry.path for entry in index.usable]
-        with closing(pillow_batches(paths, crop_size(task, 48), BATCH, workers)) as stream:
+        with closing(pillow_batches(paths, crop_spec(task, 48).size, BATCH, workers)) as stream:
             yield stream
         return
     kind = contender.split()[0].lower()
@@ -88,9 +88,9 @@ def index(tmp_path_factory) -> ImageIndex:
 @pytest.mark.parametrize("contender", CONTENDERS)
 @pytest.mark.parametrize("task", ["denoise30", "sr4"])
 def bench_loader(measure, index, small, contender, task):
-    if contender == "DALI loader" and why_not():
-        pytest.skip(str(why_not()))
-    size = crop_size(task, 48)
+    if contender == "DALI loader" and unavailable_reason():
+        pytest.skip(str(unavailable_reason()))
+    size = crop_spec(task, 48).size
     with batches(contender, index, task, workers=2) as stream:
         for _ in range(6):
             next(stream)
@@ -153,9 +153,9 @@ def one_round(
 
 def measure_rates(index: ImageIndex, workers: int, rounds: int, count: int) -> list[Rate]:
     """All contenders at all crop sizes, and what six tasks in turn make of them."""
-    contenders = [(name, 1) for name in CONTENDERS if name != "DALI loader" or not why_not()]
+    contenders = [(name, 1) for name in CONTENDERS if name != "DALI loader" or not unavailable_reason()]
     contenders += [(name, SEVERAL) for name, _ in contenders[1:]]
-    tasks = {crop_size(task, 48): task for task in TASKS}
+    tasks = {crop_spec(task, 48).size: task for task in TASKS}
     seen: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for _ in range(rounds):
         for size, task in tasks.items():
@@ -167,7 +167,7 @@ def measure_rates(index: ImageIndex, workers: int, rounds: int, count: int) -> l
     # A batch of each task in turn takes the sum of their times.
     mixed = {
         label: [
-            tuple(len(TASKS) / sum(1 / seen[crop_size(task, 48), label][r][i] for task in TASKS) for i in (0, 1))
+            tuple(len(TASKS) / sum(1 / seen[crop_spec(task, 48).size, label][r][i] for task in TASKS) for i in (0, 1))
             for r in range(rounds)
         ]
         for label in labels
@@ -244,8 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     index = build_index(args.data, index_file=args.out / ".index.jsonl", progress=False)
     (args.out / ".index.jsonl").unlink()
-    if why_not():
-        print(f"the DALI loader is not measured: {why_not()}")
+    if unavailable_reason():
+        print(f"the DALI loader is not measured: {unavailable_reason()}")
     rates = measure_rates(index, args.workers, args.rounds, args.crops)
     photos = index.usable
     about = {

@@ -15,7 +15,7 @@ import torch
 
 from ipt_fast.cli.tables import print_table
 from ipt_fast.data import CropLoader, ImageIndex, build_index, make_loader
-from ipt_fast.data.dali.loader import why_not
+from ipt_fast.data.dali import unavailable_reason
 
 COLUMNS = ("loader", "crops/s", "largest difference", "mean difference", "equal bytes")
 _BATCH = 64
@@ -25,7 +25,7 @@ _WARM_UP, _COMPARED = 3, 8  # batches
 def measure(index: ImageIndex, loader: str, device: str, seconds: float) -> dict[str, Any]:
     """One loader's crops a second (a photo is decoded for each crop) and, for DALI, its distance from the other."""
     with_batches = make_loader(index, loader=loader, batch_size=_BATCH, device=device)
-    row: dict[str, Any] = {"loader": with_batches.about, "crops_per_s": _rate(with_batches, seconds)}
+    row: dict[str, Any] = {"loader": with_batches.description, "crops_per_s": _rate(with_batches, seconds)}
     if loader == "dali":
         row |= compare(index, device)
     return row
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     index = build_index(args.photos, progress=False)
     measured = [measure(index, "torch", "cpu", args.seconds)]
-    if reason := why_not():
+    if reason := unavailable_reason():
         measured.append({"loader": "DALI loader", "why_not": reason})
     else:
         for device in dict.fromkeys(("cpu", args.device)):

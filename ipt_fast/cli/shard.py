@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         for entry in entries[:_NAMED]:
             print(f"{'':20}{entry.path}")
     if done.skipped:
-        print(f"left out {len(done.skipped):8} went bad while packing")
+        print(f"left out {len(done.skipped):8} became unreadable while packing")
         for path, reason in done.skipped[:_NAMED]:
             print(f"{'':20}{path} ({reason})")
     print(f"check    sha256sum -c {CHECKSUMS}, in that folder")

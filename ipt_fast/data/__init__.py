@@ -1,8 +1,19 @@
 """Photos on disk to batches of clean crops: the index, the plan of what is drawn, and the loaders that decode it."""
 
+from ipt_fast.data.base import CropLoader
+from ipt_fast.data.factory import make_loader
 from ipt_fast.data.index import ImageIndex, NoImagesError, build_index
 from ipt_fast.data.index_file import ImageEntry
-from ipt_fast.data.loader import CropLoader, make_loader
+from ipt_fast.data.plan import SR_MARGIN
 from ipt_fast.data.types import Batch
 
-__all__ = ["Batch", "CropLoader", "ImageEntry", "ImageIndex", "NoImagesError", "build_index", "make_loader"]
+__all__ = [
+    "SR_MARGIN",
+    "Batch",
+    "CropLoader",
+    "ImageEntry",
+    "ImageIndex",
+    "NoImagesError",
+    "build_index",
+    "make_loader",
+]

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ipt_fast.data.jpeg_rows import keep_rows
-
 try:
     import simplejpeg
 except ImportError:  # Pillow alone serves, slower
@@ -23,15 +21,21 @@ except ImportError:  # Pillow alone serves, slower
 JPEG_MAGIC = b"\xff\xd8\xff"
 # What Pillow and simplejpeg raise on bytes that are no proper image; the bomb error is Pillow's for absurd sizes.
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+# Rows below the last wanted one that chroma upsampling looks at: one chroma row, at most 4 luma rows.
+_CONTEXT_ROWS = 4
+_NO_LENGTH = {0x01, *range(0xD0, 0xD8)}
+_BASELINE, _EXTENDED = 0xC0, 0xC1
+_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN = 0xDA
 
 
 def is_jpeg(data: bytes) -> bool:
-    """Whether the bytes begin as a JPEG file does."""
+    """Tell whether the bytes begin as a JPEG file does."""
     return data[:3] == JPEG_MAGIC
 
 
 def decode_rows(data: bytes, rows: int | None = None, mode: str | None = None) -> np.ndarray:
-    """At least the upper ``rows`` rows of an image (None: all), uint8 RGB [>= rows, W, 3].
+    """Decode at least the upper ``rows`` rows of an image (None: all), uint8 RGB [>= rows, W, 3].
 
     ``mode`` is Pillow's name for the kind of pixels, where it is known: ``RGB`` and ``L`` JPEGs take the fast way.
 
@@ -58,7 +62,7 @@ def silence_pillow_warnings() -> None:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Pillow's image as uint8 RGB [H, W, 3], whatever its mode."""
+    """Convert Pillow's image to uint8 RGB [H, W, 3], whatever its mode."""
     if image.mode.startswith("I"):  # 16 bits: I;16, I;16B, and I where Pillow widened them
         return np.repeat((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":
@@ -71,7 +75,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def decode_region(data: bytes, top: int, left: int, height: int, width: int, mode: str | None = None) -> np.ndarray:
-    """The rectangle of that place and size, uint8 RGB [height, width, 3]; only the rows down to its end are decoded.
+    """Decode the rectangle of that place and size, uint8 RGB [height, width, 3], and no rows below it.
 
     Raises:
         ValueError: the image does not hold the rectangle.
@@ -113,3 +117,43 @@ def mirror_fill(square: Any, height: int, width: int, flip: Callable[..., Any]) 
         more = min(done, size - done)
         square[:, done : done + more] = flip(square[:, done - more : done], (1,))
         done += more
+
+
+def keep_rows(data: bytes, rows: int) -> bytes | None:
+    """Return the JPEG with a header that names about ``rows`` rows; None where the trick does not apply.
+
+    A baseline JPEG holds its blocks row by row, so nothing below the last wanted row has to be decoded. The decoders at
+    hand cannot be told to stop, but they do stop at the height that the header names. The rows above come out bit for
+    bit as from the whole file (tested on 800 photos).
+
+    The trick applies to sequential Huffman JPEGs with one scan. The decoder will find data after the last row that it
+    expects and may warn of it ("extraneous bytes"): decode without strictness.
+    """
+    frame = None
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in _NO_LENGTH:
+            at += 2
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker in _START_OF_FRAME:
+            if marker not in (_BASELINE, _EXTENDED) or at + 10 > len(data):
+                return None
+            frame = at
+        elif marker == _START_OF_SCAN:
+            # A scan with fewer components than the frame is one of several: later ones hold the other colours.
+            if frame is None or at + 5 > len(data) or data[at + 4] != data[frame + 9]:
+                return None
+            (height,) = struct.unpack_from(">H", data, frame + 5)
+            wanted = rows + _CONTEXT_ROWS
+            if wanted >= height:
+                return None
+            return b"".join((data[: frame + 5], struct.pack(">H", wanted), data[frame + 7 :]))
+        at += 2 + length
+    return None

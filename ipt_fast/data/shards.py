@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ipt_fast.data.index import ImageIndex
 from ipt_fast.data.index_file import INDEX_NAME, ImageEntry, write_index_file
-from ipt_fast.data.plan import draw_order
-from ipt_fast.data.source import BadPhotoError, PhotoTable
+from ipt_fast.data.plan import shard_order
+from ipt_fast.data.source import PhotoTable, UnreadablePhotoError
 from ipt_fast.io.progress import progress_bar
 from ipt_fast.io.scan import MEMBER
 
@@ -39,7 +39,7 @@ _EXTENSIONS = {
 
 @dataclass
 class Shards:
-    """What was written. ``skipped``: (path, reason) of photos that went bad since they were indexed."""
+    """What was written. ``skipped``: (path, reason) of photos that became unreadable since they were indexed."""
 
     files: list[Path] = field(default_factory=list)
     photos: int = 0
@@ -120,7 +120,7 @@ def _write_all(
     table = PhotoTable(photos)
     name = _namer(roots)
     entries: list[ImageEntry] = []
-    left = iter(draw_order(len(photos)).tolist())
+    left = iter(shard_order(len(photos)).tolist())
     image = next(left, None)
     with progress_bar(f"packing {len(photos)} photos into {out}" if progress else None, len(photos)) as advance:
         while image is not None:
@@ -131,7 +131,7 @@ def _write_all(
                 while image is not None and tar.offset < shard_bytes:
                     try:
                         data = table.read(image)
-                    except BadPhotoError as error:
+                    except UnreadablePhotoError as error:
                         done.skipped.append((error.path, error.reason))
                     else:
                         members.append(_add(tar, file, photos[image], name(photos[image]), data))

@@ -1,18 +1,20 @@
-"""From a planned batch to its crops: read, decode the region, pad; a photo gone bad is replaced and reported."""
+"""From a planned batch to its crops: read, decode the region, pad; an unreadable photo is replaced and reported."""
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from ipt_fast.data.check import check_image
 from ipt_fast.data.decode import DECODE_ERRORS, decode_rows, mirror_pad
 from ipt_fast.data.index_file import ImageEntry
 from ipt_fast.data.plan import BatchPlan, CropPlan
+from ipt_fast.data.types import Batch, DecodedBatch
 from ipt_fast.io.scan import MEMBER
 
 T = TypeVar("T")
@@ -20,11 +22,11 @@ T = TypeVar("T")
 _PLAIN = frozenset((("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")))
 # Notes that do not change how the pixels are decoded.
 _HARMLESS_NOTES = frozenset(("gray", "exif-rotated", "renamed"))
-# Substitutes tried for one sample before the data as a whole counts as gone.
+# Substitutes tried for one sample before the data as a whole counts as lost.
 _MAX_ATTEMPTS = 16
 
 
-class BadPhotoError(Exception):
+class UnreadablePhotoError(Exception):
     """A photo that was fine when it was indexed cannot be used now. Holds its path and the reason."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -34,7 +36,11 @@ class BadPhotoError(Exception):
 
 
 class PhotoTable:
-    """The photos trained on, as a few arrays: millions of them cost little and workers share the pages."""
+    """The photos trained on, as a few arrays: millions of them cost little and workers share the pages.
+
+    ``widths``, ``heights`` (pixels) and ``sizes`` (bytes) are [n_images]; ``plain`` tells the photos that every decoder
+    decodes alike: the others go through our own.
+    """
 
     def __init__(self, entries: Sequence[ImageEntry]) -> None:
         paths = [os.fsencode(entry.path) for entry in entries]
@@ -47,31 +53,32 @@ class PhotoTable:
         self._offsets = np.array([entry.offset for entry in entries], np.int64)
         self._mode_names = sorted({entry.mode for entry in entries})
         self._modes = np.array([self._mode_names.index(entry.mode) for entry in entries], np.int16)
-        # Decoded alike by every decoder; what is not goes through our own.
         self.plain = np.array([_is_plain(entry) for entry in entries], bool)
 
     def __len__(self) -> int:
         return len(self.widths)
 
     def path(self, image: int) -> str:
+        """Return the photo's path, ``shard.tar::member`` in a shard."""
         start = int(self._ends[image - 1]) if image else 0
         return os.fsdecode(self._names[start : int(self._ends[image])].tobytes())
 
     def mode(self, image: int) -> str:
+        """Return Pillow's name for the photo's kind of pixels."""
         return self._mode_names[self._modes[image]]
 
     def fingerprint(self) -> str:
-        """Tells whether a checkpoint's photos are these; moved folders with the same photos in them are."""
+        """Return what tells whether a checkpoint's photos are these; moved folders with the same photos in them are."""
         digest = hashlib.sha256()
         for array in (self.widths, self.heights, self.sizes):
             digest.update(array.tobytes())
         return digest.hexdigest()[:16]
 
     def read(self, image: int) -> bytes:
-        """The photo's bytes; a file that changed since it was indexed is checked again as a whole.
+        """Return the photo's bytes; a file that changed since it was indexed is checked again as a whole.
 
         Raises:
-            BadPhotoError: it is gone, cannot be read, or is no longer the photo that was indexed.
+            UnreadablePhotoError: it is gone, cannot be read, or is no longer the photo that was indexed.
         """
         path = self.path(image)
         offset = int(self._offsets[image])
@@ -80,13 +87,13 @@ class PhotoTable:
                 status = os.fstat(file.fileno())
                 data = os.pread(file.fileno(), int(self.sizes[image]), offset) if offset >= 0 else file.readall()
         except OSError as error:
-            raise BadPhotoError(path, error.strerror or str(error)) from error
+            raise UnreadablePhotoError(path, error.strerror or str(error)) from error
         if len(data) != self.sizes[image] or status.st_mtime_ns != self._mtimes[image]:
             finding = check_image(data, path, 1)
             if finding.verdict != "ok":
-                raise BadPhotoError(path, f"changed since it was indexed, now {finding.reason}")
+                raise UnreadablePhotoError(path, f"changed since it was indexed, now {finding.reason}")
             if (finding.width, finding.height) != (self.widths[image], self.heights[image]):
-                raise BadPhotoError(path, "changed since it was indexed, now of another size; index again")
+                raise UnreadablePhotoError(path, "changed since it was indexed, now of another size; index again")
         return data
 
     def read_into(self, image: int, memory: np.ndarray) -> np.ndarray:
@@ -105,7 +112,7 @@ class PhotoTable:
                     while part := file.readinto(view[done:]):
                         done += part
         except OSError as error:
-            raise BadPhotoError(path, error.strerror or str(error)) from error
+            raise UnreadablePhotoError(path, error.strerror or str(error)) from error
         return memory if done == size else np.frombuffer(self.read(image), np.uint8)
 
 
@@ -113,72 +120,95 @@ def _is_plain(entry: ImageEntry) -> bool:
     return (entry.format, entry.mode) in _PLAIN and _HARMLESS_NOTES.issuperset(entry.notes)
 
 
+def photos_of(batch: BatchPlan) -> Iterator[tuple[int, list[int]]]:
+    """Yield (image, its samples); crops of one photo lie side by side, so that one decode serves them."""
+    for image, samples in groupby(range(len(batch.images)), key=lambda sample: batch.images[sample]):
+        yield int(image), list(samples)
+
+
 class CropSource:
-    """The crops of planned batches, on the CPU, without any loader around it. Keeps no state but the two tables."""
+    """The crops of planned batches, on the CPU, without any loader around it. Keeps no state but plan and tables.
 
-    def __init__(self, table: PhotoTable, plan: CropPlan) -> None:
-        self.table = table
+    Args:
+        plan: drawn on the sizes of ``photos``.
+        photos: clean photos; with ``partners`` the degraded ones.
+        partners: for pairs, the clean photo of each, ``scale`` times as large; cropped at the same places.
+    """
+
+    def __init__(self, plan: CropPlan, photos: PhotoTable, partners: PhotoTable | None = None, scale: int = 1) -> None:
         self.plan = plan
+        self.photos = photos
+        self._sets = [(photos, 1)] if partners is None else [(photos, 1), (partners, scale)]
 
-    def crops(self, batch: BatchPlan) -> tuple[np.ndarray, list[tuple[str, str]]]:
-        """Crops uint8 [B, 3, S, S], channels last in memory; (path, reason) of each sample whose photo was replaced."""
-        out = np.empty((len(batch.images), batch.size, batch.size, 3), np.uint8)
-        bad: list[tuple[str, str]] = []
-        for image, group in groupby(range(len(batch.images)), key=lambda sample: batch.images[sample]):
-            samples = list(group)  # crops of one photo lie side by side, so that one decode serves them
+    @property
+    def paired(self) -> bool:
+        """Whether batches bring their ``lq``."""
+        return len(self._sets) == 2
+
+    def decode(self, batch: BatchPlan) -> DecodedBatch:
+        """Return the crops of the batch, and the photos that had to be replaced.
+
+        Raises:
+            RuntimeError: no substitute for an unreadable photo could be read either.
+        """
+        B, S = len(batch.images), batch.crop.size
+        crops = [np.empty((B, scale * S, scale * S, 3), np.uint8) for _, scale in self._sets]
+        unreadable = []
+        for image, samples in photos_of(batch):
             try:
-                self._cut(batch, int(image), samples, batch.tops[samples], batch.lefts[samples], out)
-            except BadPhotoError as error:
+                self._cut(crops, samples, image, batch.tops[samples], batch.lefts[samples])
+            except UnreadablePhotoError as error:
                 for sample in samples:
-                    bad.append((error.path, error.reason))
-                    self.replace(batch, sample, partial(self._cut_one, batch, sample, out))
-        return out.transpose(0, 3, 1, 2), bad
-
-    def _substitute(self, batch: BatchPlan, sample: int, attempt: int) -> tuple[int, int, int]:
-        """(image, top, left) to take where the planned photo is bad: another photo, drawn from the plan's hash."""
-        image = self.plan.substitute(batch.epoch, int(batch.places[sample]), attempt)
-        tops, lefts = self.plan.anchors(
-            batch.task,
-            batch.epoch,
-            batch.places[sample : sample + 1],
-            self.table.heights[image : image + 1],
-            self.table.widths[image : image + 1],
-        )
-        return image, int(tops[0]), int(lefts[0])
+                    unreadable.append((error.path, error.reason))
+                    self.replace(batch, sample, partial(self._cut, crops, [sample]))
+        planes = [torch.from_numpy(part.transpose(0, 3, 1, 2)) for part in crops]  # [B, 3, S, S], channels last
+        if self.paired:
+            lq, gt = (part.contiguous() for part in planes)
+            return DecodedBatch(Batch.of(batch, gt, lq), unreadable)
+        return DecodedBatch(Batch.of(batch, planes[0]), unreadable)
 
     def replace(self, batch: BatchPlan, sample: int, take: Callable[[int, int, int], T]) -> T:
-        """What ``take(image, top, left)`` makes of the first substitute for that sample that is not bad as well.
+        """Return what ``take(image, top, left)`` makes of the sample's first substitute that can be read.
 
         Raises:
             RuntimeError: none of many can be read.
         """
         for attempt in range(_MAX_ATTEMPTS):
             try:
-                return take(*self._substitute(batch, sample, attempt))
-            except BadPhotoError as error:
+                return take(*self.plan.substitute(batch, sample, attempt))
+            except UnreadablePhotoError as error:
                 last = error
         raise RuntimeError(
             f"{_MAX_ATTEMPTS} photos in a row cannot be read, the last one {last}; are the data still there?"
         )
 
-    def _cut_one(self, batch: BatchPlan, sample: int, out: np.ndarray, image: int, top: int, left: int) -> None:
-        self._cut(batch, image, [sample], np.array([top]), np.array([left]), out)
+    def _cut(self, crops: list[np.ndarray], samples: list[int], image: int, tops: Any, lefts: Any) -> None:
+        """Decode one photo (both of a pair) as far down as needed; write its crops to their places in the batch."""
+        for (table, scale), out in zip(self._sets, crops, strict=True):
+            size = out.shape[1]
+            last = scale * int(np.max(tops)) + size
+            data = table.read(image)
+            try:
+                pixels = decode_rows(data, last, table.mode(image))
+            except DECODE_ERRORS as error:
+                raise UnreadablePhotoError(table.path(image), str(error)) from error
+            if pixels.shape[0] < min(last, table.heights[image]) or pixels.shape[1] != table.widths[image]:
+                raise UnreadablePhotoError(
+                    table.path(image), "decodes to another size than it was indexed with; index again"
+                )
+            for sample, top, left in zip(samples, np.atleast_1d(tops), np.atleast_1d(lefts), strict=True):
+                y, x = scale * top, scale * left
+                # The rows handed over may reach below the photo's wanted ones, never below the photo itself.
+                out[sample] = mirror_pad(pixels[y : y + size, x : x + size], size)
 
-    def _cut(
-        self, batch: BatchPlan, image: int, samples: list[int], tops: np.ndarray, lefts: np.ndarray, out: np.ndarray
-    ) -> None:
-        """Decode one photo as far down as needed and write its crops to their places in the batch."""
-        table, size = self.table, batch.size
-        data = table.read(image)
-        try:
-            pixels = decode_rows(data, int(tops.max()) + size, table.mode(image))
-        except DECODE_ERRORS as error:
-            raise BadPhotoError(table.path(image), str(error)) from error
-        if (
-            pixels.shape[0] < min(int(tops.max()) + size, table.heights[image])
-            or pixels.shape[1] != table.widths[image]
-        ):
-            raise BadPhotoError(table.path(image), "decodes to another size than it was indexed with; index again")
-        for sample, top, left in zip(samples, tops, lefts, strict=True):
-            # The rows handed over may reach below the photo's wanted ones, never below the photo itself.
-            out[sample] = mirror_pad(pixels[top : top + size, left : left + size], size)
+    def identity(self) -> dict[str, Any]:
+        """Return what a state must have in common with this run to be resumed, in plain values."""
+        plan = self.plan
+        return {
+            "seed": plan.seed,
+            "global_batch": plan.global_batch,
+            "patch_size": plan.patch_size,
+            "crops_per_image": plan.crops_per_image,
+            "tasks": [crop.task for crop in plan.crops],
+            "photos": self.photos.fingerprint(),
+        }

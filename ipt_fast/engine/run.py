@@ -174,7 +174,7 @@ def _prepare(args: argparse.Namespace, world: DistInfo, console: Console) -> Tra
     trainer = Trainer(config, loader, args.out, world=world, model=model, console=console, profile_steps=args.profile)
     if args.resume is not None:
         trainer.resume(args.resume)
-    trainer.progress.say(f"{photos}; {loader.about}{start}")
+    trainer.progress.say(f"{photos}; {loader.description}{start}")
     return trainer
 
 
@@ -248,7 +248,7 @@ def _plan(config: TrainConfig, photos: str, loader: CropLoader, world: DistInfo)
     table.add_column("value", overflow="fold")
     rows = {
         "photos": photos,
-        "loader": loader.about,
+        "loader": loader.description,
         "network": f"{config.preset}, {values:,} values",
         "device": f"{world.device}, {world.size} rank(s), {precision}",
         "length": f"{steps:,} steps of {config.batch_size} patches, {loader.batches_per_epoch:,} steps an epoch",

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ipt_fast.data.plan import SR_MARGIN
 from ipt_fast.data.types import Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
 from ipt_fast.engine.augment import draw_orientation, orient
@@ -25,9 +26,6 @@ from ipt_fast.engine.recompute import resolve_recompute
 from ipt_fast.losses import pretrain_loss
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
-
-# Low-resolution pixels that the loader's super-resolution crops have on every side beyond the patch.
-SR_MARGIN = 2
 
 Degrade = Callable[..., tuple[Tensor, Tensor]]
 

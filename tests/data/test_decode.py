@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from ipt_fast.data import decode
-from ipt_fast.data.decode import decode_region, decode_rows, mirror_pad
-from ipt_fast.data.jpeg_rows import keep_rows
+from ipt_fast.data.decode import decode_region, decode_rows, keep_rows, mirror_pad
 from tests.data.photo_files import jpeg_bytes, pixels
 
 

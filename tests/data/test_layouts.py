@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ipt_fast.data import build_index, make_loader
-from ipt_fast.data.dali.loader import why_not
+from ipt_fast.data.dali import unavailable_reason
 from tests.data.photo_files import jpeg_bytes, pixels
 
-DALI_MISSING = why_not()
+DALI_MISSING = unavailable_reason()
 KINDS = [
     "torch",
     pytest.param("dali", marks=pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))),

@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
 
-from ipt_fast.data.plan import CropPlan, crop_size, draw_share
+from ipt_fast.data.plan import CropPlan, crop_spec, subset
 from ipt_fast.tasks import TASKS
 
 
 def plan(n_images=50, global_batch=8, seed=0, **options):
     rng = np.random.default_rng(1)
     heights, widths = rng.integers(48, 500, (2, n_images))
-    return CropPlan(widths, heights, options.pop("tasks", TASKS), global_batch, seed, **options)
+    crops = tuple(crop_spec(task, 48) for task in options.pop("tasks", TASKS))
+    return CropPlan(widths, heights, crops, global_batch, seed, **options)
 
 
 def joined(parts, name):
@@ -23,7 +24,7 @@ def test_ranks_share_out_the_same_global_batch(world_size):
         one = whole.batch(step)
         for name in ("images", "tops", "lefts", "seeds", "places"):
             assert (joined(parts, name) == getattr(one, name)).all()
-        assert {part.task for part in parts} == {one.task}
+        assert {part.crop for part in parts} == {one.crop}
 
 
 def test_an_epoch_takes_each_photo_once_and_fills_its_last_batch():
@@ -63,7 +64,7 @@ def test_crops_of_one_photo_lie_side_by_side_and_differ():
 @pytest.mark.parametrize("task, size, scale", [("sr2", 104, 2), ("sr3", 156, 3), ("sr4", 208, 4), ("derain", 48, 1)])
 def test_crops_lie_in_the_photo_and_on_the_grid(task, size, scale):
     whole = plan(n_images=200, global_batch=200, tasks=(task,))
-    assert crop_size(task, 48) == size
+    assert crop_spec(task, 48) == (task, scale, size)
     batch = whole.batch(0)
     heights, widths = whole.heights[batch.images], whole.widths[batch.images]
     assert (batch.tops % scale == 0).all() and (batch.lefts % scale == 0).all()
@@ -74,7 +75,7 @@ def test_crops_lie_in_the_photo_and_on_the_grid(task, size, scale):
 
 def test_crops_are_uniform_over_the_photo():
     n = 4000
-    whole = CropPlan(np.full(n, 57), np.full(n, 57), ("derain",), n, seed=5)
+    whole = CropPlan(np.full(n, 57), np.full(n, 57), (crop_spec("derain", 48),), n, seed=5)
     counts = np.bincount(whole.batch(0).tops, minlength=10)
     assert len(counts) == 10
     # 400 expected each, standard deviation 19
@@ -83,10 +84,10 @@ def test_crops_are_uniform_over_the_photo():
 
 def test_tasks_are_drawn_uniformly_and_by_the_seed():
     whole = plan()
-    drawn = [whole.task_of(step) for step in range(6000)]
+    drawn = [whole.crop_at(step).task for step in range(6000)]
     counts = [drawn.count(task) for task in TASKS]
     assert min(counts) > 880 and max(counts) < 1120
-    assert drawn[:50] != [plan(seed=1).task_of(step) for step in range(50)]
+    assert drawn[:50] != [plan(seed=1).crop_at(step).task for step in range(50)]
 
 
 EXPECTED = {
@@ -101,23 +102,23 @@ EXPECTED = {
 def test_the_plan_never_changes():
     # A changed number here means that a checkpoint no longer resumes into the same order.
     batch = plan(n_images=100, global_batch=4, seed=7).batch(3)
-    assert batch.task == EXPECTED["task"]
+    assert batch.crop.task == EXPECTED["task"]
     for name in ("images", "tops", "lefts", "seeds"):
         assert getattr(batch, name).tolist() == EXPECTED[name]
 
 
 def test_shares_are_nested_and_fixed():
-    small, large = draw_share(1000, 0.2), draw_share(1000, 0.6)
+    small, large = subset(1000, 0.2), subset(1000, 0.6)
     assert len(small) == 200 and len(large) == 600
     assert set(small) <= set(large)
-    assert (draw_share(10, 1.0) == np.arange(10)).all()
-    assert len(draw_share(3, 0.01)) == 1
+    assert (subset(10, 1.0) == np.arange(10)).all()
+    assert len(subset(3, 0.01)) == 1
 
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.5])
 def test_a_share_outside_0_to_1_is_refused(fraction):
     with pytest.raises(ValueError, match=f"data_fraction is {fraction}"):
-        draw_share(10, fraction)
+        subset(10, fraction)
 
 
 @pytest.mark.parametrize(

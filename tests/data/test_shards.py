@@ -15,12 +15,12 @@ from PIL import Image
 
 from ipt_fast.cli import main
 from ipt_fast.data import build_index, make_loader, shards
-from ipt_fast.data.dali.loader import why_not
+from ipt_fast.data.dali import unavailable_reason
 from ipt_fast.data.index_file import INDEX_NAME
 from ipt_fast.data.shards import CHECKSUMS, write_shards
 from tests.data.photo_files import jpeg_bytes, pixels, write_jpegs
 
-DALI_MISSING = why_not()
+DALI_MISSING = unavailable_reason()
 KINDS = [
     "torch",
     pytest.param("dali", marks=pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))),
@@ -238,7 +238,7 @@ def test_training_from_shards_resumes_exactly(packed, opened, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore:a photo went bad")
+@pytest.mark.filterwarnings("ignore:an unreadable photo")
 def test_members_gone_bad_cost_their_sample_alone(packed, opened, kind):
     """The last shard is cut in its middle after it was indexed."""
     loader, reference = opened(packed, loader=kind, workers=1), opened(packed)

@@ -1,20 +1,20 @@
 """A planned batch as DALI takes it: encoded photos, the boxes to decode, and the crops to cut out of them.
 
-Several threads read. Photos gone bad are replaced here, by the same substitutes as the PyTorch loader takes, because a
-damaged file would cost DALI the whole batch.
+Several threads read. Unreadable photos are replaced here, by the same substitutes as the PyTorch loader takes, because
+a damaged file would cost DALI the whole batch.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, groupby
+from itertools import count
 
 import numpy as np
 
 from ipt_fast.data.decode import DECODE_ERRORS, decode_region
 from ipt_fast.data.plan import BatchPlan
-from ipt_fast.data.source import BadPhotoError, CropSource
+from ipt_fast.data.source import CropSource, UnreadablePhotoError, photos_of
 
 # Threads that read files; decoding is DALI's.
 _READERS = 4
@@ -34,12 +34,12 @@ class EncodedBatch:
     crop_shapes: np.ndarray  # [n, 2]
     squares: np.ndarray  # [n, 2], what crops are filled up to
     order: np.ndarray
-    bad: list[tuple[str, str]]
+    unreadable: list[tuple[str, str]]
     # What most of the photos lie in; may be used again when they are.
     memory: np.ndarray
 
     def inputs(self) -> dict[str, Sequence[np.ndarray] | np.ndarray]:
-        """What the pipeline is fed, by the names of its inputs."""
+        """Return what the pipeline is fed, by the names of its inputs."""
         inputs = {"box_anchors": self.box_anchors, "box_shapes": self.box_shapes, "squares": self.squares}
         if self.crop_anchors.shape[1] > 1:  # else the box is the crop
             inputs |= {"crop_anchors": self.crop_anchors, "crop_shapes": self.crop_shapes}
@@ -66,27 +66,28 @@ def encode_batch(
         memory: uint8, that of an earlier batch which is done with; new one where it is too small.
 
     Raises:
-        RuntimeError: no substitute for a bad photo could be read either.
+        RuntimeError: no substitute for an unreadable photo could be read either.
     """
     cuts = []
-    for image, group in groupby(range(len(plan.images)), key=lambda sample: plan.images[sample]):
+    most = source.plan.crops_per_image
+    for image, samples in photos_of(plan):
         # A photo that is drawn twice in a row has more crops than one decode makes.
-        for samples in _parts(list(group), source.plan.crops_per_image):
-            cuts.append(_Cut(int(image), samples, plan.tops[samples].tolist(), plan.lefts[samples].tolist()))
-    memory = _share_out(source, cuts, memory)
+        for part in (samples[start : start + most] for start in range(0, len(samples), most)):
+            cuts.append(_Cut(image, part, plan.tops[part].tolist(), plan.lefts[part].tolist()))
+    memory = _assign_memory(source, cuts, memory)
     if pool is None:
         read = [_read_all(source, plan, cuts)]
     else:
         parts = [cuts[part::_READERS] for part in range(_READERS)]
         read = list(pool.map(lambda part: _read_all(source, plan, part), parts))
     pairs = sorted((pair for done, _ in read for pair in done), key=lambda pair: pair[0].samples[0])
-    bad = [item for _, part in read for item in part]
-    return _arrange(source, plan, pairs, bad, memory)
+    unreadable = [item for _, part in read for item in part]
+    return _arrange(source, plan, pairs, unreadable, memory)
 
 
-def _share_out(source: CropSource, cuts: list[_Cut], memory: np.ndarray | None) -> np.ndarray:
+def _assign_memory(source: CropSource, cuts: list[_Cut], memory: np.ndarray | None) -> np.ndarray:
     """Give each photo its part of the memory, all of them in a row."""
-    ends = np.cumsum(source.table.sizes[[cut.image for cut in cuts]])
+    ends = np.cumsum(source.photos.sizes[[cut.image for cut in cuts]])
     if memory is None or len(memory) < ends[-1]:
         memory = np.empty(int(ends[-1] * _SPARE), np.uint8)
     start = 0
@@ -95,23 +96,19 @@ def _share_out(source: CropSource, cuts: list[_Cut], memory: np.ndarray | None) 
     return memory
 
 
-def _parts(samples: list[int], most: int) -> list[list[int]]:
-    return [samples[start : start + most] for start in range(0, len(samples), most)]
-
-
 def _read_all(
     source: CropSource, plan: BatchPlan, cuts: list[_Cut]
 ) -> tuple[list[tuple[_Cut, np.ndarray]], list[tuple[str, str]]]:
     done: list[tuple[_Cut, np.ndarray]] = []
-    bad: list[tuple[str, str]] = []
+    unreadable: list[tuple[str, str]] = []
     for cut in cuts:
         try:
             done.append((cut, _photo(source, plan, cut)))
-        except BadPhotoError as error:
+        except UnreadablePhotoError as error:
             for sample in cut.samples:
-                bad.append((error.path, error.reason))
+                unreadable.append((error.path, error.reason))
                 done.append(source.replace(plan, sample, partial(_substituted, source, plan, sample)))
-    return done, bad
+    return done, unreadable
 
 
 def _substituted(
@@ -123,14 +120,14 @@ def _substituted(
 
 def _photo(source: CropSource, plan: BatchPlan, cut: _Cut) -> np.ndarray:
     """The encoded photo, uint8 [bytes]. What DALI would decode otherwise than we do goes through our own decoder."""
-    table = source.table
+    table = source.photos
     if not table.plain[cut.image]:
         data = table.read(cut.image)
         anchor, shape = _box(source, plan, cut)
         try:
             region = decode_region(data, *anchor, *shape, table.mode(cut.image))
         except DECODE_ERRORS as error:
-            raise BadPhotoError(table.path(cut.image), str(error)) from error
+            raise UnreadablePhotoError(table.path(cut.image), str(error)) from error
         return np.frombuffer(b"P6\n%d %d\n255\n" % (shape[1], shape[0]) + region.tobytes(), np.uint8)
     if cut.memory is not None:
         return table.read_into(cut.image, cut.memory)
@@ -145,14 +142,14 @@ def _box(source: CropSource, plan: BatchPlan, cut: _Cut) -> tuple[tuple[int, int
 
 
 def _crop_shape(source: CropSource, plan: BatchPlan, image: int) -> tuple[int, int]:
-    return min(plan.size, int(source.table.heights[image])), min(plan.size, int(source.table.widths[image]))
+    return min(plan.crop.size, int(source.photos.heights[image])), min(plan.crop.size, int(source.photos.widths[image]))
 
 
 def _arrange(
     source: CropSource,
     plan: BatchPlan,
     pairs: list[tuple[_Cut, np.ndarray]],
-    bad: list[tuple[str, str]],
+    unreadable: list[tuple[str, str]],
     memory: np.ndarray,
 ) -> EncodedBatch:
     n, k = len(pairs), source.plan.crops_per_image
@@ -161,15 +158,17 @@ def _arrange(
     order = np.zeros(len(plan.images), np.int64)
     for row, (cut, _) in enumerate(pairs):
         anchor, shape = _box(source, plan, cut)
-        box_anchors[row] = anchor if source.table.plain[cut.image] else (0, 0)  # the others hold their box alone
+        box_anchors[row] = anchor if source.photos.plain[cut.image] else (0, 0)  # the others hold their box alone
         box_shapes[row] = shape
         crop_shapes[row] = _crop_shape(source, plan, cut.image)
         for place, (sample, top, left) in enumerate(zip(cut.samples, cut.tops, cut.lefts, strict=True)):
             crop_anchors[row, place] = top - anchor[0], left - anchor[1]
             order[sample] = row * k + place
     photos = [photo for _, photo in pairs]
-    squares = np.full((n, 2), plan.size, np.int32)
-    return EncodedBatch(plan, photos, box_anchors, box_shapes, crop_anchors, crop_shapes, squares, order, bad, memory)
+    squares = np.full((n, 2), plan.crop.size, np.int32)
+    return EncodedBatch(
+        plan, photos, box_anchors, box_shapes, crop_anchors, crop_shapes, squares, order, unreadable, memory
+    )
 
 
 class Reader:
@@ -182,12 +181,12 @@ class Reader:
         self._memories: list[np.ndarray] = []
 
     def read(self) -> EncodedBatch:
-        """The next batch. Raises RuntimeError where a bad photo has no substitute that can be read."""
+        """Return the next batch; raises RuntimeError where an unreadable photo has no substitute that can be read."""
         memory = self._memories.pop() if self._memories else None
         return encode_batch(self._source, next(self._plans), self._pool, memory)
 
     def done_with(self, batch: EncodedBatch) -> None:
-        """The photos of that batch are not needed any more: later ones may take their place."""
+        """Give back the memory of that batch, whose photos are not needed any more."""
         self._memories.append(batch.memory)
 
     def close(self) -> None:

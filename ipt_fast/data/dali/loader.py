@@ -4,35 +4,33 @@ CPU decoding gives the same pixels as the PyTorch loader, bit for bit. The plan 
 own checkpoints are not needed: a new pipeline is fed from the step of the checkpoint on.
 """
 
-import importlib
-import importlib.util
-from collections.abc import Iterator
-from contextlib import closing
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
 from typing import Any
 
+import numpy as np
+import nvidia.dali.fn as fn
+import nvidia.dali.types as types
 import torch
+from nvidia.dali import pipeline_def
 
+from ipt_fast.data.base import CropLoader, Stream
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.dali.batches import DaliBatches
-from ipt_fast.data.loader import CropLoader, DecodedBatch
+from ipt_fast.data.dali.encoded import EncodedBatch, Reader
+from ipt_fast.data.decode import mirror_fill
 from ipt_fast.data.prefetch import PrefetchIterator
 from ipt_fast.data.source import CropSource
-from ipt_fast.data.thread_time import cpu_seconds
+from ipt_fast.data.types import Batch, DecodedBatch
 
+# Batches in a row that DALI may fail to decode before its error is raised.
+_MAX_FAILURES = 8
 
-def why_not() -> str | None:
-    """None where DALI can be used, else the reason."""
-    try:
-        found = importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
-        return 'DALI is not installed (pip install "ipt-fast[dali-cu12]" or "ipt-fast[dali-cu13]")'
-    try:
-        importlib.import_module("nvidia.dali")
-    except Exception as error:  # whatever keeps it from loading (a missing library, a wrong numpy)
-        return f"DALI is installed and does not load: {error}"
-    return None
+# Pipelines that decode on a CPU, in turn: one works while threads of the other wait for the last photo of a batch.
+_CPU_PIPELINES = 2
 
 
 class DaliLoader(CropLoader):
@@ -52,32 +50,189 @@ class DaliLoader(CropLoader):
         prefetch: int,
         device: torch.device,
     ) -> None:
-        threads = cpu_cores() if workers is None else max(1, workers)
-        device_id = None if device.type == "cpu" else torch.cuda.current_device()
-        self._on_gpu = device_id is not None
-        where = "CPU" if device_id is None else f"GPU {device_id}"
-        super().__init__(source, rank, world_size, f"DALI loader, {where} decoding, {threads} threads")
-        self._dali = DaliBatches(source, rank, world_size, threads=threads, prefetch=prefetch, device_id=device_id)
-        self._spent: tuple[frozenset[int], float] = frozenset(), 0.0
+        self._threads = cpu_cores() if workers is None else max(1, workers)
+        self._device_id = None if device.type == "cpu" else torch.cuda.current_device()
+        self._prefetch = prefetch
+        where = "CPU" if self._device_id is None else f"GPU {self._device_id}"
+        super().__init__(source, rank, world_size, f"DALI loader, {where} decoding, {self._threads} threads")
 
-    def _open(self, step: int) -> Iterator[DecodedBatch]:
-        calls = self._dali.decoded(step)
-        if self._on_gpu:  # what is left to do are kernels, which belong on the caller's stream
-            with closing(PrefetchIterator(calls)) as ready:
-                yield from (call() for call in ready)
+    def _open(self, step: int) -> Stream:
+        return PrefetchIterator(self._run(step))
+
+    def _receive(self, item: Any) -> DecodedBatch:
+        return item if self._device_id is None else item()
+
+    def _run(self, step: int) -> Generator[Any, None, None]:
+        """Yield batches from ``step`` on, in DALI's thread.
+
+        Those of a GPU come as a call of what is left to do: kernels, which belong on the caller's own CUDA stream. A
+        batch that DALI cannot decode is decoded without it, and DALI starts anew.
+        """
+        failures, on_gpu = 0, self._device_id is not None
+        while True:
+            error = None
+            run = _Run(Reader(self._source, self._rank, self._world_size, step), self._pipelines(), self._prefetch)
+            try:
+                for finish in run:
+                    step, failures = step + 1, 0
+                    yield finish if on_gpu else finish()
+            except _DecodeError as raised:
+                error = raised
+            finally:
+                run.stop()
+            failures += 1
+            if failures > _MAX_FAILURES:
+                raise RuntimeError(f"DALI cannot decode {failures} batches in a row: {error}") from error
+            warnings.warn(f"DALI could not decode batch {step}, it is decoded without it: {error}", stacklevel=2)
+            yield partial(self._without_dali, step) if on_gpu else self._without_dali(step)
+            step += 1
+
+    def _without_dali(self, step: int) -> DecodedBatch:
+        batch, unreadable, _ = self._source.decode(self._source.plan.batch(step, self._rank, self._world_size))
+        device = "cpu" if self._device_id is None else f"cuda:{self._device_id}"
+        return DecodedBatch(batch._replace(gt=batch.gt.to(device)), unreadable)
+
+    def _pipelines(self) -> list[Any]:
+        plan = self._source.plan
+        count = 1 if self._device_id is not None else min(_CPU_PIPELINES, self._threads)
+        return [
+            _build_pipeline(
+                batch_size=plan.global_batch // self._world_size,
+                crops_per_image=plan.crops_per_image,
+                threads=(self._threads + i) // count,
+                prefetch=self._prefetch,
+                device_id=self._device_id,
+            )
+            for i in range(count)
+        ]
+
+
+class _DecodeError(RuntimeError):
+    """DALI raised while it ran."""
+
+
+@contextmanager
+def _decode_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise _DecodeError(" ".join(str(error).split())[:300]) from error
+
+
+class _Run:
+    """Pipelines at work, batch by batch in turn, each fed as far ahead as it may run."""
+
+    def __init__(self, reader: Reader, pipelines: list[Any], prefetch: int) -> None:
+        self._reader = reader
+        self._pipelines = pipelines
+        self._prefetch = prefetch
+        self._under_way: deque[EncodedBatch] = deque()
+
+    def __iter__(self) -> Iterator[Callable[[], DecodedBatch]]:
+        # A pipeline's first run is that of all batches ahead, so these have to be there before it.
+        for _ in range(self._prefetch):
+            for pipeline in self._pipelines:
+                self._feed(pipeline)
+        for pipeline in self._pipelines:
+            self._schedule(pipeline)
+        for pipeline in cycle(self._pipelines):
+            yield self._take(pipeline)
+            self._feed(pipeline)
+            self._schedule(pipeline)
+
+    def stop(self) -> None:
+        """Let go of the pipelines, whose threads end before the photos go that they read."""
+        self._pipelines = []
+        self._reader.close()
+
+    def _feed(self, pipeline: Any) -> None:
+        batch = self._reader.read()
+        with _decode_errors():
+            for name, value in batch.inputs().items():
+                pipeline.feed_input(name, value)
+        self._under_way.append(batch)
+
+    def _schedule(self, pipeline: Any) -> None:
+        with _decode_errors():
+            pipeline.schedule_run()
+
+    def _take(self, pipeline: Any) -> Callable[[], DecodedBatch]:
+        with _decode_errors():
+            (output,) = pipeline.share_outputs()
+            pipeline.release_outputs()  # for others to follow; its memory stays while somebody holds it
+        batch = self._under_way.popleft()
+        self._reader.done_with(batch)
+        return partial(_finish, output, batch)
+
+
+def _finish(output: Any, encoded: EncodedBatch) -> DecodedBatch:
+    """uint8 [n, K, S, S, 3] -> [B, 3, S, S]: crops in the order of the batch, mirrored where the photo is smaller."""
+    crops = torch.from_dlpack(output.as_tensor())
+    # With numpy on a CPU: PyTorch shares even a copy out among threads, which then spin where DALI's want to decode.
+    on_cpu = crops.device.type == "cpu"
+    pixels: Any = crops.flatten(0, 1)
+    if on_cpu:
+        pixels = pixels.numpy()
+    order = encoded.order
+    if len(order) != len(pixels) or (order != np.arange(len(order))).any():
+        pixels = pixels[order]
+    shapes = encoded.crop_shapes[order // crops.shape[1]]
+    for sample in np.flatnonzero((shapes < encoded.plan.crop.size).any(1)).tolist():
+        height, width = shapes[sample].tolist()
+        mirror_fill(pixels[sample], height, width, np.flip if on_cpu else torch.flip)
+    if on_cpu:
+        pixels = torch.from_numpy(pixels)
+    return DecodedBatch(Batch.of(encoded.plan, pixels.permute(0, 3, 1, 2)), encoded.unreadable)
+
+
+def _build_pipeline(
+    *, batch_size: int, crops_per_image: int, threads: int, prefetch: int, device_id: int | None
+) -> Any:
+    """Return a built pipeline for CPU or GPU decoding, fed by ``feed_input`` with ``EncodedBatch.inputs``.
+
+    Of each photo (encoded uint8 [bytes]) only the box (anchor and shape int32 [2], rows first) is decoded, and
+    ``crops_per_image`` crops are cut out of it (anchors within the box int32 [K, 2], one shape int32 [2] for all).
+    The output is uint8 [n, K, S, S, 3] for n photos, where smaller crops are filled with zeros to their ``squares``,
+    (S, S) int32.
+
+    Args:
+        device_id: the GPU that decodes; None decodes on the CPU.
+    """
+    decoder = "cpu" if device_id is None else "mixed"
+
+    # The dynamic executor counts references to its outputs, so that they can be handed on without a copy.
+    @pipeline_def(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=prefetch,
+        exec_dynamic=True,
+    )
+    def crops() -> Any:
+        # The loader keeps a batch's photos until its crops are there.
+        photos = fn.external_source(name="photos", dtype=types.UINT8, ndim=1, no_copy=True)
+        box_anchors = fn.external_source(name="box_anchors", dtype=types.INT32, ndim=1)
+        box_shapes = fn.external_source(name="box_shapes", dtype=types.INT32, ndim=1)
+        boxes = fn.decoders.image_slice(
+            photos,
+            box_anchors,
+            box_shapes,
+            axes=[0, 1],
+            device=decoder,
+            output_type=types.RGB,
+            adjust_orientation=False,  # as stored, like the other loader
+            jpeg_fancy_upsampling=True,  # the GPU decoder's chroma as the CPU's
+        )
+        squares = fn.external_source(name="squares", dtype=types.INT32, ndim=1)
+        if crops_per_image == 1:
+            stacked = fn.expand_dims(boxes, axes=[0])
         else:
-            with closing(PrefetchIterator(call() for call in calls)) as done:
-                yield from done
+            crop_anchors = fn.external_source(name="crop_anchors", dtype=types.INT32, ndim=2)
+            crop_shapes = fn.external_source(name="crop_shapes", dtype=types.INT32, ndim=1)
+            cut = [fn.slice(boxes, crop_anchors[k], crop_shapes, axes=[0, 1]) for k in range(crops_per_image)]
+            stacked = fn.stack(*cut)
+        return fn.pad(stacked, axes=[1, 2], shape=squares, fill_value=0)  # [K, h, w, 3] -> [K, S, S, 3]
 
-    def _shut(self, stream: Any) -> None:
-        stream.close()
-
-    def _decoding_seconds(self) -> float | None:
-        """CPU time of the pipelines' threads since this was last asked: they work on later batches by now."""
-        threads = self._dali.working
-        seconds = cpu_seconds(threads)
-        if seconds is None:
-            return None
-        before = self._spent[1] if self._spent[0] == threads else 0.0
-        self._spent = threads, seconds
-        return seconds - before
+    pipeline = crops()
+    pipeline.build()
+    return pipeline
