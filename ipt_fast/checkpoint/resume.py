@@ -105,7 +105,7 @@ def _log_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if key not in _FREE and then.get(key) != now[key] and key != "model"
     ]
     if differing:
-        _log.warning("WARNING: the run goes on with other settings: %s", "; ".join(differing))
+        _log.warning("the run goes on with other settings: %s", "; ".join(differing))
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:

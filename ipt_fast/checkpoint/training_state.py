@@ -86,7 +86,7 @@ def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             return path, load_training_state(path)
         except CheckpointError as error:
             errors.append(str(error))
-            _log.warning("WARNING: %s; trying the one before it", error)
+            _log.warning("%s; trying the one before it", error)
     if errors:
         raise CheckpointError(
             f"no checkpoint in {folder} can be read; move them away to start anew: {'; '.join(errors)}"
