@@ -13,6 +13,7 @@ from PIL import Image
 
 from ipt_fast.checkpoint import load_training_state
 from ipt_fast.engine.run import main
+from tests.engine.fakes import FakeLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 MICRO = [
@@ -64,7 +65,14 @@ def test_a_run_and_its_resumption(photos, tmp_path, capsys):
 def test_dry_run_writes_nothing_and_says_everything(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run", "--dry-run", "--precision", "fp32") == 0
     said = capsys.readouterr().out
-    for text in ("6 photos, 1 refused", "3 steps of 4 patches", "cpu, 1 rank(s), fp32", "kept for", "model.n_feats"):
+    for text in (
+        "6 photos, 1 refused",
+        "3 steps of 4 patches",
+        "cpu, 1 rank(s), fp32",
+        "model.n_feats",
+        "parameters",
+        "recomputation",
+    ):
         assert text in said
     assert not (tmp_path / "run").exists()
 
@@ -86,6 +94,10 @@ def test_named_options_are_settings(photos, tmp_path, capsys):
         (["--precision", "fp16"], MICRO, "precision fp16 needs a GPU"),
         (["--resume", "nowhere.pt"], MICRO, "nowhere.pt: no such checkpoint"),
         ([], ["batch_size=1"], "needs at least 2, got 1"),
+        ([], [*MICRO, "contrastive=supcon", "lam=0"], "contrastive=supcon is a setting of the contrastive loss"),
+        ([], [*MICRO, "prefetch=2"], "prefetch=2 needs workers"),
+        ([], [*MICRO, "schedule=constant", "lr_final=1e-6"], "lr_final=1e-06 is never reached"),
+        (["--init", "a.pt", "--resume", "b.pt"], MICRO, "--resume FILE goes on with one; give one of them"),
     ],
 )
 def test_errors_take_one_line_and_exit_code_2(photos, tmp_path, capsys, options, changes, message):
@@ -108,7 +120,40 @@ def test_a_damaged_checkpoint_is_named(photos, tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_bytes(b"PK nothing")
     assert train(photos, tmp_path, "--resume", "auto") == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'checkpoint.pt'}: damaged" in said and "can be read" in said
+    assert f"{tmp_path / 'checkpoint.pt'}: " in said and "damaged" in said and "can be read" in said
+
+
+def test_a_short_warmup_is_asked_for_in_a_line(photos, tmp_path, capsys):
+    assert train(photos, tmp_path / "run", "--dry-run", changes=[*MICRO, "warmup_steps=3"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("WARNING: warmup_steps=3 does not end within the 3 steps") and len(said.splitlines()) == 1
+
+
+# TensorBoard writes from a thread of its own, which dies of the full disk.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_without_its_last_checkpoint_has_exit_code_3(photos, tmp_path, capsys, small_files):
+    assert train(photos, tmp_path / "first") == 0  # the index of the photos is written
+    capsys.readouterr()
+    with small_files(4096):
+        assert train(photos, tmp_path / "run") == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("train.py: the run ends at step 3 of 3 without its last checkpoint") and "make room" in last
+
+
+def test_a_loader_that_fails_has_exit_code_4(photos, tmp_path, capsys, monkeypatch):
+    class Failing(FakeLoader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                if batch.step == 2:
+                    raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.\nmore")
+                yield batch
+
+    monkeypatch.setattr("ipt_fast.engine.run.make_loader", lambda *args, **options: Failing(4))
+    assert train(photos, tmp_path / "run", changes=[*MICRO, "steps=9"]) == 4
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("train.py: the loader failed after step 2 of 9: RuntimeError: DataLoader")
+    assert load_training_state(tmp_path / "run" / "checkpoint.pt")["step"] == 2
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from ipt_fast.evaluation.held_out import mean_scores, score_held_out, score_table
     from ipt_fast.evaluation.sample_grid import write_sample_grids
     from ipt_fast.inference import load_checkpoint
+    from ipt_fast.io.atomic import atomic_write
 
     try:
         photos = held_out_photos()
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         task: {"psnr_y_input": round(before, 4), "psnr_y_model": round(after, 4)}
         for task, (before, after) in mean_scores(results).items()
     }
-    (args.out / "held_out.json").write_text(json.dumps(scores, indent=2) + "\n")
+    with atomic_write(args.out / "held_out.json", "w") as file:
+        file.write(json.dumps(scores, indent=2) + "\n")
     console.print(score_table(results))
     console.print(f"{args.out}: checkpoint.pt, config.json, log.jsonl, held_out.json, TensorBoard log")
     console.print(f"{args.out / 'samples'}: {', '.join(path.name for path in grids)}")

@@ -1,12 +1,15 @@
-"""What a training run needs to know, and the recipes per preset."""
+"""What a training run needs to know: its settings, its learning rate, and which settings do not go together."""
 
-import difflib
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+import logging
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ipt_fast.model import PRESETS, IPTConfig, preset
+from ipt_fast.model import IPTConfig
+from ipt_fast.tasks import get_task
+
+_log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -42,9 +45,10 @@ class TrainConfig:
         seed: of the weights, the order of the images, crops, tasks and degradations.
         precision: of forward and backward; weights and optimizer stay float32. "auto" is bf16 on GPUs and
             CPUs that compute in it, otherwise fp16 with loss scaling on GPUs and fp32 on CPUs.
-        recompute: "on" makes the hidden layers of the network again in the backward, "off" keeps them for it, which is
-            faster (8 % fewer operations) and takes more memory (29 MB a sample of "base" in 16 bits); "auto" keeps them
-            where they take up to a sixth of the device's memory. The weights come out the same.
+        recompute: activation recomputation. "on" computes the hidden layers of the feed-forward parts again in the
+            backward, "off" keeps them for it, which is faster (8 % fewer operations) and takes more memory (29 MB a
+            sample of "base" in 16 bits); "auto" keeps them where they take up to a sixth of the device's memory. The
+            weights come out the same.
         compile: run the network through torch.compile.
         checkpoint_every: steps between checkpoints; there is always one at the end.
         keep_every: epochs between checkpoints that are kept for good as checkpoint_epoch<N>.pt; 0 keeps the last two.
@@ -92,6 +96,9 @@ class TrainConfig:
                 f"the length of the run is given by epochs or by steps, one of them (got epochs={self.epochs}, "
                 f"steps={self.steps})"
             )
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name} must be one of {', '.join(get_args(kind))} (got {getattr(self, name)!r})")
         at_least: dict[str, float] = {
             "batch_size": 1, "warmup_steps": 0, "clip_grad": 0, "lam": 0, "prefetch": 1, "crops_per_image": 1,
             "weight_decay": 0, "checkpoint_every": 1, "keep_every": 0, "log_every": 1, "max_bad_steps": 1,
@@ -115,12 +122,12 @@ class TrainConfig:
             raise ConfigError(f"betas must be two numbers in [0, 1) (got {self.betas})")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and checkpoints."""
+        """Return plain values for JSON and checkpoints."""
         return {**asdict(self), "betas": list(self.betas), "model": self.model.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """The inverse of ``to_dict``; raises ``ConfigError`` on a key that no field has."""
+        """Return the inverse of ``to_dict``; raises ``ConfigError`` on a key that no field has."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"unknown settings {unknown}; known are {sorted(known)}")
@@ -128,96 +135,104 @@ class TrainConfig:
         return cls(**{**values, "model": model, "betas": tuple(values.get("betas", (0.9, 0.999)))})
 
 
-# What differs from the defaults above.
-RECIPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "epochs": None, "steps": 2000, "batch_size": 8, "lr": 1e-3, "lr_final": 1e-5, "schedule": "cosine",
-        "warmup_steps": 100, "clip_grad": 1.0, "crops_per_image": 2, "checkpoint_every": 250,
-    },
-    "small": {
-        "epochs": None, "steps": 100_000, "batch_size": 128, "lr": 3e-4, "lr_final": 1e-6, "schedule": "cosine",
-        "warmup_steps": 1000, "clip_grad": 1.0,
-    },
-    "base": {},
-    "deblur": {"batch_size": 32},
-}  # fmt: skip
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Return the length of the run in steps."""
+    if config.epochs is None:
+        return int(config.steps or 0)  # one of the two is given
+    return max(1, round(config.epochs * steps_per_epoch))
 
 
-def recipe(name: str, changes: Sequence[str] = ()) -> TrainConfig:
-    """The recipe of a preset, with ``--set`` changes applied.
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Return the learning rate of the step with that number, from 0, in a run of ``total`` steps.
+
+    It is a pure function of the step, so that a resumed run needs no state for it.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "step":
+        return config.lr if step < round(config.lr_drop_at * total) else config.lr_final
+    if config.schedule == "cosine":
+        # The last step is at lr_final.
+        done = (step - config.warmup_steps) / max(1, total - 1 - config.warmup_steps)
+        return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+    return config.lr
+
+
+def check(
+    config: TrainConfig,
+    ranks: int = 1,
+    *,
+    pairs: bool | None = None,
+    given: Collection[str] = (),
+    total: int | None = None,
+) -> None:
+    """Refuse settings that cannot be trained with, or that would have no effect beside the others.
+
+    Args:
+        config: the settings; each by itself has been checked by its constructor.
+        ranks: number of processes that the batch is split over.
+        pairs: the loader brings pairs of photos (True) or clean photos alone (False); None where that is not known.
+        given: names of settings that somebody asked for, also where they equal the default.
+        total: steps of the run, where they are known; a warmup that does not end within them is warned of.
 
     Raises:
-        ConfigError: no such preset, no such key, or a value that the key cannot have.
+        ConfigError: what does not go together, and what to do.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"preset {name!r} is not known; choose one of {', '.join(PRESETS)}")
-    return apply_changes(TrainConfig(preset=name, model=preset(name), **RECIPES[name]), changes)
+    _check_batch(config, ranks)
+    if pairs is False:
+        _check_synthetic(config)
+    _check_effective(config, pairs, given)
+    if total is not None and config.warmup_steps >= total:
+        _log.warning(
+            "warmup_steps=%d does not end within the %d steps of the run: the learning rate ends at %.3g, and "
+            "lr, lr_final and schedule have no effect beyond that; set warmup_steps below %d, or 0",
+            config.warmup_steps, total, learning_rate(config, total - 1, total), total,
+        )  # fmt: skip
 
 
-def apply_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
-    """``config`` with changes such as ``lr=1e-4``, ``steps=500``, ``model.num_layers=4`` or ``model.tasks=sr2,derain``.
-
-    Setting ``steps`` clears ``epochs`` and the other way round.
-    """
-    own: dict[str, Any] = {}
-    model: dict[str, Any] = {}
-    types_own, types_model = _settable(TrainConfig), _settable(IPTConfig)
-    for change in changes:
-        key, equals, text = change.partition("=")
-        key = key.strip()
-        if not equals:
-            raise ConfigError(f"--set {change!r}: write it as KEY=VALUE")
-        if key in types_own:
-            own[key] = _parse(key, text.strip(), types_own[key])
-        elif key.startswith("model.") and key[6:] in types_model:
-            model[key[6:]] = _parse(key, text.strip(), types_model[key[6:]])
-        else:
-            raise ConfigError(_unknown(key, [*types_own, *(f"model.{name}" for name in types_model)]))
-    if own.get("steps") is not None and "epochs" not in own:
-        own["epochs"] = None
-    if own.get("epochs") is not None and "steps" not in own:
-        own["steps"] = None
-    try:
-        return replace(config, **own, model=replace(config.model, **model))
-    except ValueError as error:
-        raise ConfigError(f"--set {' '.join(changes)}: {error}") from error
+def _check_batch(config: TrainConfig, ranks: int) -> None:
+    """Refuse a batch that cannot be split over the ranks, or whose images have no others to be told apart from."""
+    if config.batch_size % ranks:
+        raise ConfigError(
+            f"batch_size={config.batch_size} does not divide by {ranks} ranks; choose a multiple of {ranks}"
+        )
+    images = config.batch_size if config.contrastive_scope == "global" else config.batch_size // ranks
+    if config.lam and images < 2:
+        raise ConfigError(
+            f"the contrastive loss compares images of a batch and needs at least 2, got {images} "
+            f"(batch_size={config.batch_size} over {ranks} ranks, contrastive_scope={config.contrastive_scope}); "
+            "choose a larger batch_size, or lam=0 to leave the loss out"
+        )
 
 
-def _settable(cls: type) -> dict[str, Any]:
-    hints = get_type_hints(cls)
-    return {f.name: hints[f.name] for f in fields(cls) if f.name not in ("model", "preset")}
+def _check_synthetic(config: TrainConfig) -> None:
+    """Refuse tasks without a synthetic degradation."""
+    for task in map(get_task, config.model.tasks):
+        if task.kind == "deblur":
+            raise ConfigError(
+                f"task {task.name}: there is no synthetic blur; fine-tune it on pairs of photos "
+                f"(--finetune {task.name} --init FILE --pairs GT LQ)"
+            )
 
 
-def _unknown(key: str, known: Sequence[str]) -> str:
-    full = {name.removeprefix("model."): name for name in known}  # "num_layers" is meant for "model.num_layers"
-    near = difflib.get_close_matches(key.removeprefix("model."), full, n=3, cutoff=0.6)
-    if near:
-        return f"--set {key}: no such setting; did you mean {' or '.join(full[name] for name in near)}?"
-    return f"--set {key}: no such setting; known are {', '.join(known)}"
-
-
-_BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
-
-def _parse(key: str, text: str, kind: Any) -> Any:
-    """``text`` as a value of the annotated type ``kind``."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if text.lower() == "none":
-            return None
-        return _parse(key, text, next(arg for arg in args if arg is not type(None)))
-    if origin is Literal:
-        if text not in args:
-            raise ConfigError(f"--set {key}={text}: must be one of {', '.join(args)}")
-        return text
-    if origin is tuple:
-        return tuple(_parse(key, part.strip(), args[0]) for part in text.strip("()[]").split(",") if part.strip())
-    if kind is bool:
-        if text.lower() not in _BOOLS:
-            raise ConfigError(f"--set {key}={text}: must be true or false")
-        return _BOOLS[text.lower()]
-    try:
-        return kind(text)
-    except ValueError as error:
-        expected = {int: "a whole number", float: "a number"}[kind]
-        raise ConfigError(f"--set {key}={text}: must be {expected}") from error
+def _check_effective(config: TrainConfig, pairs: bool | None, given: Collection[str]) -> None:
+    """Refuse a setting that is asked for, by name or by another value than the default, and would be ignored."""
+    asked = {f.name for f in fields(config) if getattr(config, f.name) != f.default} - {"lr_final"} | set(given)
+    tasks = ", ".join(config.model.tasks)
+    derains = any(get_task(task).kind == "derain" for task in config.model.tasks)
+    loss = "is a setting of the contrastive loss, which lam=0 leaves out; leave it out, or set lam (0.1 in the paper)"
+    ignored = (
+        ("contrastive", config.lam == 0, loss),
+        ("contrastive_scope", config.lam == 0, loss),
+        ("rain", pairs, "needs clean photos, and --pairs bring their own rain; leave it out"),
+        ("rain", not derains, f"is of the task derain, and this run has {tasks}; add derain, or leave it out"),
+        ("loader", pairs and config.loader == "dali", "does not serve pairs, which are read by the torch loader alone; "
+         "leave it out"),
+        ("lr_drop_at", config.schedule != "step", f"is of schedule=step; leave it out with schedule={config.schedule}"),
+        ("lr_final", config.schedule == "constant" and config.lr_final != config.lr, "is never reached with "
+         f"schedule=constant, which stays at lr={config.lr:g}; leave it out, or choose schedule=step or cosine"),
+        ("prefetch", config.workers == 0, "needs workers to make batches ahead; leave it out, or set workers"),
+    )  # fmt: skip
+    for name, is_ignored, reason in ignored:
+        if is_ignored and name in asked:
+            raise ConfigError(f"{name}={getattr(config, name)} {reason}")

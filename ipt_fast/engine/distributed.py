@@ -2,17 +2,20 @@
 
 One task a batch means that most heads and tails have no gradient in a step. Adam must leave those alone, which it does
 for a gradient of None; DistributedDataParallel would have to search the graph for them in every step. Here the unused
-ones are known from the task, so only the used ones are exchanged, in fixed groups, while backward is still running.
+ones are known from the task, so only the used ones are exchanged, in fixed buckets, while backward is still running.
 """
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from ipt_fast.model import IPT
 
 _BUCKET_BYTES = 25 * 2**20
 # The other ranks wait while rank 0 checks every image of a new data folder.
@@ -24,17 +27,17 @@ class DistInfo:
     """This process among all of them."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def main(self) -> bool:
-        """True on the rank that writes files and speaks."""
+    def is_main(self) -> bool:
+        """Return True on the rank that writes files and logs."""
         return self.rank == 0
 
 
 def init_distributed() -> DistInfo:
-    """The world that ``torchrun`` describes in the environment; a world of one without it. gloo on CPU, nccl on GPUs.
+    """Join the ranks that ``torchrun`` describes in the environment; one rank without it. gloo on CPU, nccl on GPUs.
 
     Raises:
         RuntimeError: more ranks on this machine than GPUs.
@@ -62,72 +65,72 @@ def destroy_process_group() -> None:
         dist.destroy_process_group()
 
 
-class GradientAllReduce:
-    """Averages the gradients of the parameters that a step uses over all ranks.
+class _Sent(NamedTuple):
+    """A bucket on its way: its gradients, the flat copy that is summed over the ranks, and the running collective."""
 
-    ``begin(task)`` before backward, ``finish()`` after it. Groups of parameters are sent in the order in which backward
-    completes them, the same on all ranks and in every run, so that a resumed run is bit-equal.
+    grads: list[Tensor]
+    flat: Tensor
+    work: dist.Work
+
+
+class GradientAllReduce:
+    """Averages the gradients of the parameters that a step uses over all ranks, while backward is running.
+
+    ``begin(task)`` before backward, ``finish()`` after it. Buckets of parameters are sent in the order in which
+    backward completes them, the same on all ranks and in every run, so that a resumed run is bit-equal.
     """
 
-    def __init__(self, model: nn.Module, world_size: int):
-        self.world_size = world_size
-        self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.plans: dict[int, list[list[nn.Parameter]]] = {}
-        self.buckets: list[list[nn.Parameter]] = []
-        self.place: dict[nn.Parameter, int] = {}
-        self.waiting: list[int] = []  # per bucket, parameters whose gradient is not there yet
-        self.sent: list[tuple[list[nn.Parameter], Tensor, dist.Work | None]] = []
+    def __init__(self, model: IPT, world_size: int):
+        self.model, self.world_size = model, world_size
+        self._buckets_of: dict[int, list[list[nn.Parameter]]] = {}  # per task
+        self._buckets: list[list[nn.Parameter]] = []  # of the step
+        self._bucket_of: dict[nn.Parameter, int] = {}
+        self._pending: list[int] = []  # per bucket, the gradients that are not there yet
+        self._next = 0  # bucket to send
+        self._sent: list[_Sent] = []
         if world_size > 1:
-            for _, parameter in self.named:
-                parameter.register_post_accumulate_grad_hook(self._ready)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(self._on_grad)
 
     def begin(self, task: int) -> None:
-        """Backward of a batch of this task comes next."""
+        """Prepare for the backward of a batch of this task."""
         if self.world_size == 1:
             return
-        if task not in self.plans:
-            used = [p for name, p in reversed(self.named) if _uses(name, task)]
-            self.plans[task] = list(_split(used))
-        self.buckets = self.plans[task]
-        self.place = {p: i for i, bucket in enumerate(self.buckets) for p in bucket}
-        self.waiting = [len(bucket) for bucket in self.buckets]
-        self.sent = []
+        if task not in self._buckets_of:
+            used = [p for p in self.model.parameters_of(task) if p.requires_grad]
+            self._buckets_of[task] = list(_split(reversed(used)))
+        self._buckets = self._buckets_of[task]
+        self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
+        self._pending = [len(bucket) for bucket in self._buckets]
+        self._next, self._sent = 0, []
 
     def finish(self) -> None:
         """Send what is left, wait, and put the means into ``grad``."""
         if self.world_size == 1:
             return
-        while len(self.sent) < len(self.buckets):
+        while self._next < len(self._buckets):
             self._send()
-        for parameters, flat, work in self.sent:
-            if work is None:
-                continue
+        for grads, flat, work in self._sent:
             work.wait()
             flat /= self.world_size
-            grads = [p.grad for p in parameters if p.grad is not None]
             parts = flat.split([grad.numel() for grad in grads])
             torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
-    def _ready(self, parameter: nn.Parameter) -> None:
-        if parameter not in self.place:
+    def _on_grad(self, parameter: nn.Parameter) -> None:
+        if parameter not in self._bucket_of:
             return
-        self.waiting[self.place[parameter]] -= 1
-        while len(self.sent) < len(self.buckets) and self.waiting[len(self.sent)] == 0:
+        self._pending[self._bucket_of[parameter]] -= 1
+        while self._next < len(self._buckets) and self._pending[self._next] == 0:
             self._send()
 
     def _send(self) -> None:
-        """Exchange the next bucket. A parameter that the graph did not reach has no gradient on any rank."""
-        parameters = [p for p in self.buckets[len(self.sent)] if p.grad is not None]
-        if not parameters:
-            self.sent.append(([], torch.empty(0), None))
-            return
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-        self.sent.append((parameters, flat, dist.all_reduce(flat, async_op=True)))
-
-
-def _uses(name: str, task: int) -> bool:
-    part, _, rest = name.partition(".")
-    return part not in ("head", "tail") or rest.startswith(f"{task}.")
+        """Begin the all-reduce of the next bucket. What the graph did not reach has no gradient on any rank."""
+        grads = [p.grad for p in self._buckets[self._next] if p.grad is not None]
+        self._next += 1
+        if grads:
+            flat = torch.cat([grad.reshape(-1) for grad in grads])
+            self._sent.append(_Sent(grads, flat, dist.all_reduce(flat, async_op=True)))
 
 
 def _split(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
@@ -144,7 +147,16 @@ def _split(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
 
 
 def broadcast_parameters(model: nn.Module, world_size: int) -> None:
-    """Rank 0's weights and buffers to all ranks."""
+    """Give rank 0's weights and buffers to all ranks."""
     if world_size > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
+
+
+def any_rank(flag: bool, dist_info: DistInfo) -> bool:
+    """Return whether the flag is set on any rank. All ranks must call."""
+    if dist_info.world_size > 1:
+        count = torch.tensor(float(flag), device=dist_info.device)
+        dist.all_reduce(count)
+        flag = bool(count)
+    return flag

@@ -1,18 +1,41 @@
-"""fp32, bf16 or fp16, and the loss scale that fp16 needs."""
+"""How a step computes on its device: fp32, bf16 or fp16, the loss scale of fp16, and activation recomputation."""
 
-from typing import Any, Literal
+import os
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ipt_fast.engine.config import ConfigError
+from ipt_fast.data.cores import local_ranks
+from ipt_fast.engine.config import ConfigError, TrainConfig
+from ipt_fast.engine.distributed import DistInfo
+from ipt_fast.model import IPTConfig
 from ipt_fast.ops import _common
 
 Precision = Literal["fp32", "bf16", "fp16"]
+# Of the device's memory that hidden layers may take. All else that a step keeps is two to three times as much.
+_HIDDEN_SHARE = 1 / 6
+
+
+class Execution(NamedTuple):
+    """What the settings "auto" come to on a device."""
+
+    precision: Precision
+    recompute: bool
+
+
+def resolve(config: TrainConfig, dist_info: DistInfo) -> Execution:
+    """Return precision and activation recomputation of this rank's share of the batch on its device."""
+    precision = resolve_precision(config.precision, dist_info.device)
+    batch_size = config.batch_size // dist_info.world_size
+    memory = device_memory(dist_info.device)
+    return Execution(precision, resolve_recompute(config.recompute, config.model, batch_size, precision, memory))
 
 
 def resolve_precision(choice: str, device: torch.device) -> Precision:
-    """``auto``: bf16 on GPUs (sm_80 and newer) and CPUs that compute in it, fp16 on older GPUs, fp32 on older CPUs.
+    """Return the precision that a choice comes to on a device.
+
+    ``auto``: bf16 on GPUs (sm_80 and newer) and CPUs that compute in it, fp16 on older GPUs, fp32 on older CPUs.
 
     Raises:
         ConfigError: fp16 on a CPU, where it is slow and has no loss scaling to lean on.
@@ -28,6 +51,35 @@ def resolve_precision(choice: str, device: torch.device) -> Precision:
     return choice  # type: ignore[return-value]
 
 
+def resolve_recompute(choice: str, model: IPTConfig, batch_size: int, precision: Precision, memory: int) -> bool:
+    """Return whether the backward recomputes hidden layers: "on", "off", or "auto", where they would not fit well.
+
+    Args:
+        choice: of the settings.
+        model: sizes of the network.
+        batch_size: of this rank.
+        precision: of the forward.
+        memory: bytes of the device, as ``device_memory`` gives them.
+    """
+    if choice != "auto":
+        return choice == "on"
+    return batch_size * hidden_bytes(model, precision) > _HIDDEN_SHARE * memory
+
+
+def hidden_bytes(model: IPTConfig, precision: Precision) -> int:
+    """Return the bytes of one sample's hidden layers."""
+    layers = 2 * model.num_layers + model.mlp
+    elements = layers * model.num_tokens * model.ffn_ratio * model.embed_dim
+    return elements * (4 if precision == "fp32" else 2)
+
+
+def device_memory(device: torch.device) -> int:
+    """Return the bytes of the device's memory; on a CPU this rank's share of them."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_ranks()
+
+
 class LossScale:
     """Keeps fp16 gradients off zero: doubled after ``interval`` good steps, halved after a bad one; on the device.
 
@@ -41,7 +93,7 @@ class LossScale:
         self.good = torch.tensor(0.0, device=device)  # good steps since the last change
 
     def update(self, bad: Tensor) -> None:
-        """After a step; ``bad`` is a bool scalar on the device."""
+        """Take in the outcome of a step; ``bad`` is a bool scalar on the device."""
         if not self.enabled:
             return
         self.used = self.factor.clone()
@@ -51,11 +103,11 @@ class LossScale:
         self.good = torch.where(grow, 0.0, self.good)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return plain numbers."""
         return {"enabled": self.enabled, "factor": float(self.factor), "good": float(self.good)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse; a checkpoint of a run without scaling leaves a fresh scale as it is."""
+        """Restore them; a checkpoint of a run without scaling leaves a fresh scale as it is."""
         if self.enabled and state.get("enabled"):
             self.factor.fill_(state["factor"])
             self.good.fill_(state["good"])

@@ -1,10 +1,12 @@
 """``train.py``: arguments to a run, and a run to an exit code.
 
-Exit codes: 0 the run is done (or ``--dry-run``), 1 it diverged, 2 wrong usage or input, 130 stopped by Ctrl-C and
-143 by SIGTERM, both after a checkpoint.
+Exit codes: 0 the run is done (or ``--dry-run``), 1 it diverged, 2 wrong usage or input, 3 its last checkpoint could not
+be written, 4 the loader failed (a worker was killed), 130 stopped by Ctrl-C and 143 by SIGTERM, all three after a
+checkpoint.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +20,16 @@ from rich.table import Table
 from ipt_fast.checkpoint import LATEST, CheckpointError, keep_one_task, load_checkpoint
 from ipt_fast.data import CropLoader, build_index, make_loader
 from ipt_fast.data.pairs import make_pair_loader
-from ipt_fast.engine.config import ConfigError, TrainConfig, apply_changes, recipe
+from ipt_fast.engine.config import ConfigError, TrainConfig, check, total_steps
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
-from ipt_fast.engine.finetune import finetune_recipe
-from ipt_fast.engine.precision import resolve_precision
-from ipt_fast.engine.recompute import resolve_recompute
-from ipt_fast.engine.schedule import total_steps
-from ipt_fast.engine.trainer import DivergedError, Trainer, check_batch
+from ipt_fast.engine.precision import resolve
+from ipt_fast.engine.recipe import apply_changes, finetune_recipe, recipe
+from ipt_fast.engine.terminal import show_logs
+from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError, Trainer
 from ipt_fast.model import IPT, PRESETS, IPTConfig
-from ipt_fast.tasks import get_task
+
+_EXIT_CODES = {DivergedError: 1, NotSavedError: 3, LoaderError: 4}
+_log = logging.getLogger(__name__)
 
 EXAMPLE = """examples:
   python train.py --data photos --preset tiny --out runs/tiny
@@ -38,7 +41,7 @@ EXAMPLE = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that pre-training and fine-tuning share."""
+    """Add the options that pre-training and fine-tuning share."""
     add = parser.add_argument
     add("--data", nargs="+", type=Path, metavar="DIR", help="folders (or tar shards) of clean photos")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the run: checkpoint, config, logs")
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of ``train.py``."""
+    """Parse the command line of ``train.py``."""
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Pre-train an image processing transformer on a folder of photos, or fine-tune one (--finetune).",
@@ -72,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_usage(args: argparse.Namespace) -> None:
-    """Options that need or exclude each other.
+    """Refuse options that need or exclude each other.
 
     Raises:
         ConfigError: they do not go together.
@@ -82,27 +85,32 @@ def check_usage(args: argparse.Namespace) -> None:
     if args.finetune is None and not args.data:
         raise ConfigError("--data is missing: give a folder of photos")
     if args.finetune is None:
+        if args.init and args.resume not in (None, "auto"):
+            raise ConfigError("--init starts a run and --resume FILE goes on with one; give one of them")
         return
     if args.init is None:
         raise ConfigError("--finetune starts from a trained network: give its checkpoint with --init")
     if bool(args.data) == bool(args.pairs):
         raise ConfigError("--finetune needs either --data (clean photos, degraded here) or --pairs GT LQ")
-    if args.pairs and args.loader == "dali":
-        raise ConfigError("--pairs are read by the torch loader alone; leave --loader dali out")
     if args.preset or args.tasks:
         raise ConfigError(
             "--finetune takes network and task from --init and --finetune; leave --preset and --tasks out"
         )
 
 
-def config_of(args: argparse.Namespace, network: IPTConfig | None = None) -> TrainConfig:
-    """The recipe of the preset, or of fine-tuning ``network``, changed by the command line; ``--set`` comes last."""
+def changes_of(args: argparse.Namespace) -> list[str]:
+    """Return all changes of the recipe that the command line asks for, as KEY=VALUE; those of ``--set`` come last."""
     changes = [f"model.tasks={','.join(args.tasks)}"] if args.tasks else []
     for name in ("loader", "precision", "crops_per_image", "workers", "data_fraction"):
         value = getattr(args, name)
         if value is not None:
             changes.append(f"{name}={value}")
-    changes += args.set
+    return changes + args.set
+
+
+def config_of(args: argparse.Namespace, network: IPTConfig | None = None) -> TrainConfig:
+    """Return the recipe of the preset, or of fine-tuning ``network``, changed by the command line."""
+    changes = changes_of(args)
     if args.finetune is None:
         return recipe(args.preset or "base", changes)
     if network is None:
@@ -118,30 +126,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, program: str) -> int:
-    """Train as the parsed command line says; messages start with the name of the program. Returns the exit code."""
+    """Train as the parsed command line says, with the log on stderr. Returns the exit code.
+
+    Args:
+        args: of ``parse``, or of a parser with the options of ``add_arguments``.
+        program: its name, in front of messages.
+    """
     console = Console(stderr=True, highlight=False)
-
-    def fail(error: Exception) -> None:
-        console.print(f"{program}: {error}", markup=False, soft_wrap=True)
-
     try:
-        world = init_distributed()
+        dist_info = init_distributed()
     except RuntimeError as error:
-        fail(error)
+        _print_error(console, program, error)
         return 2
     try:
-        trainer = _prepare(args, world, console)
-        if trainer is None:
-            return 0
-        summary = trainer.train()
+        with show_logs(console, dist_info.is_main):
+            trainer = _prepare(args, dist_info, console)
+            if trainer is None:
+                return 0
+            summary = trainer.train()
+    except (DivergedError, NotSavedError, LoaderError) as error:
+        # A loader fails on one rank alone, so that each speaks for itself.
+        if dist_info.is_main or isinstance(error, LoaderError):
+            _print_error(console, program, error)
+        return _EXIT_CODES[type(error)]
     except (ValueError, OSError, CheckpointError, ModuleNotFoundError) as error:
-        if world.main:
-            fail(error)
+        if dist_info.is_main:
+            _print_error(console, program, error)
         return 2
-    except DivergedError as error:
-        if world.main:
-            fail(error)
-        return 1
     except KeyboardInterrupt:
         return 130
     finally:
@@ -149,55 +160,46 @@ def run(args: argparse.Namespace, program: str) -> int:
     return 0 if summary.signal is None else 128 + summary.signal
 
 
-def _prepare(args: argparse.Namespace, world: DistInfo, console: Console) -> Trainer | None:
-    """Everything up to the first step; None for a dry run."""
+def _print_error(console: Console, program: str, error: Exception) -> None:
+    console.print(f"{program}: {error}", markup=False, soft_wrap=True)
+
+
+def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) -> Trainer | None:
+    """Do everything up to the first step; returns None for a dry run."""
     check_usage(args)
     initial = None if args.init is None else load_checkpoint(args.init)
     config = config_of(args, None if initial is None else initial.config)
-    check_batch(config, world.size)
-    resolve_precision(config.precision, world.device)
-    if not args.pairs:
-        check_synthetic(config)
+    given = {change.partition("=")[0].strip() for change in changes_of(args)}
+    check(config, dist_info.world_size, pairs=bool(args.pairs), given=given)
+    resolve(config, dist_info)
     if args.resume is None and not args.dry_run and (args.out / LATEST).exists():
         raise ConfigError(
             f"{args.out} holds a run already; give --resume auto to go on with it, or another folder with --out"
         )
     if args.resume not in (None, "auto") and not Path(args.resume).is_file():
         raise FileNotFoundError(f"{args.resume}: no such checkpoint")
-    loader, photos = _loader(args, config, world)
+    loader, photos = _loader(args, config, dist_info)
     if args.dry_run:
-        if world.main:
-            Console(highlight=False).print(_plan(config, photos, loader, world))
+        check(config, dist_info.world_size, total=total_steps(config, loader.batches_per_epoch))
+        if dist_info.is_main:
+            Console(highlight=False).print(_dry_run_table(config, photos, loader, dist_info))
         loader.close()
         return None
     model, start = _initial_model(args, config, initial)
-    trainer = Trainer(config, loader, args.out, world=world, model=model, console=console, profile_steps=args.profile)
-    if args.resume is not None:
-        trainer.resume(args.resume)
-    trainer.progress.say(f"{photos}; {loader.description}{start}")
+    trainer = Trainer(
+        config, loader, args.out, dist_info=dist_info, model=model, console=console, profile_steps=args.profile
+    )
+    resumed = args.resume is not None and trainer.resume(args.resume)
+    _log.info("%s; %s%s", photos, loader.description, "" if resumed else start)
     return trainer
 
 
-def check_synthetic(config: TrainConfig) -> None:
-    """There is a degradation for every task.
-
-    Raises:
-        ConfigError: a task has none.
-    """
-    for task in map(get_task, config.model.tasks):
-        if task.kind == "deblur":
-            raise ConfigError(
-                f"task {task.name}: there is no synthetic blur; fine-tune it on pairs of photos "
-                f"(--finetune {task.name} --init FILE --pairs GT LQ)"
-            )
-
-
-def _loader(args: argparse.Namespace, config: TrainConfig, world: DistInfo) -> tuple[CropLoader, str]:
-    """The loader and what it reads. Rank 0 checks the photos and writes the index; the others read it after that."""
+def _loader(args: argparse.Namespace, config: TrainConfig, dist_info: DistInfo) -> tuple[CropLoader, str]:
+    """Return the loader and what it reads. Rank 0 checks the photos and writes the index; then the others read it."""
     shared: dict[str, Any] = {
-        "batch_size": config.batch_size // world.size,
-        "rank": world.rank,
-        "world_size": world.size,
+        "batch_size": config.batch_size // dist_info.world_size,
+        "rank": dist_info.rank,
+        "world_size": dist_info.world_size,
         "seed": config.seed,
         "patch_size": config.model.patch_size,
         "crops_per_image": config.crops_per_image,
@@ -205,8 +207,8 @@ def _loader(args: argparse.Namespace, config: TrainConfig, world: DistInfo) -> t
         "prefetch": config.prefetch,
         "data_fraction": config.data_fraction,
     }
-    progress = world.main and sys.stderr.isatty()
-    if not world.main:
+    progress = dist_info.is_main and sys.stderr.isatty()
+    if not dist_info.is_main:
         dist.barrier()
     if args.pairs:
         clean, degraded = args.pairs
@@ -216,13 +218,13 @@ def _loader(args: argparse.Namespace, config: TrainConfig, world: DistInfo) -> t
         index = build_index(args.data, min_size=config.model.patch_size, progress=progress)
         loader = make_loader(index, loader=config.loader, tasks=config.model.tasks, **shared)
         photos = f"{len(index.usable)} photos, {len(index.refused)} refused"
-    if world.main and world.size > 1:
+    if dist_info.is_main and dist_info.world_size > 1:
         dist.barrier()
     return loader, photos
 
 
 def _initial_model(args: argparse.Namespace, config: TrainConfig, initial: IPT | None) -> tuple[IPT | None, str]:
-    """The network to start from, and a word on where its parts come from."""
+    """Return the network to start from, and a word on where its parts come from."""
     if initial is None:
         return None, ""
     if args.finetune:
@@ -236,12 +238,11 @@ def _initial_model(args: argparse.Namespace, config: TrainConfig, initial: IPT |
     return initial, f"; starts from {args.init}"
 
 
-def _plan(config: TrainConfig, photos: str, loader: CropLoader, world: DistInfo) -> Table:
-    """What a run would do, for ``--dry-run``."""
+def _dry_run_table(config: TrainConfig, photos: str, loader: CropLoader, dist_info: DistInfo) -> Table:
+    """Return what a run would do."""
     with torch.device("meta"):
-        values = sum(p.numel() for p in IPT(config.model).parameters())
-    precision = resolve_precision(config.precision, world.device)
-    again = resolve_recompute(config.recompute, config.model, config.batch_size // world.size, precision, world.device)
+        parameters = sum(p.numel() for p in IPT(config.model).parameters())
+    precision, recompute = resolve(config, dist_info)
     steps = total_steps(config, loader.batches_per_epoch)
     table = Table(title="dry run: nothing is trained or written but the image index", title_justify="left")
     table.add_column("setting")
@@ -249,11 +250,11 @@ def _plan(config: TrainConfig, photos: str, loader: CropLoader, world: DistInfo)
     rows = {
         "photos": photos,
         "loader": loader.description,
-        "network": f"{config.preset}, {values:,} values",
-        "device": f"{world.device}, {world.size} rank(s), {precision}",
+        "network": f"{config.preset}, {parameters:,} parameters",
+        "device": f"{dist_info.device}, {dist_info.world_size} rank(s), {precision}",
         "length": f"{steps:,} steps of {config.batch_size} patches, {loader.batches_per_epoch:,} steps an epoch",
-        "memory": f"{16 * values / 2**30:.2f} GiB for weights, gradients and Adam; activations come on top",
-        "hidden layers": "made again in the backward" if again else "kept for the backward",
+        "memory": f"{16 * parameters / 2**30:.2f} GiB for weights, gradients and Adam; activations come on top",
+        "activation recomputation": "on" if recompute else "off",
     }
     settings = config.to_dict()
     network = settings.pop("model")

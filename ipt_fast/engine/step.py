@@ -1,4 +1,4 @@
-"""One training step: degrade, forward, loss, backward, mean over the ranks, optimizer.
+"""One training step: augment, degrade, forward, loss, backward, mean over the ranks, optimizer.
 
 The step never makes the host wait for the device. Whether loss and gradient are finite is decided on the device, on
 numbers that are the same on all ranks, and the fused Adam leaves the weights alone where they are not. The host reads
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,14 +19,15 @@ from torch import Tensor
 from ipt_fast.data.plan import SR_MARGIN
 from ipt_fast.data.types import Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
-from ipt_fast.engine.augment import draw_orientation, orient
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo, GradientAllReduce
-from ipt_fast.engine.precision import LossScale, resolve_precision
-from ipt_fast.engine.recompute import resolve_recompute
+from ipt_fast.engine.precision import LossScale, resolve
 from ipt_fast.losses import pretrain_loss
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
+
+# An odd number with bits all over, as a signed 64-bit one: seeds that follow each other get draws that do not.
+_MIX = -7046029254386353131
 
 Degrade = Callable[..., tuple[Tensor, Tensor]]
 
@@ -54,29 +56,45 @@ class StepOutcome:
         self.numbers = numbers  # [6] total, l1, contrastive, stop, grad_norm, scale
 
     def read(self) -> StepResult:
-        """Waits for the step to be done."""
+        """Wait for the step to be done, and return them."""
         total, l1, contrastive, stop, norm, scale = self.numbers.tolist()
         skipped = not all(map(math.isfinite, (total, l1, contrastive, norm)))
         return StepResult(total, l1, contrastive, norm, skipped, skipped and scale > 1, stop > 0)
+
+
+def draw_orientation(seeds: Tensor) -> Tensor:
+    """Draw one of the eight orientations of a square per seed: int64 [B], 0..7, 0 as it is."""
+    mixed = seeds * _MIX
+    mixed = (mixed ^ (mixed >> 29)) * _MIX
+    return (mixed >> 40) & 7
+
+
+def orient(images: Tensor, orientation: Tensor) -> Tensor:
+    """Turn images [B, C, S, S] by ``orientation % 4`` quarter turns, after a flip for 4 and more."""
+    out = torch.empty_like(images)
+    for k in range(8):
+        rows = (orientation == k).nonzero()[:, 0]
+        if len(rows):
+            part = images[rows.to(images.device)]
+            part = part.flip(-1) if k >= 4 else part
+            out[rows.to(images.device)] = torch.rot90(part, k % 4, (-2, -1))
+    return out
 
 
 class TrainStep:
     """Model, optimizer and loss scale, and the step that moves them.
 
     Args:
-        model: on ``world.device``.
+        model: on ``dist_info.device``.
         config: precision, loss and optimizer settings.
-        world: this rank.
+        dist_info: this rank.
         degrade: ``ipt_fast.ops.degrade`` or a stand-in.
     """
 
-    def __init__(self, model: IPT, config: TrainConfig, world: DistInfo, degrade: Degrade):
-        self.model, self.config, self.world, self.degrade = model, config, world, degrade
+    def __init__(self, model: IPT, config: TrainConfig, dist_info: DistInfo, degrade: Degrade):
+        self.model, self.config, self.dist_info, self.degrade = model, config, dist_info, degrade
         self.rain = StreakFolder(config.rain) if config.rain else None
-        self.precision = resolve_precision(config.precision, world.device)
-        self.recompute = resolve_recompute(
-            config.recompute, config.model, config.batch_size // world.size, self.precision, world.device
-        )
+        self.precision, self.recompute = resolve(config, dist_info)
         model.set_recompute(self.recompute)
         self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(model) if config.compile else model
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -88,16 +106,16 @@ class TrainStep:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.gradients = GradientAllReduce(model, world.size)
-        self.scale = LossScale(self.precision == "fp16", world.device)
+        self.gradients = GradientAllReduce(model, dist_info.world_size)
+        self.scale = LossScale(self.precision == "fp16", dist_info.device)
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loader's uint8 crops -> input [B, 3, S, S] and target [B, 3, rS, rS] on the device, float32, 0..255.
+        """Turn the loader's uint8 crops into input [B, 3, S, S] and target [B, 3, rS, rS].
 
-        A batch of pairs brings its ``lq``; otherwise ``degrade`` makes it.
+        Both on the device, float32, 0..255. A batch of pairs brings its ``lq``; otherwise ``degrade`` makes it.
         """
-        device = self.world.device
+        device = self.dist_info.device
         gt = batch.gt.to(device, non_blocking=True)
         lq = None if batch.lq is None else batch.lq.to(device, non_blocking=True)
         if self.config.augment:
@@ -111,7 +129,7 @@ class TrainStep:
         return self.degrade(gt, batch.task, seeds=batch.seeds, margin=margin, **rain)
 
     def __call__(self, x: Tensor, target: Tensor, task: str, lr: float, stop: bool = False) -> StepOutcome:
-        """One step. x [B, 3, S, S] and target [B, 3, rS, rS] of this rank; ``stop`` is passed on to all ranks."""
+        """Take one step. x [B, 3, S, S], target [B, 3, rS, rS]: of this rank; ``stop`` is passed on to all ranks."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -121,33 +139,36 @@ class TrainStep:
         self.gradients.finish()
 
         numbers = torch.stack([total.detach(), l1, contrastive, total.new_tensor(float(stop))]).float()  # [4]
-        if self.world.size > 1:
+        if self.dist_info.world_size > 1:
             dist.all_reduce(numbers)
-            numbers /= self.world.size
+            numbers /= self.dist_info.world_size
         norm = self._update(numbers)
         return StepOutcome(torch.cat([numbers, torch.stack([norm, self.scale.used])]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a step changes, for a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scale.state_dict(),
+        }
 
     def _loss(self, x: Tensor, target: Tensor, task: str) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
         with self._autocast():
             y, feats = self.forward(x, task, return_features=True)
-        poison = None
-        if config.lam and feats.is_cpu and not torch.linalg.vector_norm(feats.float(), dim=-1).isfinite().all():
-            # On a CPU the op raises for such features. All ranks must go through backward, so that none waits.
-            feats, poison = feats.nan_to_num(0.0, 0.0, 0.0) * 0.0, torch.nan
         loss = pretrain_loss(y, target, feats, lam=config.lam, mode=config.contrastive, scope=config.contrastive_scope)
-        if poison is None:
-            return loss.total, loss.l1, loss.contrastive
-        return loss.total * poison, loss.l1, loss.contrastive * poison
+        return loss.total, loss.l1, loss.contrastive
 
     def _autocast(self):
         if self.precision == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.world.device.type, dtype=dtype)
+        return torch.autocast(self.dist_info.device.type, dtype=dtype)
 
     def _update(self, numbers: Tensor) -> Tensor:
-        """Adam, unless anything is not finite. Returns the norm of the (unscaled) gradient."""
+        """Step Adam, unless anything is not finite. Returns the norm of the (unscaled) gradient."""
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).float() / self.scale.factor
         bad = ~(norm.isfinite() & numbers.isfinite().all())

@@ -1,6 +1,6 @@
 """The training loop: batches in, steps, log lines and checkpoints out; callable in-process."""
 
-import json
+import logging
 import signal as signals
 import time
 from collections.abc import Iterator
@@ -21,25 +21,25 @@ from ipt_fast.checkpoint import (
     restore_state,
     save_checkpoint,
 )
-from ipt_fast.engine.config import ConfigError, TrainConfig
-from ipt_fast.engine.distributed import DistInfo, broadcast_parameters
-from ipt_fast.engine.meter import DeviceTimer, Meter
-from ipt_fast.engine.progress import TrainingProgress
-from ipt_fast.engine.run_log import RunLog
-from ipt_fast.engine.schedule import learning_rate, total_steps
+from ipt_fast.data.types import Batch
+from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, total_steps
+from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters
+from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer, write_config
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
-from ipt_fast.engine.stop import StopRequest
-from ipt_fast.engine.tracing import tracer
-from ipt_fast.io.atomic import atomic_write
+from ipt_fast.engine.terminal import StopRequest, TrainingProgress
 from ipt_fast.model import IPT
+from ipt_fast.ops import degrade as degrade_op
+
+_log = logging.getLogger(__name__)
 
 
 class Loader(Protocol):
     """What the trainer needs of a loader (``ipt_fast.data.CropLoader``)."""
 
     batches_per_epoch: int
+    description: str
 
-    def __iter__(self) -> Iterator[Any]: ...
+    def __iter__(self) -> Iterator[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
     def stats(self) -> dict[str, Any]: ...
@@ -48,6 +48,14 @@ class Loader(Protocol):
 
 class DivergedError(RuntimeError):
     """Several steps in a row had a loss or gradient that is not finite."""
+
+
+class NotSavedError(RuntimeError):
+    """The last checkpoint of a run could not be written."""
+
+
+class LoaderError(RuntimeError):
+    """The loader failed, as where the system has killed one of its workers; the steps before it are saved."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Summary:
 
     @property
     def finished(self) -> bool:
-        """The run has come to its last step."""
+        """Return whether the run has come to its last step."""
         return self.step >= self.total_steps
 
 
@@ -83,10 +91,10 @@ class Trainer:
         config: see ``TrainConfig``.
         loader: this rank's part of the batches.
         out: folder of the run; made if absent.
-        world: this rank; by default one process, on the GPU if there is one.
-        model: the network to train; by default one drawn anew from ``config.seed``.
+        dist_info: this rank; by default one process, on the GPU if there is one.
+        model: the network to train; by default one initialised from ``config.seed``.
         degrade: crops to (input, target); by default ``ipt_fast.ops.degrade``.
-        console: where lines and the bar go; by default stderr.
+        console: where a progress bar goes, if it is a terminal; by default there is none. Lines are log records.
         profile_steps: write a trace of that many steps, for Perfetto (https://ui.perfetto.dev).
 
     Raises:
@@ -99,42 +107,44 @@ class Trainer:
         loader: Loader,
         out: str | Path,
         *,
-        world: DistInfo | None = None,
+        dist_info: DistInfo | None = None,
         model: IPT | None = None,
-        degrade: Degrade | None = None,
+        degrade: Degrade = degrade_op,
         console: Console | None = None,
         profile_steps: int = 0,
     ):
         self.config, self.loader, self.out = config, loader, Path(out)
-        self.world = world or DistInfo(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        check_batch(config, self.world.size)
+        self.dist_info = dist_info or DistInfo(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.total = total_steps(config, loader.batches_per_epoch)
+        check(config, self.dist_info.world_size, total=self.total)
+        if profile_steps < 0:
+            raise ConfigError(f"the number of steps to profile must be at least 0 (got {profile_steps})")
         if model is None:
             torch.manual_seed(config.seed)
             model = IPT(config.model)
-        model = model.to(self.world.device).train()
-        broadcast_parameters(model, self.world.size)
-        self.training = TrainStep(model, config, self.world, degrade or _degrade())
-        self.total = total_steps(config, loader.batches_per_epoch)
+        model = model.to(self.dist_info.device).train()
+        broadcast_parameters(model, self.dist_info.world_size)
+        self.training = TrainStep(model, config, self.dist_info, degrade)
         self.step = 0
         self.saved_at = -1
         self.stopping = False
-        self.meter = Meter(self.world.device)
+        self.meter = Meter(self.dist_info.device)
         self.last: dict[str, Any] = {}
         self.profile_steps = profile_steps
-        self.pending: tuple[StepOutcome, str, DeviceTimer] | None = None
+        self.unread: tuple[StepOutcome, str, DeviceTimer] | None = None
         self.bad_in_a_row = 0
         self.progress = TrainingProgress(
-            console or Console(stderr=True), config.preset, self.total, config.lam, quiet=not self.world.main
+            console if self.dist_info.is_main else None, config.preset, self.total, config.lam
         )
 
     @property
     def model(self) -> IPT:
-        """The network being trained."""
+        """Return the network being trained."""
         return self.training.model
 
     @property
     def epoch(self) -> int:
-        """Epoch of the next step, from 0."""
+        """Return the epoch of the next step, from 0."""
         return self.step // self.loader.batches_per_epoch
 
     def resume(self, choice: str | Path) -> bool:
@@ -159,12 +169,12 @@ class Trainer:
             scaler=self.training.scale,
             loader=self.loader,
             config=self.config.to_dict(),
-            device=self.world.device,
-            rank=self.world.rank,
+            device=self.dist_info.device,
+            rank=self.dist_info.rank,
         )
         self.step = int(state["step"])
         self.saved_at = self.step if path.parent == self.out else -1
-        self.progress.say(f"goes on from {path} at step {self.step} of {self.total}")
+        _log.info("goes on from %s at step %d of %d", path, self.step, self.total)
         return True
 
     def train(self) -> Summary:
@@ -172,79 +182,109 @@ class Trainer:
 
         Raises:
             DivergedError: ``max_bad_steps`` steps in a row were not finite.
+            LoaderError: the loader failed; a checkpoint of the steps before that has been written.
+            NotSavedError: the last checkpoint could not be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         log = None
-        if self.world.main:
-            log = RunLog(self.out, self.step, self.progress.say)
+        if self.dist_info.is_main:
+            log = RunLog(self.out, self.step)
             self._write_config()
-        self.meter = Meter(self.world.device)
-        trace = tracer(self.profile_steps, self.out, self.world.rank, self.progress.say)
-        batches = iter(self.loader)
-        try:
-            with StopRequest() as request, self.progress, trace or nullcontext():
-                while self.step < self.total and not self.stopping:
-                    self._one_step(batches, request)
-                    if trace:
-                        trace.step()
-                    self.progress.step(self.step, self.epoch)
-                    if self.step % self.config.log_every == 0 or self.meter.all_batches == 1:
-                        self._log(log)
-                    if self.step % self.config.checkpoint_every == 0 and self.step < self.total:
-                        self._save()
-                    self._stop_if_diverged()
-                self._flush()
-                self._stop_if_diverged()
-                if self.meter.batches:
-                    self._log(log)
-                self._save()
-                self._say_the_end(request.signal)
-        finally:
-            self.loader.close()
-            if log is not None:
-                log.close()
+        self.meter = Meter(self.dist_info.device)
+        with StopRequest() as request:
+            try:
+                self._train(request, log)
+            finally:
+                self.loader.close()
+                if log is not None:
+                    log.close()
         return self._summary(request.signal)
 
-    def _one_step(self, batches: Iterator[Any], request: StopRequest) -> None:
+    def _train(self, request: StopRequest, log: RunLog | None) -> None:
+        batches = iter(self.loader)
+        trace = tracer(self.profile_steps, self.total - self.step, self.out, self.dist_info.rank)
+        with self.progress, trace or nullcontext():
+            while self.step < self.total and not self.stopping:
+                self._one_step(batches, request)
+                if trace:
+                    trace.step()
+                self.progress.step(self.step, self.epoch)
+                if self.step % self.config.log_every == 0 or self.meter.all_batches == 1:
+                    self._log_record(log)
+                due = self.step % self.config.checkpoint_every == 0 or self._is_kept()
+                if due and self.step < self.total and (reason := self._save()):
+                    _log.warning(
+                        "no checkpoint at step %d: %s; training goes on, and tries again later", self.step, reason
+                    )
+                self._stop_if_diverged()
+            self._flush()
+            self._stop_if_diverged()
+            if self.meter.batches:
+                self._log_record(log)
+            if reason := self._save():
+                raise NotSavedError(
+                    f"the run ends at step {self.step} of {self.total} without its last checkpoint: {reason}; make "
+                    f"room in {self.out}, and train the steps since the one before again with --resume auto"
+                )
+            if self.step < self.total:
+                name = signals.Signals(request.signal).name if request.signal else "another rank"
+                _log.info("stopped by %s after step %d of %d; --resume auto goes on", name, self.step, self.total)
+
+    def _one_step(self, batches: Iterator[Batch], request: StopRequest) -> None:
         started = time.perf_counter()
-        batch = next(batches)
-        self.meter.batch(time.perf_counter() - started, len(batch.gt) * self.world.size)
-        with DeviceTimer(self.world.device) as timer:
+        try:
+            batch = next(batches)
+        except Exception as error:  # of workers, DALI, a file system: whatever stands behind the loader
+            raise self._loader_error(error) from error
+        request.hold_child_signal()
+        self.meter.batch(time.perf_counter() - started, len(batch.gt) * self.dist_info.world_size)
+        with DeviceTimer(self.dist_info.device) as timer:
             x, target = self.training.prepare(batch)
         rate = learning_rate(self.config, self.step, self.total)
         outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
         self.step += 1
         self._flush()  # the step before: the device works on this one meanwhile
-        self.pending = (outcome, batch.task, timer)
+        self.unread = (outcome, batch.task, timer)
 
     def _flush(self) -> None:
         """Take in the numbers of the last step. They are the same on all ranks, and so is what follows from them."""
-        if self.pending is None:
+        if self.unread is None:
             return
-        outcome, task, timer = self.pending
-        self.pending = None
+        outcome, task, timer = self.unread
+        self.unread = None
         result = outcome.read()
         self.meter.result(result, task, timer.seconds())
         self.stopping |= result.stop
         self.bad_in_a_row = self.bad_in_a_row + 1 if result.skipped and not result.rescaled else 0
         if self.bad_in_a_row == 1:
-            self.progress.say(
-                f"WARNING: step skipped near {self.step}: loss {result.total:g}, gradient norm {result.grad_norm:g}, "
-                f"task {task}"
-            )
+            _log.warning(
+                "step skipped near %d: loss %g, gradient norm %g, task %s",
+                self.step, result.total, result.grad_norm, task,
+            )  # fmt: skip
 
     def _stop_if_diverged(self) -> None:
         if self.bad_in_a_row < self.config.max_bad_steps:
             return
-        self._save()
+        reason = self._save()
+        saved = f"no checkpoint: {reason}" if reason else f"the weights of {self.out / LATEST} are finite"
         raise DivergedError(
             f"{self.bad_in_a_row} steps in a row before step {self.step} had a loss or gradient that is not finite; "
-            f"their updates were left out and the weights of {self.out / LATEST} are finite. Usual causes: a learning "
+            f"their updates were left out and {saved}. Usual causes: a learning "
             f"rate too high (lr={self.config.lr:g}: lower it, or set clip_grad=1), or weights that have grown too "
             "large for half precision (--precision fp32 tells)"
         )
 
-    def _log(self, log: RunLog | None) -> None:
+    def _loader_error(self, error: Exception) -> LoaderError:
+        """Save what there is. The other ranks are in the middle of their step and take no part in it."""
+        reason = self._save(alone=True) if self.dist_info.is_main else "rank 0 writes them"
+        saved = f"no checkpoint: {reason}" if reason else f"{self.out / LATEST} holds the steps before"
+        lines = str(error).strip().splitlines() or ["no more batches"]
+        return LoaderError(
+            f"the loader failed after step {self.step} of {self.total}: {type(error).__name__}: {lines[0]}; {saved}. "
+            "Where a worker was killed, memory may be short: set fewer --workers. --resume auto goes on"
+        )
+
+    def _log_record(self, log: RunLog | None) -> None:
         self._flush()
         stats = self.loader.stats()
         self.last = {
@@ -261,39 +301,50 @@ class Trainer:
             log.write(self.last)
             self.progress.update(self.last)
 
-    def _save(self) -> None:
-        """Write a checkpoint; where that fails, say so and go on: the last good one is still there."""
+    def _is_kept(self) -> bool:
+        """Return whether the checkpoint of this step is one to keep for good."""
+        every = self.config.keep_every * self.loader.batches_per_epoch
+        return every > 0 and self.step % every == 0
+
+    def _save(self, alone: bool = False) -> str | None:
+        """Write a checkpoint of this step. Returns the reason why there is none, the same on all ranks up to words.
+
+        Args:
+            alone: the other ranks do not call; their random number generators start as this one's, then.
+        """
         self._flush()
         if self.saved_at == self.step:
-            return
+            return None
+        state = self._state(alone)
+        reason = self._write(state) if self.dist_info.is_main else None
+        if alone:
+            failed = reason is not None
+        else:
+            failed = any_rank(reason is not None, self.dist_info)
+        if failed:
+            return reason or "rank 0 could not write it"
         self.saved_at = self.step
-        state = self._state()
-        if not self.world.main:
-            return
+        return None
+
+    def _write(self, state: dict[str, Any]) -> str | None:
         paths = [self.out / LATEST]
-        if self.config.keep_every and self.step % (self.config.keep_every * self.loader.batches_per_epoch) == 0:
+        if self._is_kept():
             paths.append(self.out / f"checkpoint_epoch{self.epoch:04}.pt")
         for path in paths:
             try:
                 save_checkpoint(path, state)
             except (OSError, RuntimeError) as error:
-                self.progress.say(
-                    f"WARNING: no checkpoint at step {self.step}: {path}: {error}; training goes on, and tries again "
-                    f"in {self.config.checkpoint_every} steps"
-                )
+                return f"{path}: {error}"
+        return None
 
-    def _state(self) -> dict[str, Any]:
-        own = generator_states(self.world.device)
-        rng: list[Any] = [own] * self.world.size
-        if self.world.size > 1:
+    def _state(self, alone: bool) -> dict[str, Any]:
+        own = generator_states(self.dist_info.device)
+        rng: list[Any] = [own] * self.dist_info.world_size
+        if self.dist_info.world_size > 1 and not alone:
             dist.all_gather_object(rng, own)
-        training = self.training
         return {
             "config": self.config.to_dict(),
-            "model": training.model.state_dict(),
-            "ema": None if training.ema is None else training.ema.state_dict(),
-            "optimizer": training.optimizer.state_dict(),
-            "scaler": training.scale.state_dict(),
+            **self.training.state_dict(),
             "schedule": {"step": self.step, "total": self.total},
             "rng": rng,
             "loader": self.loader.state_dict(),
@@ -302,25 +353,18 @@ class Trainer:
         }
 
     def _write_config(self) -> None:
-        device = self.world.device
+        device = self.dist_info.device
         run = {
             "precision": self.training.precision,
             "recompute": self.training.recompute,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "ranks": self.world.size,
+            "ranks": self.dist_info.world_size,
             "torch": torch.__version__,
-            "loader": getattr(self.loader, "about", type(self.loader).__name__),
+            "loader": self.loader.description,
             "steps_per_epoch": self.loader.batches_per_epoch,
             "total_steps": self.total,
         }
-        text = json.dumps({"config": self.config.to_dict(), "run": run}, indent=2)
-        with atomic_write(self.out / "config.json", "w") as file:
-            file.write(text + "\n")
-
-    def _say_the_end(self, signal: int | None) -> None:
-        if self.step < self.total:
-            name = signals.Signals(signal).name if signal else "another rank"
-            self.progress.say(f"stopped by {name} after step {self.step} of {self.total}; --resume auto goes on")
+        write_config(self.out, self.config.to_dict(), run)
 
     def _summary(self, signal: int | None) -> Summary:
         whole = self.meter.whole_run()
@@ -333,29 +377,4 @@ class Trainer:
             signal=(signal or signals.SIGTERM) if self.step < self.total else None,
             checkpoint=self.out / LATEST,
             **whole,
-        )
-
-
-def _degrade() -> Degrade:
-    from ipt_fast.ops import degrade
-
-    return degrade
-
-
-def check_batch(config: TrainConfig, ranks: int) -> None:
-    """The batch can be split over the ranks, and leaves each image others to be told apart from.
-
-    Raises:
-        ConfigError: it cannot, or does not.
-    """
-    if config.batch_size % ranks:
-        raise ConfigError(
-            f"batch_size={config.batch_size} does not divide by {ranks} ranks; choose a multiple of {ranks}"
-        )
-    images = config.batch_size if config.contrastive_scope == "global" else config.batch_size // ranks
-    if config.lam and images < 2:
-        raise ConfigError(
-            f"the contrastive loss compares images of a batch and needs at least 2, got {images} "
-            f"(batch_size={config.batch_size} over {ranks} ranks, contrastive_scope={config.contrastive_scope}); "
-            "choose a larger batch_size, or lam=0 to leave the loss out"
         )

@@ -1,5 +1,6 @@
 """IPT: heads, body and tails (``model/ipt.py`` of the reference code, https://github.com/huawei-noah/Pretrained-IPT)."""
 
+from collections.abc import Iterator
 from typing import Literal, overload
 
 import torch
@@ -104,6 +105,16 @@ class IPT(nn.Module):
         if task in names:
             return names.index(str(task))
         raise ValueError(f"IPT: task {task!r} is not in this network, which has {', '.join(names)}")
+
+    def parameters_of(self, task: str | int) -> Iterator[nn.Parameter]:
+        """Return the parameters that a batch of this task uses: all but the heads and tails of other tasks.
+
+        They come in the order of ``parameters()``.
+        """
+        index = self.task_index(task)
+        unused = [part for parts in (self.head, self.tail) for i, part in enumerate(parts) if i != index]
+        others = {p for part in unused for p in part.parameters()}
+        return (p for p in self.parameters() if p not in others)
 
     @overload
     def forward(self, x: Tensor, task: str | int, return_features: Literal[False] = False) -> Tensor: ...

@@ -1,6 +1,5 @@
 """A network, a loader and a degradation small enough for a test to train in a second, here or in other processes."""
 
-import io
 import os
 import signal
 
@@ -8,8 +7,10 @@ import torch
 from rich.console import Console
 
 from ipt_fast.data import Batch
-from ipt_fast.engine.config import TrainConfig, apply_changes
+from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
+from ipt_fast.engine.recipe import apply_changes
+from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import Trainer
 from ipt_fast.model import IPTConfig
 from ipt_fast.tasks import get_task
@@ -31,6 +32,7 @@ class FakeLoader:
     """Crops of noise, each a pure function of its place in the data; rank r has its share of the global batch."""
 
     batches_per_epoch = 3
+    description = "a loader of noise"
 
     def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1, tasks=MICRO.tasks, side: int = 12):
         self.batch_size, self.rank, self.world_size, self.tasks, self.side = batch_size, rank, world_size, tasks, side
@@ -79,18 +81,18 @@ def fake_degrade(clean, task, *, seeds, margin=0):
     return (target * 0.8 + 4 * shift).clamp(0, 255), target
 
 
-def make_trainer(out, config: TrainConfig, world: DistInfo | None = None, loader=None, **options) -> Trainer:
-    world = world or DistInfo()
-    loader = loader or FakeLoader(config.batch_size // world.size, world.rank, world.size, config.model.tasks)
-    options.setdefault("console", Console(file=io.StringIO(), width=200))
-    return Trainer(config, loader, out, world=world, degrade=options.pop("degrade", fake_degrade), **options)
+def make_trainer(out, config: TrainConfig, dist_info: DistInfo | None = None, loader=None, **options) -> Trainer:
+    ranks = dist_info or DistInfo()
+    share = config.batch_size // ranks.world_size
+    loader = loader or FakeLoader(share, ranks.rank, ranks.world_size, config.model.tasks)
+    return Trainer(config, loader, out, dist_info=ranks, degrade=options.pop("degrade", fake_degrade), **options)
 
 
 def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> None:
     """What a process of its own runs. ``trouble`` (what, n, rank): "kill", "term" or "nan" at the n-th batch."""
     os.environ.update({key: str(value) for key, value in environment.items()})
     torch.set_num_threads(1)
-    world = init_distributed()
+    dist_info = init_distributed()
     what, at, rank = trouble or ("", 0, 0)
     calls = 0
 
@@ -98,15 +100,16 @@ def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> N
         nonlocal calls
         calls += 1
         x, target = fake_degrade(*given, **options)
-        if calls == at and world.rank == rank:
+        if calls == at and dist_info.rank == rank:
             if what == "nan":
                 return x * float("nan"), target
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
         return x, target
 
     config = micro_config(*changes, steps=steps, batch_size=batch_size)
-    trainer = make_trainer(out, config, world, degrade=degrade, console=Console(stderr=True, width=200))
-    trainer.resume("auto")
-    summary = trainer.train()
+    with show_logs(Console(stderr=True, width=200), dist_info.is_main):
+        trainer = make_trainer(out, config, dist_info, degrade=degrade)
+        trainer.resume("auto")
+        summary = trainer.train()
     destroy_process_group()
     raise SystemExit(0 if summary.signal is None else 128 + summary.signal)

@@ -1,10 +1,12 @@
-"""Settings: recipes, --set, and messages that name the key."""
+"""Settings: recipes, --set, the learning rate at every step that matters, and messages that name the key."""
 
+import itertools
 import json
 
 import pytest
 
-from ipt_fast.engine.config import RECIPES, ConfigError, TrainConfig, apply_changes, recipe
+from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, total_steps
+from ipt_fast.engine.recipe import RECIPES, apply_changes, recipe
 from ipt_fast.model import PRESETS
 
 
@@ -83,3 +85,101 @@ def test_unknown_presets_and_lengths():
         recipe("base", ["steps=3", "epochs=4"])
     with pytest.raises(ConfigError, match=r"unknown settings \['speed'\]"):
         TrainConfig.from_dict({"speed": 3})
+
+
+@pytest.mark.parametrize("name", ["schedule", "contrastive", "contrastive_scope", "loader", "precision", "recompute"])
+def test_choices_are_checked_however_they_are_given(name):
+    with pytest.raises(ConfigError, match=rf"{name} must be one of .* \(got 'linear'\)"):
+        TrainConfig(**{name: "linear"})
+
+
+def test_the_papers_schedule_drops_at_epoch_200_of_300():
+    config = recipe("base")
+    steps_per_epoch = 5004  # ImageNet in batches of 256
+    total = total_steps(config, steps_per_epoch)
+    assert total == 300 * steps_per_epoch
+    assert learning_rate(config, 0, total) == 5e-5
+    assert learning_rate(config, 200 * steps_per_epoch - 1, total) == 5e-5
+    assert learning_rate(config, 200 * steps_per_epoch, total) == 2e-5
+    assert learning_rate(config, total - 1, total) == 2e-5
+
+
+def test_cosine_starts_after_the_warmup_and_ends_at_lr_final():
+    config = recipe("base", ["schedule=cosine", "warmup_steps=10", "lr=1e-3", "lr_final=1e-5", "steps=111"])
+    rates = [learning_rate(config, step, 111) for step in range(111)]
+    assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3) and rates[10] == pytest.approx(1e-3)
+    assert rates[60] == pytest.approx((1e-3 + 1e-5) / 2)
+    assert rates[110] == pytest.approx(1e-5)
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+
+
+def test_constant_and_lengths():
+    config = recipe("base", ["schedule=constant", "epochs=0.5"])
+    assert total_steps(config, 100) == 50
+    assert {learning_rate(config, step, 50) for step in range(50)} == {5e-5}
+    assert total_steps(recipe("base", ["steps=7"]), 100) == 7
+    assert total_steps(recipe("base", ["epochs=0.001"]), 100) == 1
+
+
+def refused(*changes, name="base", ranks=1, pairs=False, total=None):
+    """Check a recipe as the command line does: what is changed is asked for."""
+    check(recipe(name, changes), ranks, pairs=pairs, given={c.partition("=")[0] for c in changes}, total=total)
+
+
+@pytest.mark.parametrize(
+    "changes, options, message",
+    [
+        (["contrastive=supcon", "lam=0"], {}, "contrastive=supcon is a setting of the contrastive loss, which lam=0"),
+        (["contrastive_scope=global", "lam=0"], {}, "contrastive_scope=global is a setting .* or set lam"),
+        (["rain=streaks", "model.tasks=sr2,denoise30"], {}, "task derain, and this run has sr2, denoise30; add derain"),
+        (["rain=streaks", "model.tasks=derain"], {"pairs": True}, "rain=streaks needs clean photos"),
+        (["loader=dali"], {"pairs": True}, "loader=dali .* read by the torch loader alone; leave it out"),
+        (["prefetch=4", "workers=0"], {}, "prefetch=4 needs workers"),
+        (["lr_drop_at=0.5", "schedule=cosine"], {}, "lr_drop_at=0.5 is of schedule=step"),
+        (["lr_final=1e-6", "schedule=constant"], {}, "lr_final=1e-06 is never reached .* stays at lr=5e-05"),
+        (["model.tasks=deblur"], {}, "no synthetic blur; fine-tune it on pairs"),
+        (["batch_size=6"], {"ranks": 4}, "does not divide by 4 ranks; choose a multiple of 4"),
+        (["batch_size=4", "contrastive_scope=local"], {"ranks": 4}, "needs at least 2, got 1 .*lam=0 to leave"),
+        (["batch_size=1"], {}, "needs at least 2, got 1"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(changes, options, message):
+    with pytest.raises(ConfigError, match=message):
+        refused(*changes, **options)
+
+
+@pytest.mark.parametrize(
+    "changes, options",
+    [
+        ([], {}),
+        (["lam=0"], {}),
+        (["contrastive=supcon", "contrastive_scope=local"], {"ranks": 2}),
+        (["rain=streaks"], {}),
+        (["loader=torch", "augment=on", "data_fraction=0.5", "workers=2"], {"pairs": True}),
+        (["loader=dali"], {}),
+        (["workers=0"], {}),
+        (["schedule=constant"], {"name": "tiny"}),
+        (["schedule=constant", "lr=1e-3", "lr_final=1e-3"], {}),
+        (["schedule=cosine", "lr_final=1e-6"], {}),
+        (["model.tasks=deblur"], {"pairs": True}),
+        (["batch_size=1", "lam=0"], {}),
+        (["compile=on", "recompute=on"], {}),
+    ],
+)
+def test_settings_that_go_together_are_taken(changes, options, caplog):
+    refused(*changes, **options)
+    assert not caplog.records
+
+
+def test_another_value_than_the_default_counts_as_asked_for():
+    """A library user builds the settings himself, without names on a command line."""
+    with pytest.raises(ConfigError, match="contrastive=supcon is a setting"):
+        check(TrainConfig(lam=0, contrastive="supcon"))
+    check(TrainConfig(lam=0))
+
+
+@pytest.mark.parametrize("steps, warned", [(100, True), (101, False)])
+def test_a_warmup_without_end_is_warned_of(steps, warned, caplog):
+    refused("warmup_steps=100", "lr=1e-3", total=steps)
+    assert warned == ("warmup_steps=100 does not end within the 100 steps" in caplog.text)
+    assert warned == ("set warmup_steps below 100, or 0" in caplog.text)

@@ -1,10 +1,23 @@
-"""Which precision is taken, and the loss scale of fp16."""
+"""Which precision is taken, the loss scale of fp16, and whether hidden layers are recomputed."""
+
+import json
 
 import pytest
 import torch
 
 from ipt_fast.engine.config import ConfigError
-from ipt_fast.engine.precision import LossScale, resolve_precision
+from ipt_fast.engine.distributed import DistInfo
+from ipt_fast.engine.precision import (
+    LossScale,
+    device_memory,
+    hidden_bytes,
+    resolve,
+    resolve_precision,
+    resolve_recompute,
+)
+from ipt_fast.model import IPT, IPTConfig, preset
+from tests.engine.fakes import make_trainer, micro_config
+from tests.saved_tensors import saved_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -54,3 +67,55 @@ def test_no_scale_without_fp16():
     assert float(scale.factor) == 1
     scale.load_state_dict(LossScale(True, CPU).state_dict())
     assert float(scale.factor) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_weights_come_out_the_same(tmp_path, precision):
+    trained = {}
+    for choice in ("on", "off"):
+        trainer = make_trainer(tmp_path / choice, micro_config(f"precision={precision}", f"recompute={choice}"))
+        trainer.train()
+        trained[choice] = trainer.model.state_dict()
+        run = json.loads((tmp_path / choice / "config.json").read_text())["run"]
+        assert run["recompute"] == (choice == "on")
+    for name, value in trained["on"].items():
+        assert torch.equal(value, trained["off"][name]), name
+
+
+def test_auto_keeps_what_takes_up_to_a_sixth_of_the_memory():
+    model = preset("base")
+    memory = 6 * 32 * hidden_bytes(model, "bf16")
+    assert not resolve_recompute("auto", model, 32, "bf16", memory)
+    assert resolve_recompute("auto", model, 33, "bf16", memory)
+    assert resolve_recompute("auto", model, 32, "fp32", memory)
+    assert resolve_recompute("on", model, 1, "bf16", memory) and not resolve_recompute(
+        "off", model, 999, "fp32", memory
+    )
+
+
+def test_ranks_share_the_memory_of_a_machine(monkeypatch):
+    alone = device_memory(CPU)
+    assert alone > 2**28
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert device_memory(CPU) == alone // 4
+
+
+def test_a_rank_resolves_for_its_share_of_the_batch():
+    model = preset("base")
+    fits = device_memory(CPU) // 6 // hidden_bytes(model, "fp32")
+    config = micro_config("precision=fp32", batch_size=4 * fits)
+    config = type(config).from_dict({**config.to_dict(), "model": model.to_dict()})
+    assert resolve(config, DistInfo(world_size=4)) == ("fp32", False)
+    assert resolve(config, DistInfo(world_size=2)) == ("fp32", True)
+
+
+@pytest.mark.parametrize("mlp", [True, False])
+def test_hidden_bytes_are_what_is_kept_beside_the_rest(mlp):
+    config = IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=2, tasks=("sr2",), mlp=mlp)
+    model = IPT(config)
+    x = torch.rand(2, 3, 12, 12) * 255
+    kept = {}
+    for on in (True, False):
+        model.set_recompute(on)
+        kept[on] = saved_bytes(lambda: model(x, "sr2"))
+    assert kept[False] - kept[True] == 2 * hidden_bytes(config, "fp32")

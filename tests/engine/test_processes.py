@@ -19,9 +19,10 @@ from tests.engine.fakes import make_trainer, micro_config, run_rank
 def context():
     """Processes forked from one that has imported everything and trained nothing: quick to start, and clean."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
+    root = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, before]))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine_fakes", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["tests.engine.fakes", "torch.utils.tensorboard"])
     yield context
     if before is None:
         del os.environ["PYTHONPATH"]

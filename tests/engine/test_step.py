@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ipt_fast.engine.augment import draw_orientation, orient
+from ipt_fast.engine.step import draw_orientation, orient
 
 
 def test_seeds_in_a_row_draw_all_eight_evenly_and_always_the_same():
