@@ -19,7 +19,6 @@ from ipt_fast.data.index import ImageIndex
 from ipt_fast.data.index_file import INDEX_NAME, ImageEntry, write_index_file
 from ipt_fast.data.plan import shard_order
 from ipt_fast.data.source import PhotoTable, UnreadablePhotoError
-from ipt_fast.io.atomic import atomic_write
 from ipt_fast.io.progress import progress_bar
 from ipt_fast.io.scan import MEMBER
 
@@ -86,8 +85,7 @@ def write_shards(
         _require_room(out, index.usable)
         entries = _write_all(index, out, folders, shard_bytes, progress, done, written)
         written.append(out / CHECKSUMS)
-        with atomic_write(out / CHECKSUMS, "w") as checksums:
-            checksums.writelines(f"{_sha256(file)}  {file.name}\n" for file in done.files)
+        (out / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in done.files))
         write_index_file(out / INDEX_NAME, entries, index.min_size)
     except BaseException:
         for file in written:
