@@ -158,19 +158,7 @@ def _check_one(item: ImageFile, min_size: int) -> ImageEntry:
         finding = Finding("refused", f"unreadable: {error.strerror or error}")
     else:
         finding = check_image(data, item.path, min_size)
-    return ImageEntry(
-        item.path,
-        item.size_bytes,
-        item.mtime_ns,
-        format=finding.format,
-        width=finding.width,
-        height=finding.height,
-        mode=finding.mode,
-        verdict=finding.verdict,
-        reason=finding.reason,
-        notes=finding.notes,
-        offset=item.offset,
-    )
+    return ImageEntry(item.path, item.size_bytes, item.mtime_ns, offset=item.offset, **vars(finding))
 
 
 def _require_usable(root: Path, entries: list[ImageEntry], unreadable: list[tuple[str, str]], others: int) -> None:

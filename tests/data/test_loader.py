@@ -78,7 +78,10 @@ def test_batches_hold_what_they_say(folder, opened, kind):
     assert loader.batches_per_epoch == 4  # 13 photos
     stats = loader.stats()
     assert stats["batches"] == 8 and stats["bad_files"] == 0
-    assert stats["decode_ms"] > 0 if kind == "torch" else stats["decode_ms"] is None
+    if kind == "torch":  # decodes in this process, so that its share of the waiting is known
+        assert 0.01 < stats["batches"] * stats["decode_ms"] / 1e3 / stats["wait_seconds"] <= 1
+    else:
+        assert stats["decode_ms"] is None
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
@@ -127,10 +130,10 @@ def test_resume_is_exact_in_an_epoch_and_across_its_end(folder, opened, kind, po
 
 def test_the_state_survives_a_weights_only_load(folder, opened, tmp_path):
     loader = opened(folder)
-    take(loader, 3)
+    take(loader, 5)
     torch.save(loader.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state == loader.state_dict() and state["step"] == 3
+    assert state == loader.state_dict() and (state["step"], state["epoch"]) == (5, 1)
 
 
 def test_a_closed_loader_goes_on_where_it_was(folder, opened, kind):

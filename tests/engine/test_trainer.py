@@ -15,6 +15,7 @@ from ipt_fast.checkpoint import load_training_state
 from ipt_fast.data import build_index, make_loader
 from ipt_fast.engine.config import ConfigError
 from ipt_fast.engine.distributed import DistInfo
+from ipt_fast.engine.precision import LossScale
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError
 from ipt_fast.model import IPT
 from tests.engine.fakes import FakeLoader, fake_degrade, make_trainer, micro_config
@@ -356,3 +357,42 @@ def test_each_step_has_its_learning_rate(tmp_path):
     assert moves[0] == 0 and moves[1] == pytest.approx(1e-3, rel=1e-2)
     logged = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert logged == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 1e-3, 1e-3])
+
+
+def scaled(out, factor, *changes, degrade=fake_degrade):
+    """A run with the loss scale of fp16, in fp32: what it does shows without a GPU."""
+    trainer = make_trainer(out, micro_config(*changes, steps=4), degrade=degrade)
+    trainer.training.scale = LossScale(True, torch.device("cpu"), start=factor)
+    return trainer
+
+
+@pytest.mark.parametrize("changes", [[], ["clip_grad=0.01"]])
+def test_the_loss_scale_changes_no_weight(tmp_path, changes):
+    """A power of two is exact in floating point."""
+    plain = make_trainer(tmp_path / "plain", micro_config(*changes, steps=4))
+    plain.train()
+    trainer = scaled(tmp_path / "scaled", 2.0**10, *changes)
+    trainer.train()
+    assert all(torch.allclose(value, trainer.model.state_dict()[key]) for key, value in weights(plain.model).items())
+    one, two = ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("plain", "scaled"))
+    for mine, theirs in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+
+
+def test_a_loss_scale_too_high_is_lowered_and_is_no_divergence(tmp_path):
+    trainer = scaled(tmp_path, 2.0**127, "max_bad_steps=1")
+    start = weights(trainer.model)
+    summary = trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert summary.finished and summary.skipped == 0 and lines[-1]["rescaled"] == 4
+    assert float(trainer.training.scale.factor) == 2.0**123
+    assert all(torch.equal(start[key], value) for key, value in weights(trainer.model).items())
+
+
+@pytest.mark.parametrize("change", ["contrastive=supcon", "lam=1"])
+def test_settings_of_the_loss_reach_it(tmp_path, change):
+    plain, other = (make_trainer(tmp_path, micro_config(*changes, steps=1)) for changes in ([], [change]))
+    batch = next(iter(FakeLoader(4)))
+    x, target = plain.training.prepare(batch)
+    one, two = (trainer.training(x, target, batch.task, 1e-3).read() for trainer in (plain, other))
+    assert one.l1 == two.l1 and abs(one.total - two.total) > 1e-3

@@ -43,20 +43,19 @@ class EncodedBatch:
 class _Photo:
     """One photo and its crops: samples of the batch with their places.
 
-    ``anchor``: where the smallest rectangle begins that holds all crops; ``replaces``: (path, reason) of another photo.
+    The box is the smallest rectangle that holds all crops. ``replaces``: (path, reason) of the photo planned.
     """
 
     image: int
     samples: list[int]
-    tops: np.ndarray
-    lefts: np.ndarray
+    tops: list[int]
+    lefts: list[int]
     memory: np.ndarray | None = None
     replaces: tuple[str, str] | None = None
-    anchor: tuple[int, int] = field(init=False)
     encoded: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.anchor = int(np.min(self.tops)), int(np.min(self.lefts))
+    crop_shape: tuple[int, int] = field(init=False)
+    box_anchor: tuple[int, int] = field(init=False)
+    box_shape: tuple[int, int] = field(init=False)
 
 
 class Reader:
@@ -72,7 +71,7 @@ class Reader:
         """Return the next batch; raises RuntimeError where an unreadable photo has no substitute that can be read."""
         plan, most = next(self._plans), self._source.plan.crops_per_image
         photos = [
-            _Photo(image, part, plan.tops[part], plan.lefts[part])
+            _Photo(image, part, plan.tops[part].tolist(), plan.lefts[part].tolist())
             for image, samples in photos_of(plan)
             # A photo that is drawn twice in a row has more crops than one decode makes.
             for part in (samples[start : start + most] for start in range(0, len(samples), most))
@@ -114,46 +113,41 @@ class Reader:
     def _load_substitute(
         self, plan: BatchPlan, sample: int, replaces: tuple[str, str], image: int, top: int, left: int
     ) -> _Photo:
-        return self._load(plan, _Photo(image, [sample], np.array([top]), np.array([left]), replaces=replaces))
+        return self._load(plan, _Photo(image, [sample], [top], [left], replaces=replaces))
 
     def _load(self, plan: BatchPlan, photo: _Photo) -> _Photo:
         """Read the photo's bytes; what DALI would decode otherwise than we do is decoded here, just its box."""
-        table = self._source.photos
-        if table.plain[photo.image]:
-            memory = photo.memory if photo.memory is not None else np.empty(table.sizes[photo.image], np.uint8)
-            photo.encoded = table.read_into(photo.image, memory)
+        table, image, size = self._source.photos, photo.image, plan.crop.size
+        photo.crop_shape = min(size, int(table.heights[image])), min(size, int(table.widths[image]))
+        top, left = photo.box_anchor = min(photo.tops), min(photo.lefts)
+        height, width = max(photo.tops) + photo.crop_shape[0] - top, max(photo.lefts) + photo.crop_shape[1] - left
+        photo.box_shape = height, width
+        if table.plain[image]:
+            memory = photo.memory if photo.memory is not None else np.empty(table.sizes[image], np.uint8)
+            photo.encoded = table.read_into(image, memory)
             return photo
-        data = table.read(photo.image)
-        height, width = self._box_shape(plan, photo)
+        data = table.read(image)
         try:
-            box = decode_region(data, *photo.anchor, height, width, table.mode(photo.image))
+            box = decode_region(data, top, left, height, width, table.mode(image))
         except DECODE_ERRORS as error:
-            raise UnreadablePhotoError(table.path(photo.image), str(error)) from error
+            raise UnreadablePhotoError(table.path(image), str(error)) from error
         photo.encoded = np.frombuffer(b"P6\n%d %d\n255\n" % (width, height) + box.tobytes(), np.uint8)
         return photo
 
-    def _crop_shape(self, plan: BatchPlan, photo: _Photo) -> tuple[int, int]:
-        size, table = plan.crop.size, self._source.photos
-        return min(size, int(table.heights[photo.image])), min(size, int(table.widths[photo.image]))
-
-    def _box_shape(self, plan: BatchPlan, photo: _Photo) -> tuple[int, int]:
-        (height, width), (top, left) = self._crop_shape(plan, photo), photo.anchor
-        return int(np.max(photo.tops)) + height - top, int(np.max(photo.lefts)) + width - left
-
     def _arrange(self, plan: BatchPlan, photos: list[_Photo], memory: np.ndarray) -> EncodedBatch:
         n, k, plain = len(photos), self._source.plan.crops_per_image, self._source.photos.plain
-        crop_shapes = np.array([self._crop_shape(plan, photo) for photo in photos], np.int32)
+        crop_shapes = np.array([photo.crop_shape for photo in photos], np.int32)
         crop_anchors = np.zeros((n, k, 2), np.int32)
         order = np.zeros(len(plan.images), np.int64)
         for row, photo in enumerate(photos):
-            crops = len(photo.samples)
-            crop_anchors[row, :crops] = np.stack([photo.tops, photo.lefts], 1) - photo.anchor
-            order[photo.samples] = row * k + np.arange(crops)
+            for place, (sample, top, left) in enumerate(zip(photo.samples, photo.tops, photo.lefts, strict=True)):
+                crop_anchors[row, place] = top - photo.box_anchor[0], left - photo.box_anchor[1]
+                order[sample] = row * k + place
         inputs: dict[str, Sequence[np.ndarray] | np.ndarray] = {
             "photos": [photo.encoded for photo in photos],
             # What was decoded here is its box alone.
-            "box_anchors": np.array([photo.anchor if plain[photo.image] else (0, 0) for photo in photos], np.int32),
-            "box_shapes": np.array([self._box_shape(plan, photo) for photo in photos], np.int32),
+            "box_anchors": np.array([photo.box_anchor if plain[photo.image] else (0, 0) for photo in photos], np.int32),
+            "box_shapes": np.array([photo.box_shape for photo in photos], np.int32),
             "squares": np.full((n, 2), plan.crop.size, np.int32),
         }
         if k > 1:  # else the box is the crop
