@@ -23,7 +23,7 @@ _WARM_UP, _COMPARED = 3, 8  # batches
 
 
 def measure(index: ImageIndex, loader: str, device: str, seconds: float) -> dict[str, Any]:
-    """One loader's crops a second (a photo is decoded for each crop) and, for DALI, its distance from the other."""
+    """Return one loader's crops a second, a photo decoded for each, and for DALI its distance from the other."""
     with_batches = make_loader(index, loader=loader, batch_size=_BATCH, device=device)
     row: dict[str, Any] = {"loader": with_batches.about, "crops_per_s": _rate(with_batches, seconds)}
     if loader == "dali":
@@ -50,7 +50,7 @@ def _rate(loader: CropLoader, seconds: float) -> float:
 
 
 def compare(index: ImageIndex, device: str) -> dict[str, Any]:
-    """The first batches of both loaders, byte by byte (0..255)."""
+    """Compare the first batches of both loaders, byte by byte (0..255)."""
     ours = make_loader(index, loader="dali", batch_size=_BATCH, device=device)
     theirs = make_loader(index, loader="torch", batch_size=_BATCH, workers=0)
     largest, total, equal, count = 0, 0, 0, 0
@@ -68,7 +68,7 @@ def compare(index: ImageIndex, device: str) -> dict[str, Any]:
 
 
 def rows_of(measured: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """As a table shows them."""
+    """Return the rows of a table under ``COLUMNS``."""
     rows: list[tuple[str, ...]] = []
     for row in measured:
         if "why_not" in row:

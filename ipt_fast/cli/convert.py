@@ -60,5 +60,7 @@ def run(args: argparse.Namespace) -> int:
     tasks = ", ".join(model.config.tasks)
     size = args.out.stat().st_size
     written = f"{size / 1e9:.2f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
-    print(f"{args.checkpoint} -> {args.out}: {tasks}; {values:,} values, {args.dtype}, {written}; read back and equal")
+    print(
+        f"{args.checkpoint} -> {args.out}: {tasks}; {values:,} parameters, {args.dtype}, {written}; read back and equal"
+    )
     return 0
