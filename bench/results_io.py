@@ -110,7 +110,7 @@ def compare(results: Sequence[Result], ceilings: Ceilings) -> None:
         base = next((b for b in rivals if b.dtype == r.dtype), rivals[0] if rivals else None)
         r.faster = None if base is None else base.median / r.median
         r.copy = r.bytes / r.median / ceilings.copy_bandwidth if r.bytes else None
-        rate = ceilings.matmul_rate.getr.rate_dtype
+        rate = ceilings.matmul_rate.get(r.rate_dtype)
         r.matmul = r.flops / r.median / rate if r.flops and rate else None
 
 
