@@ -194,7 +194,7 @@ def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
     ops = list(dict.fromkeys((r.op, r.direction) for r in results))
     for r in results:
         best = r.median == fastest[r.group, r.dtype]
-        colour = _COLOURS[dtypes.indexr.rate_dtype]
+        colour = _COLOURS[dtypes.index(r.rate_dtype)]
         axis.scatter(
             r.flops / r.bytes,
             r.flops / r.median / scale,
