@@ -52,8 +52,9 @@ class Row:
 
 
 def sheet_rows(results: Sequence[Result]) -> list[Row]:
-    """Return the rows of a sheet, with what is compared together: contenders of one shape and, unless the baseline
-    binds the dtype, of one dtype.
+    """Return the rows of a sheet, with what is compared together.
+
+    Those are contenders of one shape and, unless the baseline binds the dtype, of one dtype.
     """
     groups: dict[str, list[tuple[str, Result]]] = {}
     for r in results:

@@ -16,7 +16,7 @@ class PretrainLoss(NamedTuple):
 
 
 def l1_loss(output: Tensor, target: Tensor) -> Tensor:
-    """mean |output - target| in float32 or wider. Both [B, 3, H, W], pixels 0..255.
+    """Return mean |output - target| in float32 or wider. Both [B, 3, H, W], pixels 0..255.
 
     Raises:
         ValueError: the shapes differ (broadcasting would train on nonsense).
@@ -34,7 +34,7 @@ def pretrain_loss(
     mode: Literal["paper", "supcon"] = "paper",
     scope: Literal["local", "global"] = "local",
 ) -> PretrainLoss:
-    """Eq. 6 of the paper.
+    """Return the loss of Eq. 6 of the paper.
 
     Args:
         output, target: [B, 3, H, W], pixels 0..255.

@@ -24,7 +24,7 @@ _DENOISE = re.compile(r"denoise(\d+(?:\.\d+)?)")
 
 
 def get_task(name: "str | Task") -> Task:
-    """The task of that name: ``sr2``, ``sr3``, ``sr4``, ``derain``, ``deblur``, or ``denoise<sigma>`` for any sigma.
+    """Return the task: ``sr2``, ``sr3``, ``sr4``, ``derain``, ``deblur``, or ``denoise<sigma>`` for any sigma.
 
     There is no synthetic blur: ``deblur`` is trained on pairs of photos.
 

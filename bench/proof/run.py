@@ -69,8 +69,10 @@ def last_line(log: Path, pattern: str = r"\S") -> str:
 def pytest_files(
     files: Sequence[Path], log: Path, seconds: float, options: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> str:
-    """Run each test file in a process of its own (a kernel that faults ends only its own file), within an equal share
-    of the time that is left. Returns a line that counts; what did not begin in its share is counted as skipped.
+    """Run each test file in a process of its own, within an equal share of the time that is left.
+
+    A kernel that faults ends only its own file. Returns a line that counts; what did not begin in its share is counted
+    as skipped.
 
     Raises:
         StageError: a test failed, or a file did not end in time; names them.

@@ -16,7 +16,7 @@ PHOTOS = {
 
 @pytest.fixture
 def restored(monkeypatch):
-    """A network's stand-in: gives its input back, enlarged for super-resolution, and notes what it was asked."""
+    """Replace ``restore`` by one that gives its input back, enlarged where asked, and notes the calls."""
     asked = []
 
     def restore(model, image, task):
