@@ -33,7 +33,7 @@ def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> No
     parser.add_argument("--batch-size", type=int, metavar="N", help="windows at once (default: what memory allows)")
     parser.add_argument(
         "--precision", choices=("auto", *PRECISIONS), default=precision,
-        help=f"of the GEMMs (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
+        help=f"of the arithmetic (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
