@@ -118,11 +118,10 @@ def test_public_names_are_these():
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_loads_in_a_fresh_process(name):
+def test_a_public_name_loads(name):
     if name == "prepare_for_inference":
         pytest.importorskip("ipt_fast.inference.prepare")
-    done = run_python(f"import ipt_fast; print(ipt_fast.{name})")
-    assert done.returncode == 0 and done.stdout.strip() not in ("", "None"), done.stderr[-2000:]
+    assert getattr(ipt_fast, name) is not None
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -157,7 +156,7 @@ def test_every_file_is_python_3_10():
 
 
 def test_importing_the_library_probes_no_device():
-    program = "import ipt_fast, ipt_fast.ops, torch; print(torch.cuda.is_initialized())"
+    program = "import ipt_fast, torch; ipt_fast.ops.degrade; ipt_fast.IPT; print(torch.cuda.is_initialized())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
