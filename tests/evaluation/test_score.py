@@ -55,6 +55,14 @@ def test_noise_depends_on_seed_and_place_alone(tmp_path, method):
     assert gt.shape == noisy.shape == (1, 3, 36, 48)
 
 
+def test_one_picture_twice_has_two_noises(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.png")
+    task = get_task("denoise30")
+    first, second = score_set(find_set(tmp_path, task), task, {})
+    assert first.psnr_rgb != second.psnr_rgb
+
+
 def test_methods_are_scored_beside_the_input(tmp_path, method):
     write(tmp_path / "a.png")
     task = get_task("denoise70")
