@@ -232,7 +232,7 @@ def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     from bench.ceilings import device_name
-    from bench.report import environment
+    from bench.results_io import environment
 
     parser = argparse.ArgumentParser(prog="python -m bench.bench_data", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=_photos(), help="a folder of photos")

@@ -63,5 +63,5 @@ def bench_forward_backward(measure, device, small, precision, dtype, contender, 
         work=work,
         direction="forward+backward",
         baseline="eager float32",
-        products=torch.bfloat16 if contender.endswith("medium") else None,
+        gemm_dtype=torch.bfloat16 if contender.endswith("medium") else None,
     )

@@ -26,13 +26,13 @@ from bench.baselines.plain_ipt import PlainIPT, plain_copy
 from bench.case import Work
 from bench.ceilings import device_name
 from ipt_fast import load_checkpoint, restore
+from ipt_fast.cli._network import pick_precision
 from ipt_fast.cli.tables import print_table
 from ipt_fast.evaluation.metrics import psnr_y
 from ipt_fast.inference.tiles import blend_axis
 from ipt_fast.io.images import read_rgb
 from ipt_fast.model import IPT, PRESETS
 from ipt_fast.ops import degrade
-from ipt_fast.ops._common import has_fast_bf16
 from ipt_fast.tasks import get_task
 
 SIZE = 48
@@ -48,15 +48,10 @@ class Plain(PlainIPT):
 
 
 def plain_network(model: IPT) -> Plain:
-    """The official network with the weights of ``model``; attention makes its probabilities, as the reference does."""
+    """Return the official network with the weights of ``model``; its attention makes its probabilities."""
     plain = plain_copy(model, need_weights=True)
     plain.__class__ = Plain
     return plain  # type: ignore[return-value]
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """What ``ipt-fast restore --precision auto`` would take."""
-    return torch.bfloat16 if device.type == "cuda" or has_fast_bf16() else torch.float32
 
 
 def official_windows(height: int, width: int) -> int:
@@ -77,7 +72,7 @@ CONTENDERS = ("official", "blend 10 px", "blend 4 px")
 
 @pytest.mark.parametrize("contender", CONTENDERS)
 def bench_restore(measure, device, small, contender):
-    """A crop of 144x144 (96x96 if small): 81 windows of the official grid, or 16 and 16 of ours."""
+    """Restore a crop of 144x144 (96x96 if small): 81 windows of the official grid, or 16 and 16 of ours."""
     preset = "tiny" if small or device.type == "cpu" else "base"
     side = 96 if small else 144
     model = IPT(PRESETS[preset]).eval().to(device)
@@ -85,7 +80,7 @@ def bench_restore(measure, device, small, contender):
     if contender == "official":
         network, dtype, options = plain_network(model), torch.float32, {"stitch": "official"}
     else:
-        network, dtype = model, fast_dtype(device)
+        network, dtype = model, pick_precision("auto", device)
         options = {"overlap": int(contender.split()[1])}
     measure(
         lambda: restore(network, image, _TASK, dtype=dtype, **options),
@@ -121,7 +116,7 @@ def speed(model: IPT, photo: Tensor, overlaps: Sequence[int], rounds: int) -> li
     def ours(overlap: int, dtype: torch.dtype) -> Callable[[], object]:
         return lambda: restore(model, photo, _TASK, overlap=overlap, dtype=dtype)
 
-    ways: dict[tuple[int, torch.dtype], list[float]] = {(o, fast_dtype(device)): [] for o in overlaps}
+    ways: dict[tuple[int, torch.dtype], list[float]] = {(o, pick_precision("auto", device)): [] for o in overlaps}
     timed_windows: list[float] = []
     for _ in range(rounds):
         for (overlap, dtype), times in ways.items():
@@ -153,7 +148,7 @@ def quality(model: IPT, photos: Sequence[Tensor], tasks: Sequence[str], overlaps
     """Rows of the table of quality: mean PSNR-Y of the official procedure, and what each of our ways differs by."""
     device = next(model.parameters()).device
     plain = plain_network(model)
-    ways = [(o, dtype) for o in overlaps for dtype in dict.fromkeys((torch.float32, fast_dtype(device)))]
+    ways = [(o, dtype) for o in overlaps for dtype in dict.fromkeys((torch.float32, pick_precision("auto", device)))]
     rows: list[list[object]] = []
     for task in map(get_task, tasks):
         border = task.scale if task.kind == "sr" else 0

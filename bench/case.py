@@ -49,7 +49,7 @@ def measure_call(
     baseline: str = "eager",
     memory: bool = True,
     capture: bool = True,
-    products: torch.dtype | None = None,
+    gemm_dtype: torch.dtype | None = None,
 ) -> None:
     """Time ``call`` and note what it was.
 
@@ -64,7 +64,7 @@ def measure_call(
         op, contender, shape, dtype, direction: the names under which the result is reported.
         work: what the operation needs at this shape, the same for all contenders.
         baseline: name of the contender that the others are compared with.
-        products: dtype of the products where it is not ``dtype``: that one's ceiling counts.
+        gemm_dtype: dtype of the GEMMs where it is not ``dtype``: that one's ceiling counts.
         memory: also measure the most memory that the call holds beyond what was there before.
     """
     call()
@@ -104,14 +104,14 @@ def measure_call(
         calls_per_round=calls,
         cuda_graph=captured,
         peak_bytes=peak,
-        products="" if products is None else str(products).removeprefix("torch."),
+        gemm_dtype="" if gemm_dtype is None else str(gemm_dtype).removeprefix("torch."),
     )
     # The calls above have warmed a slow case up.
     benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=int(seconds < 0.3), iterations=1)
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """The most bytes that PyTorch's allocator held during ``call`` beyond what it held before; None where unknown."""
+    """Return the most bytes that PyTorch's allocator held during ``call`` beyond what it held before, or None."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""The two ceilings that every result is a fraction of: bytes a second of a copy, FLOP/s of a large matrix product.
+"""The two ceilings that every result is a fraction of: bytes a second of a copy, FLOP/s of a large matmul.
 
 python -m bench.ceilings [--device cpu|cuda] [--json FILE]
 """
@@ -19,7 +19,7 @@ from ipt_fast.cli.tables import print_table
 
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 _SIDE = {"cpu": 1536, "cuda": 8192}
-# Few processors multiply in float16; on the others one large product takes half a minute.
+# Few processors multiply in float16; on the others one large GEMM takes half a minute.
 _DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -38,11 +38,12 @@ class Ceilings:
     steady: float = 1.0
 
     def to_dict(self) -> dict:
+        """Return plain numbers, for JSON."""
         return asdict(self)
 
 
 def measure_ceilings(device: torch.device, seconds: float = 1.0) -> Ceilings:
-    """Median rates, each of about ``seconds`` of running."""
+    """Measure median rates, each of about ``seconds`` of running."""
     copy = _copy_bandwidth(device, seconds)
     n = _SIDE.get(device.type, 4096)
     rates = {}
@@ -55,7 +56,7 @@ def measure_ceilings(device: torch.device, seconds: float = 1.0) -> Ceilings:
 
 
 def highest(measured: Sequence[Ceilings]) -> Ceilings:
-    """The highest of several measurements of one machine: what takes time from it can only lower them."""
+    """Return the highest of several measurements of one machine: what takes time from it can only lower them."""
     first = measured[0]
     copies = [c.copy_bandwidth for c in measured]
     rates = {name: [c.matmul_rate[name] for c in measured] for name in first.matmul_rate}
@@ -72,7 +73,7 @@ def _copy_bandwidth(device: torch.device, seconds: float) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the GPU, or of the processor."""
+    """Return the name of the GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -99,10 +100,10 @@ def _median_seconds(call: Callable[[], object], device: torch.device, seconds: f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; write the values where asked."""
+    """Print the table; write the rates where asked."""
     parser = argparse.ArgumentParser(prog="python -m bench.ceilings", description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the values to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write them to FILE")
     args = parser.parse_args(argv)
     ceilings = measure_ceilings(torch.device(args.device))
     rows = [("copy", f"{ceilings.copy_bandwidth / 1e9:.1f} GB/s")]

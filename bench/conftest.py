@@ -19,37 +19,37 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
-    """The device to measure on."""
+    """Return the device to measure on."""
     name = request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
 
 
 @pytest.fixture(scope="session")
 def small(request) -> bool:
-    """True where only a few rounds are wanted."""
+    """Return whether only a few rounds are wanted."""
     return request.config.getoption("--small")
 
 
 @pytest.fixture
 def measure(benchmark, device, small):
-    """``measure(call, op=, contender=, shape=, dtype=, work=, ...)``; see bench/case.py."""
+    """Return ``measure(call, op=, contender=, shape=, dtype=, work=, ...)``; see bench/case.py."""
     torch.manual_seed(0)
     return functools.partial(measure_call, benchmark, device=device, small=small)
 
 
-_skipped: list[dict[str, str]] = []
+SKIPPED: list[dict[str, str]] = []
 
 
 def pytest_runtest_logreport(report):
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        _skipped.append({"case": report.nodeid, "reason": reason.removeprefix("Skipped: ")})
+        SKIPPED.append({"case": report.nodeid, "reason": reason.removeprefix("Skipped: ")})
     elif report.failed:
         message = str(report.longrepr).strip().splitlines()[-1] if report.longrepr else "failed"
-        _skipped.append({"case": report.nodeid, "reason": f"failed: {message}"})
+        SKIPPED.append({"case": report.nodeid, "reason": f"failed: {message}"})
 
 
 def pytest_sessionfinish(session):
     path = session.config.getoption("--skipped-json", None)
     if path is not None:
-        path.write_text(json.dumps(_skipped))
+        path.write_text(json.dumps(SKIPPED))

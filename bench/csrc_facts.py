@@ -24,12 +24,12 @@ _TENSOR_CORE = re.compile(r"(?<![\w.])(?:wmma\.mma|mma)\.sync\.aligned\.")
 
 
 def sources() -> list[Path]:
-    """All CUDA files of ``csrc/``."""
+    """Return all CUDA files of ``csrc/``."""
     return sorted(CSRC.glob("*.cu"))
 
 
 def compilers() -> dict[str, tuple[tuple[int, ...], Callable[[Path, int], PtxFacts]]]:
-    """Name -> (architectures, compile) of what is installed here."""
+    """Return name -> (architectures, compile) of what is installed here."""
     found: dict[str, tuple[tuple[int, ...], Callable[[Path, int], PtxFacts]]] = {}
     if nvrtc_folder() is not None:
         found["NVRTC 12"] = NVRTC_ARCHS, compile_nvrtc
@@ -39,7 +39,7 @@ def compilers() -> dict[str, tuple[tuple[int, ...], Callable[[Path, int], PtxFac
 
 
 def nvrtc_folder() -> Path | None:
-    """The folder ``nvidia`` of the installed packages, where it holds NVRTC 12 and CUDA's headers."""
+    """Return the folder ``nvidia`` of the installed packages, where it holds NVRTC 12 and CUDA's headers."""
     spec = importlib.util.find_spec("nvidia")
     for folder in [] if spec is None else spec.submodule_search_locations or []:
         root = Path(folder)
@@ -49,7 +49,7 @@ def nvrtc_folder() -> Path | None:
 
 
 def compile_nvcc(source: Path, arch: int) -> PtxFacts:
-    """Raises RuntimeError with the compiler's words where it refuses the file."""
+    """Compile with nvcc. Raises RuntimeError with the compiler's words where it refuses the file."""
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernel.ptx"
         common = ["nvcc", f"-arch=sm_{arch}", "-O3", "-std=c++17", str(source)]
@@ -59,7 +59,7 @@ def compile_nvcc(source: Path, arch: int) -> PtxFacts:
 
 
 def compile_nvrtc(source: Path, arch: int) -> PtxFacts:
-    """Device code alone. Raises RuntimeError with the compiler's words where it refuses the file."""
+    """Compile the device code alone. Raises RuntimeError with the compiler's words where it refuses the file."""
     root = nvrtc_folder()
     if root is None:
         raise RuntimeError("NVRTC 12 is not installed")

@@ -31,7 +31,7 @@ from ipt_fast.ops._registry import module_missing
 CASES = Path(__file__).parent / "offline_cases"
 RESULT = Path(__file__).parent / "results" / "offline.md"
 COLUMNS = ("op", "kernel", "dtype and shape", "arch", "registers", "shared bytes", "mma", "spilled bytes", "ok")
-_LONG = 50  # letters of a verdict that the table on the screen holds
+_LONG = 50  # characters of a verdict that the table on the screen holds
 NUMERIC = ("registers", "shared bytes", "mma", "spilled bytes")
 
 
@@ -47,6 +47,7 @@ class Outcome:
     problem: str | None
 
     def row(self) -> tuple[object, ...]:
+        """Return the cells under ``COLUMNS``."""
         verdict = self.problem or "ok"
         name = (self.op, self.kernel_name, self.label)
         if self.facts is None:
@@ -56,18 +57,18 @@ class Outcome:
 
 
 def case_modules() -> list[str]:
-    """Names of all modules that register cases, sorted."""
+    """Return the names of all modules that register cases, sorted."""
     return [f"bench.offline_cases.{path.stem}" for path in sorted(CASES.glob("*.py")) if path.stem != "__init__"]
 
 
-def judge(case: OfflineCase, facts: PtxFacts, capability: int) -> str | None:
-    """Why the compiled kernel fails the gate, or None."""
+def judge(facts: PtxFacts, shared_limit: int, needs_tensor_cores: bool) -> str | None:
+    """Return why the compiled kernel fails the gate, or None."""
     problems = []
     if facts.spills:
         problems.append(f"spills {facts.spills} bytes")
-    if facts.shared > SHARED_LIMIT[capability]:
-        problems.append(f"shared memory over the limit of {SHARED_LIMIT[capability]}")
-    if case.needs_tensor_cores and not facts.mma:
+    if facts.shared > shared_limit:
+        problems.append(f"shared memory over the limit of {shared_limit}")
+    if needs_tensor_cores and not facts.mma:
         problems.append("no tensor-core instruction")
     return "; ".join(problems) or None
 
@@ -79,7 +80,7 @@ def check_case(case: OfflineCase, capability: int) -> Outcome:
         facts = compile_case(case, capability)
     except Exception as error:  # the compiler raises many types; the table must show every kernel
         return Outcome(*name, None, f"does not compile: {type(error).__name__}: {str(error).strip()[:300]}")
-    return Outcome(*name, facts, judge(case, facts, capability))
+    return Outcome(*name, facts, judge(facts, SHARED_LIMIT[capability], case.needs_tensor_cores))
 
 
 def run(modules: Sequence[str], workers: int = 2) -> list[Outcome]:
@@ -121,7 +122,7 @@ def _without_interpreter() -> Iterator[None]:
 
 
 def check_csrc() -> list[Outcome]:
-    """The CUDA C++ kernels, by the compilers that are installed; none where there are none."""
+    """Compile the CUDA C++ kernels by the compilers that are installed; none where there are none."""
     outcomes = []
     for compiler, (archs, compile_file) in csrc_facts.compilers().items():
         for source in csrc_facts.sources():
@@ -132,15 +133,12 @@ def check_csrc() -> list[Outcome]:
                 except RuntimeError as error:
                     outcomes.append(Outcome(*name, None, f"does not compile: {str(error)[:300]}"))
                     continue
-                problems = [f"spills {facts.spills} bytes"] if facts.spills else []
-                problems += ["no tensor-core instruction"] if not facts.mma else []
-                problems += [f"shared memory over {csrc_facts.SHARED}"] if facts.shared > csrc_facts.SHARED else []
-                outcomes.append(Outcome(*name, facts, "; ".join(problems) or None))
+                outcomes.append(Outcome(*name, facts, judge(facts, csrc_facts.SHARED, needs_tensor_cores=True)))
     return outcomes
 
 
 def shortened(outcomes: Sequence[Outcome]) -> tuple[list[tuple[object, ...]], list[str]]:
-    """Rows for the screen, and the long reasons, each once, that the rows then name by number."""
+    """Return rows for the screen, and the long reasons, each once, that the rows then name by number."""
     rows, notes = [], []
     for row in (o.row() for o in outcomes):
         verdict = str(row[-1])
@@ -153,7 +151,7 @@ def shortened(outcomes: Sequence[Outcome]) -> tuple[list[tuple[object, ...]], li
 
 
 def write_markdown(outcomes: Sequence[Outcome], path: Path) -> None:
-    """The table with the versions that made it."""
+    """Write the table with the versions that made it."""
     text = (
         "# Kernels compiled without a GPU\n\n"
         f"`python -m bench.offline`, triton {version('triton')}, torch {version('torch')}. Registers a thread, "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.report import Result, Run
+from bench.results_io import Result, Run
 
 _COLOURS = (
     "#4477aa",
@@ -27,7 +27,7 @@ _TOP, _BOTTOM, _RIGHT, _LETTER = 0.72, 0.62, 0.2, 0.088  # inches around the pan
 
 
 def draw_run(run: Run, folder: Path) -> list[Path]:
-    """Write the PNG files of ``run`` into ``folder``; their paths."""
+    """Write the PNG files of ``run`` into ``folder``; return their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,14 +36,14 @@ def draw_run(run: Run, folder: Path) -> list[Path]:
     for result in run.results:
         sheets.setdefault((result.op, result.direction), []).append(result)
     paths = [_sheet(run, *key, results, folder) for key, results in sheets.items()]
-    rooflined = [r for r in run.results if r.flops and r.bytes and (r.products or r.dtype) in run.ceilings.matmul_rate]
+    rooflined = [r for r in run.results if r.flops and r.bytes and r.rate_dtype in run.ceilings.matmul_rate]
     if rooflined:
         paths.append(_roofline(run, rooflined, folder))
     return paths
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """A line of a sheet: a bar, or the heading of the bars below it where ``result`` is None."""
 
     label: str
@@ -51,18 +51,21 @@ class _Row:
     place: float
 
 
-def _rows(results: Sequence[Result]) -> list[_Row]:
-    # What is compared stands together: contenders of one shape and, unless the baseline binds the dtype, of one dtype.
+def sheet_rows(results: Sequence[Result]) -> list[Row]:
+    """Return the rows of a sheet, with what is compared together.
+
+    Those are contenders of one shape and, unless the baseline binds the dtype, of one dtype.
+    """
     groups: dict[str, list[tuple[str, Result]]] = {}
     for r in results:
         binds = r.baseline.rpartition(" ")[2] in {other.dtype for other in results}
         heading, label = (r.shape, f"{r.contender} {r.dtype}") if binds else (f"{r.shape}, {r.dtype}", r.contender)
         groups.setdefault(heading, []).append((label, r))
-    rows: list[_Row] = []
+    rows: list[Row] = []
     place = 0.0
     for heading, bars in groups.items():
-        rows.append(_Row(heading, None, place))
-        rows += [_Row(label, result, place + 1 + i) for i, (label, result) in enumerate(bars)]
+        rows.append(Row(heading, None, place))
+        rows += [Row(label, result, place + 1 + i) for i, (label, result) in enumerate(bars)]
         place += len(bars) + 1.5
     return rows
 
@@ -70,7 +73,7 @@ def _rows(results: Sequence[Result]) -> list[_Row]:
 def _sheet(run: Run, op: str, direction: str, results: Sequence[Result], folder: Path) -> Path:
     import matplotlib.pyplot as plt
 
-    rows = _rows(results)
+    rows = sheet_rows(results)
     bars = [(row.place, row.result) for row in rows if row.result is not None]
     contenders = list(dict.fromkeys(r.contender for r in results))
     colours = [_COLOURS[contenders.index(r.contender) % len(_COLOURS)] for _, r in bars]
@@ -180,7 +183,7 @@ def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
     x = np.geomspace(min(intensities) / 3, max(intensities) * 3, 200)
     figure, axis = plt.subplots(figsize=(10, 5.4), layout="constrained")
     unit, scale = ("TFLOP/s", 1e12) if max(run.ceilings.matmul_rate.values()) > 2e12 else ("GFLOP/s", 1e9)
-    dtypes = sorted({r.products or r.dtype for r in results})
+    dtypes = sorted({r.rate_dtype for r in results})
     for i, dtype in enumerate(dtypes):
         roof = np.minimum(x * run.ceilings.copy_bandwidth, run.ceilings.matmul_rate[dtype]) / scale
         # Roofs that lie on each other are told apart by their dashes.
@@ -192,7 +195,7 @@ def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
     ops = list(dict.fromkeys((r.op, r.direction) for r in results))
     for r in results:
         best = r.median == fastest[r.group, r.dtype]
-        colour = _COLOURS[dtypes.index(r.products or r.dtype)]
+        colour = _COLOURS[dtypes.index(r.rate_dtype)]
         axis.scatter(
             r.flops / r.bytes,
             r.flops / r.median / scale,

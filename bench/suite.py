@@ -1,7 +1,7 @@
-"""Run the benchmarks and write their report: what ``ipt-fast bench`` does."""
+"""Run the benchmarks and write their report: ``python -m bench.suite``, or ``ipt-fast bench``."""
 
+import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,21 +12,24 @@ from pathlib import Path
 
 import torch
 
+from bench import ROOT, child_environment
 from bench.ceilings import Ceilings, device_name, highest, measure_ceilings
 from bench.plots import draw_run
-from bench.report import Result, Run, compare, environment, print_run, read_benchmarks, write_run
+from bench.report import print_run, write_run
+from bench.results_io import Result, Run, compare, environment, read_benchmarks
+from ipt_fast.cli.bench import EXAMPLE, add_arguments
+from ipt_fast.ops._registry import module_missing
 
-BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
+BENCH = ROOT / "bench"
 
 
 def bench_names() -> list[str]:
-    """Names that ``only`` can take: bench_<name>.py."""
+    """Return the names that ``only`` can take: bench_<name>.py."""
     return sorted(path.stem.removeprefix("bench_") for path in BENCH.glob("bench_*.py"))
 
 
 def default_folder(device: torch.device) -> Path:
-    """bench/results/ and the name of the GPU or the processor in small letters."""
+    """Return bench/results/ and the name of the GPU or the processor in small letters."""
     return BENCH / "results" / re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
@@ -83,7 +86,7 @@ def run_suite(
 def run_file(
     name: str, device: torch.device, small: bool, seconds: float | None, ceilings: Ceilings
 ) -> tuple[int, list[Result], list[dict[str, str]]]:
-    """One benchmark file in a process of its own: what ends that process costs no other file its results.
+    """Run one benchmark file in a process of its own: what ends that process costs no other file its results.
 
     Returns:
         (0 where nothing failed, the results, what was not measured).
@@ -92,11 +95,10 @@ def run_file(
     with tempfile.TemporaryDirectory() as temporary:
         times, skipped = Path(temporary) / "times.json", Path(temporary) / "skipped.json"
         command = pytest_command(device, name, small, seconds, times, skipped)
-        environ = {**os.environ, "PYTHONPATH": _python_path()}
         try:
             # A case that has begun may still take a while.
             limit = None if seconds is None else seconds + 5
-            code = subprocess.run(command, cwd=ROOT, env=environ, timeout=limit).returncode
+            code = subprocess.run(command, cwd=ROOT, env=child_environment(), timeout=limit).returncode
         except subprocess.TimeoutExpired:
             code = -1
         results = read_benchmarks(times, ceilings) if times.exists() and times.stat().st_size else []
@@ -109,7 +111,7 @@ def run_file(
 def pytest_command(
     device: torch.device, name: str, small: bool, seconds: float | None, times: Path, skipped: Path
 ) -> list[str]:
-    """The command that runs one benchmark file."""
+    """Return the command that runs one benchmark file."""
     options = ["addopts=", "python_files=bench_*.py", "python_functions=bench_* test_*"]
     return [
         *(sys.executable, "-m", "pytest", str(BENCH / f"bench_{name}.py"), "-q", "--no-header", "--tb=short"),
@@ -121,5 +123,35 @@ def pytest_command(
     ]
 
 
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, 1 where a benchmark failed, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.suite", description="Run the benchmarks; table, JSON, CSV and plots.",
+        epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    if problem := _problem(args):
+        print(f"bench: {problem}", file=sys.stderr)
+        return 2
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return run_suite(device, only=args.only, small=args.small, folder=args.out, budget=args.budget)
+
+
+def _problem(args: argparse.Namespace) -> str | None:
+    """Return what is wrong with the arguments or missing on this machine, or None."""
+    if missing := list(filter(None, map(module_missing, ("pytest", "pytest_benchmark", "matplotlib")))):
+        return f'{missing[0]}; pip install "ipt-fast[bench]"'
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: torch finds no CUDA device here; leave the option out to measure the CPU"
+    if unknown := [name for name in args.only if name not in bench_names()]:
+        return f"--only {unknown[0]}: no such benchmark; choose from {', '.join(bench_names())}"
+    if args.budget is not None and args.budget <= 0:
+        return f"--budget must be more than 0 seconds, got {args.budget:g}"
+    if args.small and args.out is None:
+        return "--small needs --out DIR: its few rounds are no result to keep in bench/results"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with golden files and photos: IPT_FAST_SHARED, by default ../shared beside the repository."""
+    """Return the folder with golden files and photos: IPT_FAST_SHARED, by default ../shared beside the repository."""
     path = Path(os.environ.get("IPT_FAST_SHARED", ROOT.parent / "shared"))
     if not (path / "golden").is_dir():
         pytest.skip(f"no golden files and photos at {path}; set IPT_FAST_SHARED to their folder")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def saved_by(call: Callable[[], object]) -> list[Tensor]:
-    """The tensors, in order. Holding them keeps an address from coming twice."""
+    """Return the tensors, in order. Holding them keeps an address from coming twice."""
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         call()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import ipt_fast
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("ipt_fast", "kernels", "bench", "tests", "scripts", "train.py", "setup.py")
 LEFT_OUT = shutil.ignore_patterns(
@@ -46,7 +48,13 @@ def archives(tmp_path_factory) -> dict[str, set[str]]:
 def test_wheel_holds_the_library_and_the_kernels(archives):
     expected = {f.relative_to(ROOT).as_posix() for f in our_files() if f.is_relative_to(ROOT / "ipt_fast")}
     expected |= {f"ipt_fast/kernels/{f.name}" for f in (ROOT / "kernels").glob("*.py")}
+    expected.add("ipt_fast/py.typed")
     assert expected - archives["wheel"] == set()
+
+
+def test_version_is_that_of_the_library(archives):
+    (folder,) = {name.partition("/")[0] for name in archives["wheel"] if ".dist-info/" in name}
+    assert folder == f"ipt_fast-{ipt_fast.__version__}.dist-info"
 
 
 def test_wheel_holds_nothing_else(archives):
@@ -100,6 +108,32 @@ print(list(patch_attention(q, q, q, num_heads=2).shape), patch_contrastive_loss(
     assert done.stdout.strip() == "[2, 4, 8] 0", done.stderr[-2000:]
 
 
+PUBLIC = ["IPT", "IPTConfig", "TASKS", "accelerate", "load_checkpoint", "ops", "prepare_for_inference", "restore"]
+OPS = ["PixelShuffleTail", "degrade", "patch_attention", "patch_contrastive_loss", "pixelshuffle_tail"]
+
+
+def test_public_names_are_these():
+    assert set(ipt_fast.__all__) == {*PUBLIC, "__version__"}
+    assert set(dir(ipt_fast)) >= set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_loads(name):
+    if name == "prepare_for_inference":
+        pytest.importorskip("ipt_fast.inference.prepare")
+    assert getattr(ipt_fast, name) is not None
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_public_ops_are_there(name):
+    assert name in ipt_fast.ops.__all__ and callable(getattr(ipt_fast.ops, name))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'ipt_fast' has no attribute 'upscale'"):
+        _ = ipt_fast.upscale
+
+
 @pytest.mark.parametrize("forbidden", ["torchvision", "kernels"])
 def test_no_file_of_ours_imports(forbidden):
     found = []
@@ -122,7 +156,7 @@ def test_every_file_is_python_3_10():
 
 
 def test_importing_the_library_probes_no_device():
-    program = "import ipt_fast, ipt_fast.ops, torch; print(torch.cuda.is_initialized())"
+    program = "import ipt_fast, torch; ipt_fast.ops.degrade; ipt_fast.IPT; print(torch.cuda.is_initialized())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,

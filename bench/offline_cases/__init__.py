@@ -40,7 +40,7 @@ class OfflineCase:
     label: str = ""
 
     def describe(self) -> str:
-        """``label``, or the first pointer's dtype and the integer constants."""
+        """Return ``label``, or the first pointer's dtype and the integer constants."""
         if self.label:
             return self.label
         dtype = next((t[1:] for t in self.types.values() if t.startswith("*")), "")

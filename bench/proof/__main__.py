@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
+from bench import ROOT
 from bench.ceilings import device_name
 from bench.proof.report import STAGE_COLUMNS, Outcome, markdown
-from bench.proof.run import ROOT, StageError
+from bench.proof.run import StageError
 from bench.proof.stages import STAGES, Proof, Stage
-from bench.report import environment
+from bench.results_io import environment
 from bench.suite import default_folder
 from ipt_fast.cli.tables import print_table
 
@@ -47,7 +48,7 @@ def run_stages(proof: Proof, stages: Sequence[Stage], limit: float) -> list[Outc
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """See the module's text."""
+    """Run the proof; the exit code is as the module says."""
     parser = argparse.ArgumentParser(prog="bench/gpu_proof.sh", description=__doc__.split("\n")[0])
     parser.add_argument("--cpu", action="store_true", help="all of it small on the CPU: does the proof itself work?")
     parser.add_argument("--only", action="append", choices=[s.name for s in STAGES], help="this stage; repeatable")

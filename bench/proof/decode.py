@@ -68,7 +68,7 @@ def compare(index: ImageIndex, device: str) -> dict[str, Any]:
 
 
 def rows_of(measured: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """As a table shows them."""
+    """Return the rows of a table under ``COLUMNS``."""
     rows: list[tuple[str, ...]] = []
     for row in measured:
         if "why_not" in row:

@@ -11,10 +11,10 @@ SIZE = (500, 375)  # width, height
 
 
 def write_photos(folder: Path, count: int) -> str:
-    """Write ``count`` JPEG files of quality 90; returns one line on where they come from."""
+    """Write ``count`` JPEG files of quality 90; return one line on where they come from."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
-    sources = [Image.open(path).convert("RGB") for path in _found()]
+    sources = [Image.open(path).convert("RGB") for path in found_photos()]
     for number in range(count):
         image = _cut(sources[number % len(sources)], random) if sources else _made(random)
         image.save(folder / f"{number:05}.jpg", quality=90)
@@ -23,8 +23,8 @@ def write_photos(folder: Path, count: int) -> str:
     return f"{count} JPEG files of {width}x{height}, {kind}"
 
 
-def _found() -> list[Path]:
-    """The packaged photos of the packages that are here."""
+def found_photos() -> list[Path]:
+    """Return the packaged photos of the packages that are here."""
     paths: list[Path] = []
     for package, names in TRAIN.items():
         try:

@@ -32,6 +32,7 @@ class Outcome:
     line: str
 
     def row(self) -> tuple[str, ...]:
+        """Return the cells under ``STAGE_COLUMNS``."""
         return self.name, self.what, "passed" if self.passed else "FAILED", f"{self.seconds:.0f}", self.line
 
 
@@ -39,7 +40,7 @@ STAGE_COLUMNS = ("stage", "what", "verdict", "s", "found")
 
 
 def markdown(title: str, environment: dict[str, Any], found: dict[str, Any], outcomes: list[Outcome]) -> str:
-    """The whole report."""
+    """Return the whole report as Markdown."""
     machine = ", ".join(f"{key} {value}" for key, value in environment.items())
     table = markdown_table(STAGE_COLUMNS, [o.row() for o in outcomes], ("s",))
     parts = [f"# Proof on {title}\n", f"`bash bench/gpu_proof.sh`; {machine}.\n", table]

@@ -1,4 +1,4 @@
-"""Runs one command of the proof within its time, with its output in a log that names no folder of this machine."""
+"""Run one command of the proof within its time, with its output in a log that names no folder of this machine."""
 
 import contextlib
 import os
@@ -11,7 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from bench import ROOT, child_environment
+
 _GRACE = 15.0  # seconds to end in after being asked to
 
 
@@ -24,8 +25,7 @@ def execute(command: Sequence[str], log: Path, seconds: float, env: Mapping[str,
 
     It is asked to end (SIGTERM) when the time is up, and killed with all it started a little later.
     """
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160", "PYTHONPATH": paths, **(env or {})}
+    environment = child_environment(PYTHONUNBUFFERED="1", COLUMNS="160", **(env or {}))
     with log.open("ab") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -61,7 +61,7 @@ def clean(log: Path) -> None:
 
 
 def last_line(log: Path, pattern: str = r"\S") -> str:
-    """The last line of a log that matches, or an empty string."""
+    """Return the last line of a log that matches, or an empty string."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if re.search(pattern, line)]
     return lines[-1].strip("= ") if lines else ""
 
@@ -69,8 +69,10 @@ def last_line(log: Path, pattern: str = r"\S") -> str:
 def pytest_files(
     files: Sequence[Path], log: Path, seconds: float, options: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> str:
-    """Run each test file in a process of its own (a kernel that faults ends only its own file), within an equal share
-    of the time that is left. Returns a line that counts; what did not begin in its share is counted as skipped.
+    """Run each test file in a process of its own, within an equal share of the time that is left.
+
+    A kernel that faults ends only its own file. Returns a line that counts; what did not begin in its share is counted
+    as skipped.
 
     Raises:
         StageError: a test failed, or a file did not end in time; names them.

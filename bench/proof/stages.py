@@ -7,18 +7,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench import ROOT
 from bench.ceilings import device_name
 from bench.proof.photos import write_photos
-from bench.proof.run import ROOT, StageError, execute, last_line, pytest_files
-from bench.proof.trace import heaviest
+from bench.proof.run import StageError, execute, last_line, pytest_files
+from bench.proof.training import heaviest, summarise
 
-_COMMAND = (sys.executable, "-c", "import sys; from ipt_fast.cli import main; sys.exit(main(sys.argv[1:]))")
 _WARM_UP_STEPS = 20  # the trace, kernels compiled, libraries choosing theirs
 
 
@@ -38,13 +37,13 @@ class Proof:
         self.work = Path(self._temporary.name)
 
     def log(self, stage: str) -> Path:
-        """An empty log for the stage."""
+        """Return an empty log for the stage."""
         path = self.logs / f"{stage}.log"
         path.write_text("")
         return path
 
     def photos(self) -> Path:
-        """The folder of photos, made when first asked for."""
+        """Return the folder of photos, made when first asked for."""
         folder = self.work / "photos"
         if "photos" not in self.found:
             self.found["photos"] = write_photos(folder, 48 if self.small else 480)
@@ -67,18 +66,18 @@ class Stage:
 
 
 def environment(proof: Proof, seconds: float) -> str:
-    """Versions, the driver, and which backend each op takes."""
+    """Note versions, the driver, and which backend each op takes."""
     log = proof.log("environment")
     if proof.device.type == "cuda" and shutil.which("nvidia-smi"):
         execute(["nvidia-smi"], log, seconds / 2)
-    code = execute([sys.executable, "-m", "ipt_fast.info"], log, seconds)
+    code = execute([sys.executable, "-m", "ipt_fast.cli", "info"], log, seconds)
     if code != 0:
-        raise StageError(f"ipt_fast.info left with {code}: {last_line(log)}")
+        raise StageError(f"ipt-fast info left with {code}: {last_line(log)}")
     return f"{device_name(proof.device)}, torch {torch.__version__}"
 
 
 def tests_on_gpu(proof: Proof, seconds: float) -> str:
-    """The tests that need a GPU."""
+    """Run the tests that need a GPU."""
     log = proof.log("tests")
     command = [sys.executable, "-m", "pytest", "tests", "--ignore=tests/kernels", "-q", "-m", "gpu"]
     deadline = ["-p", "bench.deadline", f"--deadline={0.8 * seconds:.0f}"]
@@ -92,7 +91,7 @@ def tests_on_gpu(proof: Proof, seconds: float) -> str:
 
 
 def kernel_tests(proof: Proof, seconds: float) -> str:
-    """Every kernel against its reference: on the GPU, or in Triton's interpreter."""
+    """Compare every kernel with its reference: on the GPU, or in Triton's interpreter."""
     files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
     interpreter = proof.device.type == "cpu"
     env = {"TRITON_INTERPRET": "1" if interpreter else "0"}
@@ -101,7 +100,7 @@ def kernel_tests(proof: Proof, seconds: float) -> str:
 
 
 def training(proof: Proof, seconds: float) -> str:
-    """``train.py`` on photos, with a trace of one step; data stall and speed from its own log."""
+    """Run ``train.py`` on photos, with a trace of one step; data stall and speed from its own log."""
     log, out = proof.log("training"), proof.work / "run"
     small = ["--preset", "tiny", "--set", "steps=10", "batch_size=4", "log_every=2"]
     large = ["--preset", "base", "--set", "steps=150", "batch_size=64", "log_every=10"]
@@ -124,31 +123,8 @@ def training(proof: Proof, seconds: float) -> str:
     return f"{found['patches_per_s']:,.1f} patches/s, data stall {found['data_stall_pct']:.2f} %"
 
 
-def summarise(lines: list[dict[str, Any]], warm_up: int) -> dict[str, Any]:
-    """Means over the log lines after the first ``warm_up`` steps, each line weighed by its steps."""
-    pairs = [(line, line["step"] - before["step"]) for before, line in pairwise(lines)]
-    late = [(line, steps) for line, steps in pairs if line["step"] - steps >= warm_up and steps]
-    if not late:
-        return {}
-    steps = sum(n for _, n in late)
-    milliseconds = sum(line["step_ms"] * n for line, n in late)
-    result = {
-        "steps": steps,
-        "step_ms": milliseconds / steps,
-        # Waiting is a share of time, so it is weighed by time.
-        "data_stall_pct": sum(line["data_stall_pct"] * line["step_ms"] * n for line, n in late) / milliseconds,
-        "patches_per_s": sum(line["patches_per_s"] * line["step_ms"] * n for line, n in late) / milliseconds,
-        "degrade_ms": sum(line["degrade_ms"] * n for line, n in late) / steps,
-        "memory_gib": late[-1][0]["memory_gib"],
-        "first_loss": lines[0]["loss"],
-        "last_loss": lines[-1]["loss"],
-    }
-    decode = [line["decode_ms"] for line, _ in late if line.get("decode_ms") is not None]
-    return result | ({"decode_ms": sum(decode) / len(decode)} if decode else {})
-
-
 def decoding(proof: Proof, seconds: float) -> str:
-    """Both loaders' crops a second; DALI's pixels against the PyTorch loader's."""
+    """Measure both loaders' crops a second; compare DALI's pixels with the PyTorch loader's."""
     log, path = proof.log("decoding"), proof.folder / "decoding.json"
     command = [sys.executable, "-m", "bench.proof.decode", str(proof.photos()), "--device", proof.device.type]
     code = execute([*command, f"--seconds={seconds / 10:.1f}", f"--json={path}"], log, seconds)
@@ -162,9 +138,9 @@ def decoding(proof: Proof, seconds: float) -> str:
 
 
 def benchmarks(proof: Proof, seconds: float) -> str:
-    """The ceilings, then every benchmark under them."""
+    """Measure the ceilings, then run every benchmark under them."""
     log = proof.log("benchmarks")
-    command = [*_COMMAND, "bench", "--device", proof.device.type, "--out", str(proof.folder)]
+    command = [sys.executable, "-m", "bench.suite", "--device", proof.device.type, "--out", str(proof.folder)]
     command += ["--budget", f"{0.75 * seconds:.0f}", *(["--small"] if proof.small else [])]
     results = proof.folder / "results.json"
     results.unlink(missing_ok=True)  # of an earlier proof

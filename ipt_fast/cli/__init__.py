@@ -27,9 +27,11 @@ class CommandError(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``ipt-fast``. Returns the exit code: 0 done, 1 failed, 2 wrong usage or input."""
+    """Run ``ipt-fast``; return the exit code: 0 done, 1 failed, 2 wrong usage or input."""
     parser = argparse.ArgumentParser(prog="ipt-fast", description="Image Processing Transformer, fast.")
-    parser.add_argument("command", choices=COMMANDS, metavar="command", help="; ".join(COMMANDS))
+    parser.add_argument(
+        "command", choices=COMMANDS, metavar="command", help="one of those below; each has its own --help"
+    )
     parser.epilog = "commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     argv = sys.argv[1:] if argv is None else argv

@@ -7,8 +7,8 @@ import torch
 
 from ipt_fast.checkpoint import CheckpointError, load_checkpoint
 from ipt_fast.cli import CommandError
+from ipt_fast.engine.precision import resolve_precision
 from ipt_fast.model import IPT
-from ipt_fast.ops._common import has_fast_bf16
 from ipt_fast.tasks import Task, get_task
 
 
@@ -32,7 +32,7 @@ def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> No
     parser.add_argument("--batch-size", type=int, metavar="N", help="windows at once (default: what memory allows)")
     parser.add_argument(
         "--precision", choices=("auto", *PRECISIONS), default=precision,
-        help=f"of the products (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
+        help=f"of the arithmetic (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
@@ -48,7 +48,7 @@ def load_network(
 
 
 def load_for_task(path: Path, task: Task, device: torch.device | str) -> tuple[IPT, str]:
-    """The network of a file, and the name of its task that serves ``task``.
+    """Return the network of a file, and the name of its task that serves ``task``.
 
     A noise level that the network was not trained on is served by its nearest one (Table 4 of the paper).
     """
@@ -67,7 +67,7 @@ def load_for_task(path: Path, task: Task, device: torch.device | str) -> tuple[I
 
 
 def serving_task(model: IPT, task: Task) -> str:
-    """The task of the network that serves ``task``: itself, or for noise the nearest level.
+    """Return the task of the network that serves ``task``: itself, or for noise the nearest level.
 
     Raises:
         ValueError: the network has neither.
@@ -82,7 +82,7 @@ def serving_task(model: IPT, task: Task) -> str:
 
 
 def pick_task(name: str) -> Task:
-    """The task of that name."""
+    """Return the task of that name."""
     try:
         return get_task(name)
     except ValueError as error:
@@ -90,7 +90,7 @@ def pick_task(name: str) -> Task:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is cuda where there is one."""
+    """Return the device of that name; "auto" is cuda where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -105,12 +105,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; "auto" is the fastest that the device computes natively and a photo survives."""
-    if name != "auto":
-        return PRECISIONS[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    return torch.bfloat16 if has_fast_bf16() else torch.float32
+    """Return the dtype of that name; "auto" is what training takes on the device."""
+    return PRECISIONS[resolve_precision("auto", device) if name == "auto" else name]
 
 
 def check_windows(args: argparse.Namespace, patch_size: int) -> None:

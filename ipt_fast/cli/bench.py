@@ -1,6 +1,10 @@
-"""``ipt-fast bench``: run the benchmarks of the source tree; table, JSON, CSV and plots."""
+"""``ipt-fast bench``: run the benchmarks of a clone; table, JSON, CSV and plots.
+
+The benchmarks are not installed. The command runs ``python -m bench.suite`` in the clone.
+"""
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +16,7 @@ EXAMPLE = """example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ipt-fast bench``."""
+    """Options of ``ipt-fast bench`` and of ``python -m bench.suite``."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="bench/bench_NAME.py; repeatable")
     parser.add_argument("--small", action="store_true", help="a few rounds and small shapes: does it run at all?")
@@ -21,34 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0, or 1 where a benchmark failed."""
-    root = _source_tree()
-    from ipt_fast.ops._registry import module_missing
-
-    for package in ("pytest", "pytest_benchmark", "matplotlib"):
-        if reason := module_missing(package):
-            raise CommandError(f'{reason}; pip install "ipt-fast[bench]"')
-    if str(root) not in sys.path:
-        sys.path.append(str(root))
-    import torch
-
-    from bench import suite
-
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise CommandError("--device cuda: torch finds no CUDA device here; leave the option out to measure the CPU")
-    known = suite.bench_names()
-    if unknown := [name for name in args.only if name not in known]:
-        raise CommandError(f"--only {unknown[0]}: no such benchmark; choose from {', '.join(known)}")
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if args.budget is not None and args.budget <= 0:
-        raise CommandError(f"--budget must be more than 0 seconds, got {args.budget:g}")
-    if args.small and args.out is None:
-        raise CommandError("--small needs --out DIR: its few rounds are no result to keep in bench/results")
-    return suite.run_suite(device, only=args.only, small=args.small, folder=args.out, budget=args.budget)
+    """Run the benchmarks; the exit code of ``python -m bench.suite``."""
+    options = [f"--only={name}" for name in args.only] + ["--small"] * args.small
+    given = {"device": args.device, "out": args.out and args.out.absolute(), "budget": args.budget}
+    options += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return subprocess.run([sys.executable, "-m", "bench.suite", *options], cwd=_clone()).returncode
 
 
-def _source_tree() -> Path:
-    # The benchmarks are not installed; an editable install or the tree itself has them beside the package.
+def _clone() -> Path:
+    # An editable install lies in the clone; otherwise the command is run in one.
     for root in (Path(__file__).resolve().parents[2], Path.cwd()):
         if (root / "bench" / "suite.py").exists():
             return root

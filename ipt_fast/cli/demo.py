@@ -6,10 +6,7 @@ were never trained on.
 
 import argparse
 import json
-import os
 from pathlib import Path
-
-from rich.console import Console
 
 from ipt_fast.cli import CommandError
 
@@ -28,10 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or take up an unfinished run; then score and draw."""
+    """Train, or resume an unfinished run; then score and draw."""
+    from ipt_fast.cli.tables import print_table
     from ipt_fast.data.packaged_photos import copy_training_photos, held_out_photos
     from ipt_fast.engine import run as engine
-    from ipt_fast.evaluation.held_out import mean_scores, score_held_out, score_table
+    from ipt_fast.evaluation.held_out import COLUMNS, mean_psnr, score_held_out, score_rows
     from ipt_fast.evaluation.sample_grid import write_sample_grids
     from ipt_fast.inference import load_checkpoint
     from ipt_fast.io.atomic import atomic_write
@@ -48,18 +46,18 @@ def run(args: argparse.Namespace) -> int:
     if code:
         return code
 
-    console = Console(width=None if os.isatty(1) else 100, highlight=False)
     model = load_checkpoint(args.out / "checkpoint.pt").eval()
-    with console.status("restoring photos that were never trained on"):
-        results = score_held_out(model, photos, model.config.tasks)
+    print("restoring photos that were never trained on", flush=True)
+    results = score_held_out(model, photos, model.config.tasks)
     grids = write_sample_grids(results, args.out / "samples")
     scores = {
         task: {"psnr_y_input": round(before, 4), "psnr_y_model": round(after, 4)}
-        for task, (before, after) in mean_scores(results).items()
+        for task, (before, after) in mean_psnr(results).items()
     }
     with atomic_write(args.out / "held_out.json", "w") as file:
         file.write(json.dumps(scores, indent=2) + "\n")
-    console.print(score_table(results))
-    console.print(f"{args.out}: checkpoint.pt, config.json, log.jsonl, held_out.json, TensorBoard log")
-    console.print(f"{args.out / 'samples'}: {', '.join(path.name for path in grids)}")
+    title = f"PSNR-Y in dB on photos never trained on: {', '.join(photos)}"
+    print_table(title, COLUMNS, score_rows(results), COLUMNS[1:])
+    print(f"{args.out}: checkpoint.pt, config.json, log.jsonl, held_out.json, TensorBoard log")
+    print(f"{args.out / 'samples'}: {', '.join(path.name for path in grids)}")
     return 0

@@ -33,10 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(index: ImageIndex, named: int | None = _NAMED) -> list[str]:
-    """Sum up what the index holds, what was refused and why, as lines to print.
-
-    ``named``: files named of each kind; None for all.
-    """
+    """Return what the index holds, what was refused and why, as lines; ``named`` files a kind, None for all."""
     formats = ", ".join(f"{count} {name}" for name, count in Counter(e.format for e in index.usable).most_common())
     lines = [
         f"usable   {len(index.usable):8} photos ({formats})",

@@ -1,18 +1,85 @@
-"""``ipt-fast info``: the same as ``python -m ipt_fast.info``."""
+"""``ipt-fast info``: which backend each op takes on this machine, and why the others are not taken."""
 
 import argparse
+import importlib
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from ipt_fast import __version__, ops
+from ipt_fast.cli.tables import print_table
+from ipt_fast.ops._common import has_amx, has_fast_bf16
+from ipt_fast.ops._registry import choose
 
 EXAMPLE = """example:
   ipt-fast info                           what an ordinary call takes
   IPT_FAST_IMPL=eager ipt-fast info       what it takes where the variable binds it"""
+OPS = tuple(name for name in ops.__all__ if find_spec(f"ipt_fast.ops.{name}"))
+PACKAGES = ("torch", "triton", "xformers", "simplejpeg", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    """Take no options."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print which backend each op takes on this machine, and why not the others."""
-    from ipt_fast.info import main
+    """Print versions, then for each device the backends of each op."""
+    print_table("versions", ("package", "version"), version_rows())
+    if choice := os.environ.get("IPT_FAST_IMPL"):
+        print(f"IPT_FAST_IMPL={choice} decides below where an op has a backend of that name")
+    for device in [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]:
+        print_table(_title(device), ("op", "backend", "on this machine"), backend_rows(device))
+    return 0
 
-    return main()
+
+def backend_rows(device: torch.device) -> list[tuple[str, str, str]]:
+    """Return (op, backend, verdict) for every backend of every op on ``device``.
+
+    The verdict is "taken" for the backend that an ordinary call gets, "works" for others that can be asked for, and
+    otherwise the reason why not. ``IPT_FAST_IMPL`` counts. A call may still differ: dtype and shape count too.
+    """
+    rows = []
+    for op in OPS:
+        status = importlib.import_module(f"ipt_fast.ops.{op}").backend_status(device)
+        try:
+            taken = choose(op, None, status)
+        except (RuntimeError, ValueError) as error:
+            rows.append((op, "none", str(error).removeprefix(f"{op}: ")))
+            taken = ""
+        for name, reason in status.items():
+            verdict = "taken" if name == taken else f'works; ask with impl="{name}"' if reason is None else reason
+            rows.append((op, name, verdict))
+    return rows
+
+
+def version_rows(packages: Sequence[str] = PACKAGES) -> list[tuple[str, str]]:
+    """Return (package, version) of what decides about speed."""
+    rows = [("ipt-fast", __version__), ("python", platform.python_version())]
+    for package in packages:
+        try:
+            rows.append((package, version(package)))
+        except PackageNotFoundError:
+            rows.append((package, "not installed"))
+    return [*rows, ("CUDA of torch", torch.version.cuda or "none"), ("NVIDIA driver", _driver())]
+
+
+def _title(device: torch.device) -> str:
+    """Return the device with what decides about its backends."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{device}: {torch.cuda.get_device_name(device)}, capability {major}.{minor}"
+    units = [torch.backends.cpu.get_cpu_capability(), "bf16" * has_fast_bf16(), "amx" * has_amx()]
+    return f"cpu: {platform.machine()}, {torch.get_num_threads()} threads, {' '.join(filter(None, units))}"
+
+
+def _driver() -> str:
+    path = Path("/proc/driver/nvidia/version")
+    if not path.exists():
+        return "none"
+    words = path.read_text().split("\n")[0].split()
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")

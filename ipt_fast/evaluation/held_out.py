@@ -1,14 +1,13 @@
-"""Scores of a model on photos that it never saw: what came in, what came out, what was wanted."""
+"""Scores of a model on photos that it never saw: what came in, what came out, the ground truth (gt)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from ipt_fast.degradations.bicubic import bicubic_up
-from ipt_fast.evaluation.metrics import psnr_y
+from ipt_fast.evaluation.metrics import means_by, psnr_y
 from ipt_fast.inference import restore
 from ipt_fast.model import IPT
 from ipt_fast.ops import degrade
@@ -28,11 +27,12 @@ class HeldOutResult:
     draw: int
     before: Tensor
     after: Tensor
-    clean: Tensor
+    gt: Tensor
     psnr_before: float
     psnr_after: float
 
 
+COLUMNS = ("task", "input (SR: bicubic)", "model", "difference")
 # Rain is light on one photo and heavy on the next, by 5 dB and more: one draw a photo says little about the mean.
 RAIN_DRAWS = 4
 
@@ -40,7 +40,7 @@ RAIN_DRAWS = 4
 def score_held_out(
     model: IPT, photos: Mapping[str, Tensor], tasks: Sequence[str], seed: int = 0
 ) -> list[HeldOutResult]:
-    """Degrade each photo for each task, restore it, and score both against the clean one.
+    """Degrade each photo for each task, restore it, and score both against the photo itself.
 
     Args:
         photos: name -> uint8 [3, H, W]. For super-resolution the photo is cut to a multiple of the scale.
@@ -61,7 +61,7 @@ def score_held_out(
 
 def _score(model: IPT, task: Task, name: str, photo: Tensor, draw: int, seeds: Tensor) -> HeldOutResult:
     height, width = (side - side % task.scale for side in photo.shape[1:])
-    before, clean = degrade(photo[None, :, :height, :width], task, seeds=seeds)
+    before, gt = degrade(photo[None, :, :height, :width], task, seeds=seeds)
     after = restore(model, before, task=task.name)
     if task.kind == "sr":
         before = bicubic_up(before, task.scale)
@@ -73,34 +73,18 @@ def _score(model: IPT, task: Task, name: str, photo: Tensor, draw: int, seeds: T
         draw=draw,
         before=before[0],
         after=after[0],
-        clean=clean[0],
-        psnr_before=psnr_y(before, clean, border=border).item(),
-        psnr_after=psnr_y(after, clean, border=border).item(),
+        gt=gt[0],
+        psnr_before=psnr_y(before, gt, border=border).item(),
+        psnr_after=psnr_y(after, gt, border=border).item(),
     )
 
 
-def mean_scores(results: Sequence[HeldOutResult]) -> dict[str, tuple[float, float]]:
-    """task -> (mean PSNR-Y before, mean PSNR-Y after), in the order of the results."""
-    means = {}
-    for task in dict.fromkeys(r.task for r in results):
-        of_task = [r for r in results if r.task == task]
-        means[task] = (
-            sum(r.psnr_before for r in of_task) / len(of_task),
-            sum(r.psnr_after for r in of_task) / len(of_task),
-        )
-    return means
+def mean_psnr(results: Sequence[HeldOutResult]) -> dict[str, tuple[float, ...]]:
+    """Return task -> (mean PSNR-Y before, mean PSNR-Y after), in the order of the results."""
+    return means_by(results, lambda r: r.task, ("psnr_before", "psnr_after"))
 
 
-def score_table(results: Sequence[HeldOutResult]) -> Table:
-    """The table that a person reads: per task, PSNR-Y of input and output, and the gain."""
-    photos = ", ".join(dict.fromkeys(r.photo for r in results))
-    table = Table(
-        title="PSNR-Y in dB on photos never trained on", caption=photos, title_justify="left", caption_justify="left"
-    )
-    table.add_column("task")
-    for column in ("input (SR: bicubic)", "model", "difference"):
-        table.add_column(column, justify="right")
-    for task, (before, after) in mean_scores(results).items():
-        gain = after - before
-        table.add_row(task, f"{before:.2f}", f"{after:.2f}", f"[{'green' if gain > 0 else 'red'}]{gain:+.2f}[/]")
-    return table
+def score_rows(results: Sequence[HeldOutResult]) -> list[tuple[str, ...]]:
+    """Return the rows of the table that a person reads, under ``COLUMNS``."""
+    rows = ((task, before, after, after - before) for task, (before, after) in mean_psnr(results).items())
+    return [(task, f"{before:.2f}", f"{after:.2f}", f"{gain:+.2f}") for task, before, after, gain in rows]

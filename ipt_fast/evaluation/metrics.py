@@ -3,8 +3,14 @@
 Every function clamps and rounds the output first, as a file would, and returns one value per image.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+_Item = TypeVar("_Item")
+_Key = TypeVar("_Key")
 
 # BT.601 luma for RGB 0..255; the offset of 16 cancels in differences and is kept for SSIM.
 _LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
@@ -28,8 +34,18 @@ def _images(name: str, output: Tensor, target: Tensor, border: int) -> tuple[Ten
     return output[inside], target[inside]
 
 
+def means_by(
+    items: Iterable[_Item], key: Callable[[_Item], _Key], fields: Sequence[str]
+) -> dict[_Key, tuple[float, ...]]:
+    """Return key -> the means of ``fields`` over the items of that key, keys in the order of the items."""
+    groups: dict[_Key, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return {k: tuple(sum(getattr(i, f) for i in group) / len(group) for f in fields) for k, group in groups.items()}
+
+
 def to_luma(image: Tensor) -> Tensor:
-    """Y of RGB images [..., 3, H, W], 0..255 -> [..., H, W] in 16..235, not rounded, in the dtype of the image."""
+    """Return Y of RGB images [..., 3, H, W], 0..255, as [..., H, W] in 16..235, not rounded, in the images' dtype."""
     r, g, b = image.unbind(-3)
     return 16 + _LUMA[0] * r + _LUMA[1] * g + _LUMA[2] * b
 
@@ -40,7 +56,7 @@ def _psnr(difference: Tensor) -> Tensor:
 
 
 def psnr_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
-    """PSNR on Y (``utility.py``, calc_psnr, of the reference code), in dB.
+    """Return PSNR on Y (``utility.py``, calc_psnr, of the reference code), in dB.
 
     Args:
         output: [B, 3, H, W] or [3, H, W], RGB 0..255, uint8 or float; clamped and rounded here.
@@ -59,15 +75,16 @@ def psnr_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
 
 
 def psnr_rgb(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
-    """PSNR over all three colours, in dB. Arguments, result and errors as ``psnr_y``."""
+    """Return PSNR over all three colours, in dB. Arguments, result and errors as ``psnr_y``."""
     output, target = _images("psnr_rgb", output, target, border)
     return _psnr(output - target)
 
 
 def ssim_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
-    """SSIM on Y (Wang et al., 2004): Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03, mean over whole windows only.
+    """Return SSIM on Y (Wang et al., 2004).
 
-    Arguments and errors as ``psnr_y``; images need at least 11 pixels a side inside the border.
+    Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03, mean over whole windows only. Arguments and errors
+    as ``psnr_y``; images need at least 11 pixels a side inside the border.
 
     Returns:
         float64 [B], at most 1.

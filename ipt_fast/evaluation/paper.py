@@ -64,7 +64,7 @@ CELLS: tuple[Cell, ...] = (
 
 
 def find_paper_sets(roots: Sequence[Path]) -> dict[str, Path]:
-    """The paper's name of a set -> its folder: one of ``roots`` itself, a folder in it, or in its ``benchmark``."""
+    """Return the paper's name of a set -> its folder: one of ``roots``, a folder in it, or in its ``benchmark``."""
     found: dict[str, Path] = {}
     for root in roots:
         places = [
@@ -79,7 +79,7 @@ def find_paper_sets(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def table_rows(table: int, ours: Mapping[tuple[str, str], Mapping[str, float]], methods: Sequence[str]):
-    """Columns and rows of one table: the paper's methods, then ours; empty where a figure is missing.
+    """Return the columns and rows of one table: the paper's methods, then ours; empty where a figure is missing.
 
     Args:
         ours: (set, task) -> method -> PSNR-Y in dB.

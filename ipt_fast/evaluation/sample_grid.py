@@ -11,12 +11,12 @@ from ipt_fast.evaluation.held_out import HeldOutResult
 from ipt_fast.io.images import write_image
 from ipt_fast.tasks import get_task
 
-_GAP, _CAPTION, _TITLE = 8, 24, 34
+GAP, CAPTION, TITLE = 8, 24, 34  # pixels
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2) -> Image.Image:
-    """One task's results as one picture: a square of ``crop`` pixels from each photo, enlarged ``zoom`` times.
+    """Return one task's results as one picture: a square of ``crop`` pixels from each photo, enlarged ``zoom`` times.
 
     Every pixel is repeated, not interpolated, so that what the model did can be seen. The square is the part of the
     photo with the most detail. The captions give PSNR-Y of the whole photo.
@@ -30,25 +30,23 @@ def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2
     task = get_task(tasks.pop())
     first = "bicubic" if task.kind == "sr" else "input"
     side = crop * zoom
-    width = 3 * side + 4 * _GAP
+    width = 3 * side + 4 * GAP
     rows = _one_a_photo(results)
-    height = _TITLE + len(rows) * (side + _CAPTION + _GAP)
+    height = TITLE + len(rows) * (side + CAPTION + GAP)
     picture = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(picture)
     title, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    draw.text((_GAP, 7), f"{task.name}: {first} | output | clean", _INK, title)
+    draw.text((GAP, 7), f"{task.name}: {first} | output | clean", _INK, title)
     for row, result in enumerate(rows):
-        top = _TITLE + row * (side + _CAPTION + _GAP)
-        y, x = _most_detailed(result.clean, crop)
+        top = TITLE + row * (side + CAPTION + GAP)
+        y, x = _most_detailed(result.gt, crop)
         captions = (
             f"{result.photo}, {first} {result.psnr_before:.2f} dB",
             f"output {result.psnr_after:.2f} dB ({result.psnr_after - result.psnr_before:+.2f})",
             "clean",
         )
-        for column, (image, caption) in enumerate(
-            zip((result.before, result.after, result.clean), captions, strict=True)
-        ):
-            left = _GAP + column * (side + _GAP)
+        for column, (image, caption) in enumerate(zip((result.before, result.after, result.gt), captions, strict=True)):
+            left = GAP + column * (side + GAP)
             tile = _to_pil(image[:, y : y + crop, x : x + crop]).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(tile, (left, top))
             draw.text((left, top + side + 3), caption, _INK, small)
@@ -56,7 +54,7 @@ def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2
 
 
 def write_sample_grids(results: Sequence[HeldOutResult], folder: Path) -> list[Path]:
-    """Write one PNG per task into ``folder``; returns their paths."""
+    """Write one PNG per task into ``folder``; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for task in dict.fromkeys(r.task for r in results):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.degradations.bicubic import bicubic_up
-from ipt_fast.evaluation.metrics import psnr_rgb, psnr_y, ssim_y
+from ipt_fast.evaluation.metrics import means_by, psnr_rgb, psnr_y, ssim_y
 from ipt_fast.evaluation.test_sets import ImageSet, Pair, read_pair
 from ipt_fast.inference import restore
 from ipt_fast.model import IPT
@@ -16,6 +16,7 @@ from ipt_fast.ops import degrade
 from ipt_fast.tasks import Task
 
 INPUT = "input"
+METRICS = ("psnr_y", "psnr_rgb", "ssim_y", "seconds")
 _SMALLEST_SSIM = 11
 
 
@@ -45,67 +46,58 @@ class Method:
     options: Mapping[str, object]
 
 
-def degraded_pair(pair: Pair, task: Task, seed: int) -> tuple[Tensor, Tensor]:
-    """(input, clean) as float [1, 3, H, W], 0..255; what is not on disk is made: exact bicubic, or noise from ``seed``.
+def lq_and_gt(pair: Pair, task: Task, seed: int) -> tuple[Tensor, Tensor]:
+    """Return (lq, gt), float [1, 3, H, W], 0..255; an lq that is not on disk is exact bicubic, or noise of ``seed``.
 
     Raises:
         OSError, TestSetError: as ``read_pair``.
     """
-    clean, degraded = read_pair(pair, task)
-    if degraded is not None:
-        return degraded[None].float(), clean[None].float()
-    return degrade(clean[None], task, seeds=torch.tensor([seed]))
+    gt, lq = read_pair(pair, task)
+    if lq is not None:
+        return lq[None].float(), gt[None].float()
+    return degrade(gt[None], task, seeds=torch.tensor([seed]))
 
 
 def score_set(
     image_set: ImageSet, task: Task, methods: Mapping[str, Method], seed: int = 0, limit: int | None = None
 ) -> Iterator[Score]:
-    """Scores of the input and of each method, image by image.
+    """Yield the scores of the input and of each method, image by image.
 
     The border that is not scored is the scale for super-resolution, none otherwise. Image number n has the noise of
     seed ``seed * 1_000_000 + n``, whatever is scored beside it.
     """
     border = task.scale if task.kind == "sr" else 0
     for number, pair in enumerate(image_set.pairs[:limit]):
-        degraded, clean = degraded_pair(pair, task, seed * 1_000_000 + number)
-        before = bicubic_up(degraded, task.scale) if task.scale > 1 else degraded
-        yield _score(image_set.name, task, pair.name, INPUT, before, clean, border, 0.0)
+        lq, gt = lq_and_gt(pair, task, seed * 1_000_000 + number)
+        before = bicubic_up(lq, task.scale) if task.scale > 1 else lq
+        yield _score(image_set.name, task, pair.name, INPUT, before, gt, border, 0.0)
         for name, method in methods.items():
             start = time.perf_counter()
-            output = restore(method.model, degraded, method.task, **method.options)  # type: ignore[arg-type]
+            output = restore(method.model, lq, method.task, **method.options)  # type: ignore[arg-type]
             seconds = time.perf_counter() - start
-            yield _score(image_set.name, task, pair.name, name, output, clean, border, seconds)
+            yield _score(image_set.name, task, pair.name, name, output, gt, border, seconds)
 
 
 def _score(
-    image_set: str, task: Task, image: str, method: str, output: Tensor, clean: Tensor, border: int, seconds: float
+    image_set: str, task: Task, image: str, method: str, output: Tensor, gt: Tensor, border: int, seconds: float
 ) -> Score:
     # An image hardly larger than the border is scored whole.
-    border = border if min(clean.shape[-2:]) > 2 * border else 0
-    large = min(clean.shape[-2:]) - 2 * border >= _SMALLEST_SSIM
-    ssim = ssim_y(output, clean, border).item() if large else float("nan")
+    border = border if min(gt.shape[-2:]) > 2 * border else 0
+    large = min(gt.shape[-2:]) - 2 * border >= _SMALLEST_SSIM
+    ssim = ssim_y(output, gt, border).item() if large else float("nan")
     return Score(
         image_set,
         task.name,
         image,
         method,
-        psnr_y(output, clean, border).item(),
-        psnr_rgb(output, clean, border).item(),
+        psnr_y(output, gt, border).item(),
+        psnr_rgb(output, gt, border).item(),
         ssim,
         seconds,
     )
 
 
 def mean_scores(scores: Sequence[Score]) -> list[Score]:
-    """One mean per set, task and method, in the order of the scores; ``image`` is "mean"."""
-    groups: dict[tuple[str, str, str], list[Score]] = {}
-    for score in scores:
-        groups.setdefault((score.image_set, score.task, score.method), []).append(score)
-    means = []
-    for (image_set, task, method), group in groups.items():
-        values = [sum(getattr(s, key) for s in group) / len(group) for key in METRICS]
-        means.append(Score(image_set, task, "mean", method, *values))
-    return means
-
-
-METRICS = ("psnr_y", "psnr_rgb", "ssim_y", "seconds")
+    """Return one mean per set, task and method, in the order of the scores; ``image`` is "mean"."""
+    means = means_by(scores, lambda s: (s.image_set, s.task, s.method), METRICS)
+    return [Score(image_set, task, "mean", method, *values) for (image_set, task, method), values in means.items()]

@@ -17,7 +17,7 @@ class NothingToDrawError(ValueError):
 
 
 def position_similarity(model: IPT) -> Tensor:
-    """Cosine similarity of the position embeddings of all tokens, float32 [N, N].
+    """Return the cosine similarity of the position embeddings of all tokens, float32 [N, N].
 
     Raises:
         NothingToDrawError: the network has none.
@@ -28,7 +28,7 @@ def position_similarity(model: IPT) -> Tensor:
 
 
 def task_position_similarity(model: IPT) -> Tensor:
-    """For each task the cosine similarity of its embedding's rows, float32 [T, N, N].
+    """Return for each task the cosine similarity of its embedding's rows, float32 [T, N, N].
 
     Raises:
         NothingToDrawError: the network has no task embedding.
@@ -37,12 +37,12 @@ def task_position_similarity(model: IPT) -> Tensor:
 
 
 def task_similarity(model: IPT) -> Tensor:
-    """Cosine similarity of whole task embeddings, float32 [T, T]. Raises NothingToDrawError as above."""
+    """Return the cosine similarity of whole task embeddings, float32 [T, T]. Raises NothingToDrawError as above."""
     return _cosine(_task_embeddings(model).flatten(1))
 
 
 def neighbours_and_rest(similarity: Tensor, side: int) -> tuple[float, float]:
-    """Mean similarity [N, N] of tokens that touch (4-neighbourhood), and of all pairs of different tokens."""
+    """Return the mean similarity [N, N] of tokens that touch (four neighbours), and of all different ones."""
     place = torch.arange(side * side)
     row, column = place // side, place % side
     distance = (row[:, None] - row).abs() + (column[:, None] - column).abs()
@@ -63,7 +63,7 @@ def _cosine(rows: Tensor) -> Tensor:
 
 
 def as_mosaic(similarity: Tensor, gap: int = 1) -> Tensor:
-    """Similarity [N, N] as one picture: map (i, j) of a grid shows token (i, j) against all others; gaps are nan."""
+    """Return similarity [N, N] as one picture: map (i, j) shows token (i, j) against all others; gaps are nan."""
     side = round(similarity.shape[0] ** 0.5)
     maps = similarity.view(side, side, side, side)
     step = side + gap
@@ -75,7 +75,7 @@ def as_mosaic(similarity: Tensor, gap: int = 1) -> Tensor:
 
 
 def draw_positions(model: IPT, path: Path) -> Path:
-    """Figure 7: for each token a map of the similarity of its position embedding to all others.
+    """Draw Figure 7: for each token a map of the similarity of its position embedding to all others.
 
     Raises:
         NothingToDrawError: the network has no position embedding, or matplotlib is not installed.
@@ -100,8 +100,7 @@ def draw_positions(model: IPT, path: Path) -> Path:
 
 
 def draw_tasks(model: IPT, path: Path) -> Path:
-    """Figure 9: the same maps for each task's embedding on one scale of colours, and of several tasks how alike they
-    are.
+    """Draw Figure 9: the same maps for each task's embedding on one scale of colours, and how alike the tasks are.
 
     Raises:
         NothingToDrawError: the network has no task embedding, or matplotlib is not installed.

@@ -78,12 +78,10 @@ def test_never_overwrites_unless_told(released, tmp_path, capsys):
         ({"--task": "upscale"}, "task 'upscale' is not known"),
     ],
 )
-def test_errors_are_one_line_and_exit_code_2(change, message, released, tmp_path, capsys):
+def test_errors_are_one_line_and_exit_code_2(change, message, released, tmp_path, assert_refused):
     options = {"in": str(released), "-o": str(tmp_path / "a.safetensors"), "--num-heads": "12", **change}
     source = options.pop("in")
-    assert convert(source, *[part for item in options.items() for part in item]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and said.startswith("ipt-fast convert: ")
+    assert_refused("convert", [source, *(part for item in options.items() for part in item)], message)
 
 
 def test_a_layout_that_cannot_hold_the_network(tmp_path, capsys):

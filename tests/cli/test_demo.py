@@ -1,4 +1,4 @@
-"""ipt-fast demo with a network small enough for a test: the files, the table, and taking up a run."""
+"""ipt-fast demo with a network small enough for a test: the files, the table, and resuming a run."""
 
 import json
 
@@ -16,7 +16,7 @@ MICRO = ["model.n_feats=4", "model.num_layers=1", "model.num_heads=2", "batch_si
 
 @pytest.fixture
 def small_photos(monkeypatch):
-    """The demo's own photos, cut: held-out ones are restored whole."""
+    """Cut the demo's own photos: held-out ones are restored whole."""
     held_out_photos = packaged_photos.held_out_photos
     monkeypatch.setattr(
         packaged_photos, "held_out_photos", lambda: {n: p[:, :60, :72] for n, p in held_out_photos().items()}
@@ -28,7 +28,7 @@ def demo(out, *changes):
     return main(["demo", "--out", str(out), *(f"--set={change}" for change in (*MICRO, *changes))])
 
 
-def test_a_run_leaves_everything_and_is_taken_up(tmp_path, small_photos, capsys):
+def test_a_run_leaves_everything_and_is_resumed(tmp_path, small_photos, capsys):
     out = tmp_path / "run"
     assert demo(out, "steps=3") == 0
     table = capsys.readouterr().out

@@ -111,11 +111,9 @@ def test_a_dry_run_shows_the_recipe(checkpoint, photos, tmp_path, capsys):
         ("sr2", {"--resume": "none.pt"}, "none.pt: no such checkpoint"),
     ],
 )
-def test_errors_are_one_line_and_exit_code_2(task, change, message, checkpoint, photos, tmp_path, capsys):
+def test_errors_are_one_line_and_exit_code_2(task, change, message, checkpoint, photos, tmp_path, assert_refused):
     names = {"PHOTO": [str(photos / "sharp/0.png")], "PAIRS": [str(photos / "sharp"), str(photos / "blur")]}
     options = {"--init": checkpoint, "--data": str(photos / "sharp"), "--out": str(tmp_path / "run"), **change}
     words = [w for key, value in options.items() if value for w in (key, *names.get(value, [value]))]
-    assert finetune(task, *words) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and said.startswith("ipt-fast finetune: ")
+    assert_refused("finetune", [task, *words], message)
     assert not (tmp_path / "run").exists()

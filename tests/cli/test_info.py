@@ -1,11 +1,68 @@
-"""``ipt-fast info`` prints what ``python -m ipt_fast.info`` prints."""
+"""The table of backends: every op, one taken, a reason for each that is not."""
 
-from ipt_fast.cli import main
-from ipt_fast.info import OPS
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ipt_fast import ops
+from ipt_fast.cli import info, main
 
 
-def test_prints_every_op_and_leaves_with_zero(capsys):
+@pytest.fixture
+def rows(monkeypatch):
+    monkeypatch.delenv("IPT_FAST_IMPL", raising=False)
+    return info.backend_rows(torch.device("cpu"))
+
+
+def test_every_op_takes_exactly_one_backend(rows):
+    assert [op for op, _, verdict in rows if verdict == "taken"] == list(info.OPS)
+
+
+def test_what_is_not_taken_says_why(rows):
+    assert {op for op, _, _ in rows} == set(info.OPS)
+    for _, name, verdict in rows:
+        assert verdict == "taken" or verdict == f'works; ask with impl="{name}"' or verdict.startswith("needs ")
+
+
+def test_triton_is_refused_on_a_cpu_with_the_reason(rows, monkeypatch):
+    verdicts = {(op, name): verdict for op, name, verdict in rows}
+    assert verdicts["patch_attention", "triton"].startswith("needs ")
+
+
+def test_the_variable_decides(monkeypatch):
+    monkeypatch.setenv("IPT_FAST_IMPL", "eager")
+    taken = {name for _, name, verdict in info.backend_rows(torch.device("cpu")) if verdict == "taken"}
+    assert taken == {"eager"}
+
+
+def test_a_variable_that_cannot_be_served_is_shown_and_does_not_stop_the_table(monkeypatch):
+    monkeypatch.setenv("IPT_FAST_IMPL", "patch_attention=no_such")
+    rows = info.backend_rows(torch.device("cpu"))
+    assert ("patch_attention", "none") in {row[:2] for row in rows}
+    assert '"no_such" is not a backend' in next(row[2] for row in rows if row[1] == "none")
+    assert len({row[0] for row in rows if row[2] == "taken"}) == len(info.OPS) - 1
+
+
+def test_versions_name_what_is_missing():
+    rows = dict(info.version_rows(("torch", "no-such-package")))
+    assert rows["torch"].startswith(torch.__version__.split("+")[0])
+    assert rows["no-such-package"] == "not installed"
+
+
+def test_the_command_prints_versions_and_every_op(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    assert all(op in text for op in OPS)
-    assert "torch" in text
+    assert all(op in text for op in ("torch", *info.OPS))
+
+
+def test_every_function_of_ops_is_listed():
+    functions = {name for name in ops.__all__ if name.islower()}
+    assert set(info.OPS) <= functions and {"degrade", "patch_attention", "patch_contrastive_loss"} <= set(info.OPS)
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "ipt_fast.cli", "info"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert all(op in done.stdout for op in info.OPS)

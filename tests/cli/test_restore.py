@@ -5,17 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ipt_fast import IPT, IPTConfig
-from ipt_fast.checkpoint import save_network
+from ipt_fast import IPT
 from ipt_fast.cli import main
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("run") / "IPT_pretrain.pt"
-    save_network(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1)), path)
-    return str(path)
 
 
 def photo(path, size=(30, 20), mode="RGB"):
@@ -150,16 +141,14 @@ def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys
         ({"--device": "abacus"}, "is not a device"),
     ],
 )
-def test_errors_are_one_line_and_exit_code_2(change, message, tmp_path, checkpoint, capsys):
+def test_errors_are_one_line_and_exit_code_2(change, message, tmp_path, checkpoint, assert_refused):
     (tmp_path / "empty").mkdir()
     names = {"A": photo(tmp_path / "a.png"), "B": photo(tmp_path / "b/a.jpg"), "EMPTY": str(tmp_path / "empty"),
              "CLASH": str(tmp_path / "clash")}  # fmt: skip
     options = {"images": ["A"], "-o": str(tmp_path / "o.png"), "--task": "sr2", "--checkpoint": checkpoint, **change}
     images = [names.get(name, name) for name in options.pop("images")]
     rest = [part for key, value in options.items() for part in (key, names.get(value, value))]
-    assert restore(*images, *rest) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and said.startswith("ipt-fast restore: ")
+    assert_refused("restore", [*images, *rest], message)
 
 
 def test_help_has_an_example(capsys):

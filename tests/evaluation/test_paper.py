@@ -11,6 +11,16 @@ def test_every_cell_belongs_to_a_table_a_set_and_a_task():
         assert max(cell.paper, key=lambda name: cell.paper[name]) in ("IPT", "HAN")
 
 
+def test_the_figures_of_ipt_are_those_of_the_paper():
+    printed = {
+        "sr2": (38.37, 34.43, 32.48, 33.76), "sr3": (34.81, 30.85, 29.38, 29.49), "sr4": (32.64, 29.01, 27.82, 27.26),
+        "denoise30": (32.32, 33.75), "denoise50": (29.88, 31.12), "derain": (41.62,),
+        "denoise10": (38.30, 39.07), "denoise70": (28.21, 28.80),
+    }  # fmt: skip
+    found = {task: tuple(cell.paper["IPT"] for cell in CELLS if cell.task == task) for task in printed}
+    assert found == printed
+
+
 def test_sets_are_found_in_the_usual_places(tmp_path):
     for folder in ("Set5", "benchmark/Urban100", "BSD100", "other"):
         (tmp_path / folder).mkdir(parents=True)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ipt_fast.evaluation.held_out import HeldOutResult
-from ipt_fast.evaluation.sample_grid import _CAPTION, _GAP, _TITLE, sample_grid, write_sample_grids
+from ipt_fast.evaluation.sample_grid import CAPTION, GAP, TITLE, sample_grid, write_sample_grids
 
 
 def result(photo="cat", draw=0, before=20.0, task="derain"):
@@ -21,13 +21,13 @@ def result(photo="cat", draw=0, before=20.0, task="derain"):
 def test_three_pictures_of_the_most_detailed_square_pixel_by_pixel():
     sample = result()
     picture = np.asarray(sample_grid([sample], crop=64, zoom=2))
-    tops, lefts = _TITLE, [_GAP + column * (128 + _GAP) for column in range(3)]
+    tops, lefts = TITLE, [GAP + column * (128 + GAP) for column in range(3)]
     tiles = [picture[tops : tops + 128, left : left + 128] for left in lefts]
     assert (tiles[0] == 40).all() and (tiles[1] == 100).all()
     assert tiles[2].std() > 30, "the corner with the detail is not in the picture"
     assert np.array_equal(tiles[2][::2, ::2], tiles[2][1::2, 1::2])
     small = tiles[2][::2, ::2]
-    clean = sample.clean.permute(1, 2, 0).byte().numpy()
+    clean = sample.gt.permute(1, 2, 0).byte().numpy()
     assert any(
         np.array_equal(small, clean[y : y + 64, x : x + 64]) for y in range(0, 97, 16) for x in range(0, 137, 16)
     )
@@ -36,14 +36,14 @@ def test_three_pictures_of_the_most_detailed_square_pixel_by_pixel():
 def test_one_row_a_photo_with_the_draw_of_middling_damage():
     draws = [replace(result("dog", i, before), before=result().before + i) for i, before in enumerate((30, 10, 20))]
     picture = sample_grid([result("cat"), *draws], crop=64, zoom=1)
-    assert picture.size == (3 * 64 + 4 * _GAP, _TITLE + 2 * (64 + _CAPTION + _GAP))
-    second = np.asarray(picture)[_TITLE + 64 + _CAPTION + _GAP :, _GAP : _GAP + 64][:64]
+    assert picture.size == (3 * 64 + 4 * GAP, TITLE + 2 * (64 + CAPTION + GAP))
+    second = np.asarray(picture)[TITLE + 64 + CAPTION + GAP :, GAP : GAP + 64][:64]
     assert (second == 42).all()  # 10 < 20 < 30: draw 2
 
 
 def test_a_photo_smaller_than_the_square():
     small = HeldOutResult("sr2", "tiny", 0, *(torch.full((3, 20, 30), 9.0) for _ in range(3)), 1.0, 2.0)
-    assert sample_grid([small], crop=64, zoom=1).width == 3 * 64 + 4 * _GAP
+    assert sample_grid([small], crop=64, zoom=1).width == 3 * 64 + 4 * GAP
 
 
 def test_one_file_a_task(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from ipt_fast import IPT, IPTConfig
 from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.evaluation.metrics import psnr_y
-from ipt_fast.evaluation.score import INPUT, Method, degraded_pair, mean_scores, score_set
+from ipt_fast.evaluation.score import INPUT, Method, lq_and_gt, mean_scores, score_set
 from ipt_fast.evaluation.test_sets import find_set
 from ipt_fast.tasks import get_task
 from tests.evaluation.scene_files import write
@@ -50,9 +50,17 @@ def test_noise_depends_on_seed_and_place_alone(tmp_path, method):
     assert [s for s in beside if s.method == INPUT] == plain[:2]
     assert next(score_set(image_set, task, {}, seed=2)) != plain[0]
     assert len({s.psnr_y for s in plain}) == 3
-    noisy, clean = degraded_pair(image_set.pairs[0], task, 7)
+    noisy, gt = lq_and_gt(image_set.pairs[0], task, 7)
     assert noisy.min() == 0 and noisy.max() == 255 and (noisy != noisy.round()).any()
-    assert clean.shape == noisy.shape == (1, 3, 36, 48)
+    assert gt.shape == noisy.shape == (1, 3, 36, 48)
+
+
+def test_one_picture_twice_has_two_noises(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.png")
+    task = get_task("denoise30")
+    first, second = score_set(find_set(tmp_path, task), task, {})
+    assert first.psnr_rgb != second.psnr_rgb
 
 
 def test_methods_are_scored_beside_the_input(tmp_path, method):
@@ -69,9 +77,9 @@ def test_super_resolution_leaves_its_border_out(tmp_path):
     task = get_task("sr4")
     image_set = find_set(tmp_path, task)
     before = next(score_set(image_set, task, {}))
-    low, clean = degraded_pair(image_set.pairs[0], task, 0)
+    low, gt = lq_and_gt(image_set.pairs[0], task, 0)
     enlarged = bicubic_up(low, 4)
-    assert before.psnr_y == psnr_y(enlarged, clean, border=4).item() != psnr_y(enlarged, clean).item()
+    assert before.psnr_y == psnr_y(enlarged, gt, border=4).item() != psnr_y(enlarged, gt).item()
 
 
 def test_images_too_small_for_the_window_have_no_ssim(tmp_path):

@@ -1,0 +1,37 @@
+"""Faults in the scores and in the commands."""
+
+from tests.mutants import Mutant
+
+_METRICS, _SCORE, _HELD_OUT = (f"ipt_fast/evaluation/{name}.py" for name in ("metrics", "score", "held_out"))
+_METRIC_TESTS, _SCORE_TESTS, _HELD_OUT_TESTS = (
+    f"tests/evaluation/test_{name}.py" for name in ("metrics", "score", "held_out")
+)
+
+# fmt: off
+MUTANTS = [
+    Mutant(_METRICS, "output.clamp(0, 255).round()", "output.clamp(0, 255)", _METRIC_TESTS),
+    Mutant(_METRICS, "65.738 / 256, 129.057", "129.057 / 256, 65.738", _METRIC_TESTS),
+    Mutant(_METRICS, "slice(border, output.shape[-1] - border)", "slice(None)", _METRIC_TESTS),
+    Mutant(_METRICS, "(0.03 * 255) ** 2", "(0.05 * 255) ** 2", _METRIC_TESTS),
+    Mutant(_METRICS, "/ len(group) for f in fields", "for f in fields", _SCORE_TESTS),
+    Mutant(_SCORE, "seed * 1_000_000 + number", "seed * 1_000_000", _SCORE_TESTS),
+    Mutant(_SCORE, 'border = task.scale if task.kind == "sr" else 0', "border = 0", _SCORE_TESTS),
+    Mutant(_SCORE, "(s.image_set, s.task, s.method)", "(s.image_set, s.task, INPUT)", _SCORE_TESTS),
+    Mutant(_HELD_OUT, "number * 1000 + draw", "number * 1000", _HELD_OUT_TESTS),
+    Mutant(_HELD_OUT, "psnr_y(after, gt, border=border)", "psnr_y(before, gt, border=border)", _HELD_OUT_TESTS),
+    Mutant("ipt_fast/evaluation/sample_grid.py", "key=lambda r: r.psnr_before", "key=lambda r: -r.draw",
+           "tests/evaluation/test_sample_grid.py"),
+    Mutant("ipt_fast/evaluation/paper.py", "mine[m]:.2f", "mine[m]:.1f", "tests/evaluation/test_paper.py"),
+    Mutant("ipt_fast/evaluation/paper.py", "38.37, 34.43, 32.48, 33.76", "38.37, 34.43, 32.48, 33.67",
+           "tests/evaluation/test_paper.py"),
+    Mutant("ipt_fast/evaluation/visualization.py", "similarity[distance == 1].mean()",
+           "similarity[distance <= 1].mean()", "tests/cli/test_visualize.py -k neighbours"),
+    Mutant("ipt_fast/cli/_network.py", "abs(level.sigma - task.sigma)", "level.sigma",
+           "tests/cli/test_restore.py -k unseen"),
+    Mutant("ipt_fast/cli/restore.py", "return 1 if failed else 0", "return 0",
+           "tests/cli/test_restore.py -k bad_images"),
+    Mutant("ipt_fast/cli/tables.py", '.replace("|", "\\\\|")', "", "tests/cli/test_tables.py"),
+    Mutant("ipt_fast/cli/info.py", "if reason is None else reason", "if reason is None else name",
+           "tests/cli/test_info.py"),
+]
+# fmt: on
