@@ -196,11 +196,13 @@ def test_flat_images_stay_flat(level):
         assert (bicubic_down(image, scale) == level).all() and (bicubic_up(image, scale) == level).all()
 
 
-def test_float_images_are_rounded_and_clamped_first():
-    image = torch.tensor([[-3.0, 10.5, 300.0, 99.49], [0.4, 11.5, 254.5, 7.0]])
-    whole = torch.tensor([[0, 11, 255, 99], [0, 12, 255, 7]], dtype=torch.uint8)
+@pytest.mark.parametrize("scale", [0.5, 2])
+def test_float_images_are_rounded_and_clamped_first(scale):
+    image = torch.rand(20, 24, generator=torch.Generator().manual_seed(0)) * 300 - 20
+    image[0, :4] = torch.tensor([10.5, 11.5, 254.5, 99.49])  # halves are rounded up
+    whole = torch.tensor([[min(255, max(0, math.floor(x + 0.5))) for x in row] for row in image.tolist()]).byte()
     kept = image.clone()
-    assert torch.equal(imresize(image, 0.5), imresize(whole, 0.5))
+    assert torch.equal(imresize(image, scale), imresize(whole, scale))
     assert torch.equal(image, kept)
 
 

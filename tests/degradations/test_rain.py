@@ -171,3 +171,4 @@ FIRST = (235, 4580.1758)
 def test_the_rain_never_changes():
     layer = rain_layers(torch.tensor([12345]), 48, 48)
     assert (int((layer > 8).sum()), float(layer.sum())) == pytest.approx(FIRST, rel=1e-3)
+    assert divmod(int(layer.argmax()), 48) == (45, 4) and float(layer.max()) == pytest.approx(30.1516, rel=1e-3)

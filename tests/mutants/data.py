@@ -6,7 +6,7 @@ _PLAN, _SOURCE, _DECODE = "ipt_fast/data/plan.py", "ipt_fast/data/source.py", "i
 _BASE, _TORCH, _INDEX = "ipt_fast/data/base.py", "ipt_fast/data/torch_loader.py", "ipt_fast/data/index.py"
 _BICUBIC, _NOISE = "ipt_fast/degradations/bicubic.py", "ipt_fast/degradations/noise.py"
 _PHILOX, _RAIN = "ipt_fast/degradations/philox.py", "ipt_fast/degradations/rain.py"
-_STREAKS = "ipt_fast/degradations/streak_folder.py"
+_STREAKS, _MIRROR = "ipt_fast/degradations/streak_folder.py", "ipt_fast/io/mirror.py"
 _GOLDEN, _PLANS, _LOADER = "tests/data/test_golden_crops.py", "tests/data/test_plan.py", "tests/data/test_loader.py"
 _PAIRS, _INDEXES, _DECODES = "tests/data/test_pairs.py", "tests/data/test_index.py", "tests/data/test_decode.py"
 _BICUBICS, _NOISES = "tests/degradations/test_bicubic.py", "tests/degradations/test_noise.py"
@@ -67,8 +67,9 @@ MUTANTS = [
     Mutant(_TORCH, "            stream._shutdown_workers()", "            pass", _LOADER),
     # decoding
     Mutant(_DECODE, "_CONTEXT_ROWS = 4", "_CONTEXT_ROWS = 0", _DECODES),
-    Mutant(_DECODE, "flip(square[done - more : done, :width], (0,))", "flip(square[:more, :width], (0,))", _DECODES),
-    Mutant(_DECODE, "flip(square[:, done - more : done], (1,))", "square[:, done - more : done]", _DECODES),
+    Mutant(_MIRROR, "flip(out[end - more : end, columns], (0,))", "flip(out[first : first + more, columns], (0,))",
+           _GOLDEN),
+    Mutant(_MIRROR, "flip(out[:, end - more : end], (1,))", "out[:, end - more : end]", _GOLDEN),
     Mutant(_DECODE, "marker not in (_BASELINE, _EXTENDED)", "marker not in (_BASELINE, _EXTENDED, 0xC2)", _DECODES),
     Mutant(
         _INDEX,
