@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or take up an unfinished run; then score and draw."""
+    """Train, or resume an unfinished run; then score and draw."""
     from ipt_fast.data.packaged_photos import copy_training_photos, held_out_photos
     from ipt_fast.engine import run as engine
     from ipt_fast.evaluation.held_out import mean_scores, score_held_out, score_table
