@@ -61,7 +61,7 @@ MUTANTS = [
         _STEP,
         "bad = ~(norm.isfinite() & numbers.isfinite().all())",
         "bad = ~numbers.isfinite().all()",
-        f"{_TEST_TRAINER}::test_a_bad_step_is_skipped_and_counted",
+        f"{_TEST_TRAINER}::test_a_loss_scale_too_high_is_lowered_and_is_no_divergence",
     ),
     Mutant(
         _STEP,
@@ -103,7 +103,7 @@ MUTANTS = [
         _TRAINER,
         'self.step = int(state["step"])',
         'self.step = int(state["step"]) + 1',
-        f"{_TEST_TRAINER}::test_lines_of_a_cut_off_run_are_not_doubled",
+        f"{_TEST_TRAINER}::test_resume_in_the_middle_is_bit_equal",
     ),
     Mutant(
         _TRAINER,
