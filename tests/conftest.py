@@ -36,7 +36,7 @@ def _own_seed():
 
 @pytest.fixture
 def small_files():
-    """``with small_files(n):`` no file grows beyond n bytes, as on a full disk."""
+    """Return a context manager under which no file grows beyond n bytes, as on a full disk."""
 
     @contextmanager
     def limit(size):

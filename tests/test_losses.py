@@ -11,13 +11,13 @@ def images():
 
 
 def eq4(output, target):
-    """The mean absolute difference over images, colours and pixels."""
+    """Return the mean absolute difference over images, colours and pixels."""
     pairs = zip(output.flatten().tolist(), target.flatten().tolist(), strict=True)
     return sum(abs(a - b) for a, b in pairs) / output.numel()
 
 
 def eq5(features):
-    """The mean over images j and their tokens a, b of -log(exp d(f_ja, f_jb) / sum over k != j of exp d(f_ja, f_kb)).
+    """Return the mean over images j and tokens a, b of -log(exp d(f_ja, f_jb) / sum over k != j of exp d(f_ja, f_kb)).
 
     d is the cosine of two tokens.
     """

@@ -64,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     tasks = ", ".join(model.config.tasks)
     size = args.out.stat().st_size
     written = f"{size / 1e9:.2f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
-    print(
-        f"{args.checkpoint} -> {args.out}: {tasks}; {parameters:,} parameters, {args.dtype}, {written}; read back and equal"
-    )
+    what = f"{tasks}; {parameters:,} parameters, {args.dtype}, {written}"
+    print(f"{args.checkpoint} -> {args.out}: {what}; read back and equal")
     return 0

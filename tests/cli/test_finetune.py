@@ -30,7 +30,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, network):
-    """A network of six tasks."""
+    """Return a file of a network with six tasks."""
     path = tmp_path_factory.mktemp("released") / "IPT_pretrain.pt"
     save_network(network, path)
     return str(path)
