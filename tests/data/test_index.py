@@ -198,8 +198,9 @@ def test_a_second_run_reads_only_what_changed(folder):
     assert index_of(folder).checked == 0
     paths[2].write_bytes(jpeg_bytes(pixels(70, 70)))
     paths[3].unlink()
+    os.utime(paths[4], ns=(1, 1))  # of the same size, and perhaps another photo
     index = index_of(folder)
-    assert index.checked == 1
+    assert index.checked == 2
     assert entry(index, "photo002.jpg").width == 70
     assert len(index.entries) == 4
     again = index_of(folder)
