@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipt_fast.acceleration._hooks import reason_not_fusable
-from ipt_fast.acceleration._tail import traced
+from ipt_fast.acceleration._tail import negated, traced
 from ipt_fast.ops._common import autocast_dtype
 from ipt_fast.ops.patch_attention import patch_attention
 
@@ -48,14 +48,14 @@ def _serves(module: nn.MultiheadAttention, query: object, key: object, value: ob
     if type(module) is not EmbeddedAttention or traced(query) or (query is key and key is value):
         return False
     inputs, plain = (query, key, value), (Tensor, nn.Parameter)
-    if any(type(t) is not Tensor or t.is_nested or t.dim() != 3 or t.is_neg() for t in inputs):  # type: ignore[attr-defined]
+    if any(type(t) is not Tensor or t.is_nested or t.dim() != 3 or negated(t) for t in inputs):  # type: ignore[attr-defined]
         return False
     assert isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
     if module.training and module.dropout > 0:
         return False
     weights = [module.in_proj_weight, module.in_proj_bias, module.out_proj.weight, module.out_proj.bias]
     weights = [t for t in weights if t is not None]
-    if any(type(t) not in plain or t.device != query.device or t.is_neg() for t in weights):
+    if any(type(t) not in plain or t.device != query.device or negated(t) for t in weights):
         return False
     cast = autocast_dtype(query.device.type) is not None
     if query.device.type not in ("cpu", "cuda") or not query.is_floating_point():

@@ -114,12 +114,29 @@ class _Pruned(ast.NodeTransformer):
     def __init__(self, owner: nn.Module, me: str, flags: dict[str, Any]):
         self.owner, self.me, self.flags = owner, me, flags
 
+    def _lines(self, lines: list[ast.stmt]) -> list[ast.stmt]:
+        live: list[ast.stmt] = []
+        for line in lines:
+            seen = self.visit(line)
+            live += seen if isinstance(seen, list) else [seen]
+            if live and isinstance(live[-1], ast.Return | ast.Raise):
+                break  # what follows is never reached
+        return live
+
+    def visit_FunctionDef(self, node: ast.FunctionDef):
+        node.body = self._lines(node.body)
+        return node
+
     def visit_If(self, node: ast.If):
         taken = self._decide(node.test)
-        if taken is None:
-            return self.generic_visit(node)
-        lines = [self.visit(line) for line in (node.body if taken else node.orelse)]
-        return [line for entry in lines for line in (entry if isinstance(entry, list) else [entry])]
+        if taken is not None:
+            return self._lines(node.body if taken else node.orelse)
+        node.body, node.orelse = self._lines(node.body), self._lines(node.orelse)
+        return node
+
+    def visit_IfExp(self, node: ast.IfExp):
+        taken = self._decide(node.test)
+        return self.generic_visit(node) if taken is None else self.visit(node.body if taken else node.orelse)
 
     def _decide(self, test: ast.expr) -> bool | None:
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):

@@ -30,6 +30,11 @@ def traced(x: object) -> bool:
     return isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
+def negated(x: Tensor) -> bool:
+    """Return whether a tensor is a negative view, whose memory holds other numbers; compilers cannot ask."""
+    return not torch.compiler.is_compiling() and x.is_neg()
+
+
 @dataclass(frozen=True)
 class Layout:
     """The children of a container at the time of the swap, by name; of a Sequential these are all of them."""
@@ -100,9 +105,9 @@ class Tail:
         assert isinstance(x, Tensor)
         pairs = self.pairs()
         tensors = [t for pair in pairs for t in pair if t is not None]
-        if x.device.type not in ("cpu", "cuda") or x.shape[1] != pairs[0][0].shape[1] or x.is_neg():
+        if x.device.type not in ("cpu", "cuda") or x.shape[1] != pairs[0][0].shape[1] or negated(x):
             return False
-        if any(type(t) not in _PLAIN or t.device != x.device or t.is_neg() for t in tensors):
+        if any(type(t) not in _PLAIN or t.device != x.device or negated(t) for t in tensors):
             return False
         cast = autocast_dtype(x.device.type) is not None
         return all(t.dtype == x.dtype or (cast and t.dtype in _FLOATS) for t in tensors)

@@ -88,9 +88,7 @@ CASES = {
     "Sequential": Case(
         lambda: nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 32), nn.PixelShuffle(2), conv(8, 3), nn.ReLU()), ["2"]
     ),
-    "Sequential of its owner's class": Case(
-        lambda: Conv2(conv(3, 8), nn.ReLU(), Upsample(2, 8), conv(8, 3)), ["2.0"]
-    ),
+    "Sequential of its owner's class": Case(lambda: Conv2(conv(3, 8), nn.ReLU(), Upsample(2, 8), conv(8, 3)), ["2.0"]),
     "a tail twice in a Sequential": Case(
         lambda: nn.Sequential(Upsample(2, 3), conv(3, 3), nn.ReLU(), Upsample(2, 3), conv(3, 3)), ["0.0", "3.0"]
     ),
