@@ -15,7 +15,6 @@ from ipt_fast.acceleration._adapters import (
     reason_no_conv,
 )
 from ipt_fast.acceleration._attention import EmbeddedAttention
-from ipt_fast.acceleration._frozen import collapse
 from ipt_fast.acceleration._hooks import reason_not_fusable
 from ipt_fast.acceleration._swap import Report, Swapped
 from ipt_fast.acceleration._tail import Layout, Tail, TailConv, TailSequential, TailShuffle, TailStart
@@ -169,8 +168,7 @@ class _Work:
             layouts.append(Layout(self.network.get_submodule(parent), ((name, owner),), whole=False))
         tail = Tail(tuple(members), tuple(layouts), tuple(inner.values()), finding.flags)
         if self.frozen:
-            with torch.no_grad():
-                tail.collapsed = (collapse(tail.pairs(), tail.scales),)
+            tail.collapsed = (_collapsed(tail),)
         return tail
 
     def _reason_no_tail(self, owner: nn.Module, finding: LinearTail, members: list[Any]) -> str | None:
@@ -216,6 +214,12 @@ class _Work:
         if isinstance(owner, nn.Sequential) and (reason := reason_not_fusable(owner)):
             return f"stands in a {type(owner).__name__} that {reason}"
         return f"is called by the forward of {type(owner).__name__}; no adapter knows it"
+
+
+def _collapsed(tail: Tail) -> nn.Module:
+    from ipt_fast.ops.pixelshuffle_tail import collapse_tail  # type: ignore[attr-defined]
+
+    return collapse_tail(tail.pairs(), tail.scales)
 
 
 def _containers(owner: nn.Module, parts: tuple[str, ...]) -> dict[str, nn.Module]:
