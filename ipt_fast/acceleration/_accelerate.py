@@ -18,6 +18,7 @@ from ipt_fast.acceleration._attention import EmbeddedAttention
 from ipt_fast.acceleration._hooks import reason_not_fusable
 from ipt_fast.acceleration._swap import Report, Swapped
 from ipt_fast.acceleration._tail import Layout, Tail, TailConv, TailSequential, TailShuffle, TailStart
+from ipt_fast.ops.pixelshuffle_tail import collapse_tail
 
 
 class Acceleration:
@@ -100,7 +101,7 @@ class _Work:
 
     def run(self) -> None:
         """Ask all adapters, then say of every PixelShuffle that nobody spoke of why it is left alone."""
-        modules = list(self.network.named_modules())
+        modules = [(p, m) for p, m in self.network.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
         tails = self.tails_before()
         starts = {id(tail.members[0]) for tail in tails}
         self.decided.update(id(m) for tail in tails for m in tail.members)
@@ -168,7 +169,7 @@ class _Work:
             layouts.append(Layout(self.network.get_submodule(parent), ((name, owner),), whole=False))
         tail = Tail(tuple(members), tuple(layouts), tuple(inner.values()), finding.flags)
         if self.frozen:
-            tail.collapsed = (_collapsed(tail),)
+            tail.collapsed = (collapse_tail(tail.pairs(), tail.scales),)
         return tail
 
     def _reason_no_tail(self, owner: nn.Module, finding: LinearTail, members: list[Any]) -> str | None:
@@ -203,8 +204,6 @@ class _Work:
         return None
 
     def _reason_no_swap(self, module: nn.Module, swap: Swap) -> str | None:
-        if self.places[id(module)] > 1 and not isinstance(module, nn.MultiheadAttention):
-            return "is used more than once in the network"
         if swap.new.__base__ is not type(module):
             return f"is a {type(module).__name__}, of which {swap.new.__name__} is no direct subclass"
         return reason_not_fusable(module)
@@ -214,12 +213,6 @@ class _Work:
         if isinstance(owner, nn.Sequential) and (reason := reason_not_fusable(owner)):
             return f"stands in a {type(owner).__name__} that {reason}"
         return f"is called by the forward of {type(owner).__name__}; no adapter knows it"
-
-
-def _collapsed(tail: Tail) -> nn.Module:
-    from ipt_fast.ops.pixelshuffle_tail import collapse_tail  # type: ignore[attr-defined]
-
-    return collapse_tail(tail.pairs(), tail.scales)
 
 
 def _containers(owner: nn.Module, parts: tuple[str, ...]) -> dict[str, nn.Module]:
