@@ -55,6 +55,7 @@ class Axis:
         width: taps that any output pixel of an inner cell needs.
         pixels: output lines at either end for which the border kernels differ from the inner one.
         lines: input lines at either end that the difference looks at.
+        smallest: cells that an image needs to have inner cells and two ends that do not overlap.
     """
 
     scale: int
@@ -65,11 +66,7 @@ class Axis:
     pixels: int
     lines: int
     levels: tuple[Level, ...]
-
-    @property
-    def smallest(self) -> int:
-        """Cells that an image needs to have inner cells and two ends that do not overlap."""
-        return max(2 * self.frame, self.lines) + 1
+    smallest: int
 
 
 @lru_cache(maxsize=256)  # of whole numbers alone
@@ -88,7 +85,7 @@ def _axis_of(kernels: tuple[int, ...], scales: tuple[int, ...]) -> Axis:
         frame, reach = coarse_frame, coarse_frame + k // 2
     width = max(hi - lo + 1 for lo, hi in spans)
     starts = tuple(min(lo, reach - width + 1) + reach for lo, _ in spans)
-    return Axis(math.prod(scales), frame, reach, starts, width, pixels, lines, tuple(levels))
+    return Axis(math.prod(scales), frame, reach, starts, width, pixels, lines, tuple(levels), max(2 * frame, lines) + 1)
 
 
 @constant_to_compilers
