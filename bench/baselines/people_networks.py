@@ -124,6 +124,21 @@ class SwinIR(nn.Module):
         return x + self.mean.repeat(1, 1, 1, 1)
 
 
+class LBNet(nn.Module):
+    """The tail of two attributes in two lines, which many networks have."""
+
+    def __init__(self, scale=2, n=8):
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, n, 3, 1, 1)
+        self.upsample, self.conv_last = Upsample(scale, n), nn.Conv2d(n, 3, 3, 1, 1)
+
+    def forward(self, x):
+        base = nn.functional.interpolate(x, scale_factor=2.0)
+        x = self.upsample(self.conv_first(x))
+        x = self.conv_last(x) + base
+        return x
+
+
 class HAT(SwinIR):
     """HAT and other BasicSR networks: activations of its own, x4, rearranged features before."""
 
@@ -132,13 +147,82 @@ class HAT(SwinIR):
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(12, 8, 3, 1, 1), nn.LeakyReLU(0.01, inplace=True))
 
 
+class EDT(nn.Module):
+    """EDT: heads and tails of each task are ModuleLists, found by name and run by one loop; the tail takes skips."""
+
+    def __init__(self, scales=(2, 3), n=8, dim=12):
+        super().__init__()
+        self.scales = scales
+        self.body = nn.Conv2d(dim, dim, 3, 1, 1)
+        for s in scales:
+            head = [nn.Conv2d(3, n, 3, 1, 1), Block(n), nn.Conv2d(n, dim, 3, 1, 1)]
+            tail = [SkipBlock(dim, n), Upsample(s, n), nn.Conv2d(n, 3, 3, 1, 1)]
+            setattr(self, f"head_sr_x{s}", nn.ModuleList(head))
+            setattr(self, f"tail_sr_x{s}", nn.ModuleList(tail))
+
+    def forward(self, x):
+        outs = []
+        for s in self.scales:
+            first, skip, last = getattr(self, f"head_sr_x{s}")
+            skipped = skip(first(x))
+            y, tail = self.body(last(skipped)), getattr(self, f"tail_sr_x{s}")
+            for i, block in enumerate(tail):
+                y = block(y, skipped) if i == 0 else block(y)
+            outs.append(y + nn.functional.interpolate(x, scale_factor=s, mode="bilinear"))
+        return torch.cat([y.flatten(1) for y in outs], 1)
+
+
+class SkipBlock(nn.Module):
+    def __init__(self, dim, n):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, n, 3, 1, 1)
+
+    def forward(self, x, skip):
+        return self.conv(x) + skip
+
+
+class SpandrelIPT(nn.Module):
+    """IPT as in the reference code and spandrel: a ModuleList of heads and of tails, one task at a time."""
+
+    def __init__(self, scale=(2, 4), n=4, size=6):
+        super().__init__()
+        self.scale_idx, self.size = 0, size
+        self.head = nn.ModuleList(nn.Sequential(nn.Conv2d(3, n, 3, padding=1), Block(n), Block(n)) for _ in scale)
+        self.body = DetrDecoderLayer(n * 9, 3, 64, dropout=0.0, bias=False)
+        self.query_embed = nn.Embedding(len(scale), n * 9 * (size // 3) ** 2)
+        self.tail = nn.ModuleList(nn.Sequential(Upsampler(s, n), nn.Conv2d(n, 3, 3, padding=1)) for s in scale)
+
+    def forward(self, x):
+        x = self.head[self.scale_idx](x)
+        tokens = nn.functional.unfold(x, 3, stride=3).permute(2, 0, 1)  # [N, B, 9 n]
+        embed = self.query_embed.weight[self.scale_idx].view(tokens.shape[0], 1, -1)
+        y = self.body(tokens, tokens, query_pos=embed).permute(1, 2, 0)
+        res = nn.functional.fold(y, self.size, 3, stride=3) + x
+        return self.tail[self.scale_idx](res)
+
+
+class DetrEncoderLayer(nn.Module):
+    """DETR's TransformerEncoderLayer, post-norm; the weights are not asked for."""
+
+    def __init__(self, d_model=32, nhead=4, dropout=0.1):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, src, src_mask=None, src_key_padding_mask=None, pos=None):
+        q = k = src if pos is None else src + pos
+        options = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "need_weights": False}
+        return self.norm(src + self.self_attn(q, k, value=src, **options)[0])
+
+
 class DetrDecoderLayer(nn.Module):
     """DETR's TransformerDecoderLayer, post-norm."""
 
-    def __init__(self, d_model=32, nhead=4, dim_feedforward=64, dropout=0.1, batch_first=False):
+    def __init__(self, d_model=32, nhead=4, dim_feedforward=64, dropout=0.1, batch_first=False, bias=True):
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout, batch_first=batch_first)
-        self.multihead_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout, batch_first=batch_first)
+        options = {"dropout": dropout, "batch_first": batch_first, "bias": bias}
+        self.self_attn = nn.MultiheadAttention(d_model, nhead, **options)
+        self.multihead_attn = nn.MultiheadAttention(d_model, nhead, **options)
         self.linear1, self.linear2 = nn.Linear(d_model, dim_feedforward), nn.Linear(dim_feedforward, d_model)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
         self.dropout = nn.Dropout(dropout)

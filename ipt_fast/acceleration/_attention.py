@@ -1,21 +1,23 @@
 """nn.MultiheadAttention with embeddings added to queries and keys, as DETR and IPT's reference code call it.
 
-There ``q = k = x + pos`` and ``value = x``, so the module's own fast path (q is k is v) never serves, and as its
-callers take ``[0]`` of the result, the weights that it returns by default are computed for nobody.
+There ``q = k = x + pos`` and ``value = x``, so the module's own fast path (q is k is v) never serves.
 """
 
+from typing import Any
+
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.acceleration._pending import pending, traced
-from ipt_fast.acceleration._swap import Report, Swapped, swap
-from ipt_fast.ops._common import any_requires_grad
+from ipt_fast.acceleration._hooks import reason_not_fusable
+from ipt_fast.acceleration._tail import negated, traced
+from ipt_fast.ops._common import autocast_dtype
 from ipt_fast.ops.patch_attention import patch_attention
 
 
-class EmbeddedAttention(Swapped):
-    """Runs patch_attention where the result is the same, and the module's own forward everywhere else."""
+class EmbeddedAttention(nn.MultiheadAttention):
+    """Runs patch_attention where nobody asks for the weights, and the module's own forward everywhere else."""
 
     def forward(
         self,
@@ -28,43 +30,42 @@ class EmbeddedAttention(Swapped):
         average_attn_weights=True,
         is_causal=False,
     ):
-        """As in nn.MultiheadAttention; weights that are asked for are computed when they are looked at."""
+        """As in nn.MultiheadAttention."""
+        for proxy in (query, key, value):
+            if isinstance(proxy, torch.fx.Proxy):  # one node of the graph, as nn.MultiheadAttention is
+                args = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+                tracer: Any = proxy.tracer
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
-        if masked or not _serves(self, query, key, value, need_weights):
-            return super().forward(  # type: ignore[misc]
+        if need_weights or masked or not _serves(self, query, key, value):
+            return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
-        out = _attend(self, query, key, value)  # type: ignore[arg-type]
-        if not need_weights:
-            return out, None
-        on, cast = torch.is_autocast_enabled(query.device.type), torch.get_autocast_dtype(query.device.type)
-
-        def weights(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            with torch.autocast(q.device.type, dtype=cast, enabled=on):
-                return nn.MultiheadAttention.forward(self, q, k, v, average_attn_weights=average_attn_weights)[1]  # type: ignore[arg-type,return-value]
-
-        batch, length = (0, 1) if self.batch_first else (1, 0)  # type: ignore[attr-defined]
-        heads = () if average_attn_weights else (self.num_heads,)  # type: ignore[attr-defined]
-        shape = (query.shape[batch], *heads, query.shape[length], key.shape[length])
-        return out, pending(shape, out.dtype, weights, [query, key, value])
+        return _attend(self, query, key, value), None
 
 
-def _serves(module, query, key, value, need_weights: bool) -> bool:
-    inputs = (query, key, value)
-    if any(type(t) is not Tensor or t.is_nested or t.dim() != 3 for t in inputs) or (query is key and key is value):
+def _serves(module: nn.MultiheadAttention, query: object, key: object, value: object) -> bool:
+    if type(module) is not EmbeddedAttention or traced(query) or (query is key and key is value):
         return False
+    inputs, plain = (query, key, value), (Tensor, nn.Parameter)
+    if any(type(t) is not Tensor or t.is_nested or t.dim() != 3 or negated(t) for t in inputs):  # type: ignore[attr-defined]
+        return False
+    assert isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
     if module.training and module.dropout > 0:
         return False
-    on = torch.is_autocast_enabled(query.device.type)
-    if any(t.dtype != (query.dtype if on else module.in_proj_weight.dtype) for t in inputs):
+    weights = [module.in_proj_weight, module.in_proj_bias, module.out_proj.weight, module.out_proj.bias]
+    weights = [t for t in weights if t is not None]
+    if any(type(t) not in plain or t.device != query.device or negated(t) for t in weights):
+        return False
+    cast = autocast_dtype(query.device.type) is not None
+    if query.device.type not in ("cpu", "cuda") or not query.is_floating_point():
+        return False
+    if any(t.dtype != query.dtype for t in (key, value)) or any(t.dtype != query.dtype for t in weights if not cast):
         return False
     batch = 0 if module.batch_first else 1
-    if any(t.shape[2] != module.embed_dim or t.shape[batch] != query.shape[batch] or not t.numel() for t in inputs):
+    if any(t.shape[2] != module.embed_dim or t.shape[batch] != query.shape[batch] for t in (query, key, value)):
         return False
-    if key.shape != value.shape:
-        return False
-    # The weights have a gradient of their own, and a compiler would have to compute them.
-    return not need_weights or not (traced() or any_requires_grad([*inputs, *module.parameters()]))
+    return key.shape == value.shape and not any(0 in t.shape for t in (query, key))
 
 
 def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -89,37 +90,15 @@ def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Te
     return F.linear(out, module.out_proj.weight, module.out_proj.bias)
 
 
-def _why_not(module: nn.MultiheadAttention) -> str | None:
+def reason_not_served(module: nn.MultiheadAttention) -> str | None:
+    """Return why an attention is left alone, or None."""
     if type(module) is not nn.MultiheadAttention:
-        return f"is a {type(module).__name__}, not a plain MultiheadAttention"
+        parametrized = " (its weight is parametrised)" if hasattr(module, "parametrizations") else ""
+        return f"is a {type(module).__name__}, not a plain MultiheadAttention{parametrized}"
     if "forward" in module.__dict__:
         return "has a forward of its own"
     if not module._qkv_same_embed_dim:
         return "has keys or values of another size than its queries"
     if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
         return "adds a key and value of its own (add_bias_kv or add_zero_attn)"
-    if any(h for h in (module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
-        return "has hooks"
-    if module._forward_hooks:
-        return "has forward hooks"
-    return None
-
-
-def swap_attention(network: nn.Module, report: Report) -> list[nn.Module]:
-    """Swap every MultiheadAttention that can be; returns what was swapped."""
-    swapped: list[nn.Module] = []
-    for path, module in network.named_modules():
-        if not isinstance(module, nn.MultiheadAttention):
-            continue
-        if isinstance(module, EmbeddedAttention):
-            report.already.append(path)
-        elif reason := _why_not(module):
-            report.refused.append((path, reason))
-        else:
-            swap(module, EmbeddedAttention)
-            swapped.append(module)
-            exceptions = "masks, q = k = v" + (", training with dropout" if module.dropout else "")
-            report.swapped.append(
-                (path, f"attention by patch_attention; its own forward with {exceptions}, or weights with gradients")
-            )
-    return swapped
+    return reason_not_fusable(module)

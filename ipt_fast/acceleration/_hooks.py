@@ -1,4 +1,4 @@
-"""Modules that have to be called as they are: somebody listens to them, or has changed what they do."""
+"""Modules that have to be called as they are: hooks listen to them, or somebody has changed what they do."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def reason_not_fusable(module: nn.Module) -> str | None:
-    """Why a module has to be called as it is, whatever its class computes, or None."""
+    """Return why a module has to be called as it is, whatever its class computes, or None."""
     for name in _HOOKS:
         if getattr(module, name, None):
             return f"has {name.strip('_').replace('_', ' ')}"

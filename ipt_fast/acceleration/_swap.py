@@ -1,16 +1,13 @@
-"""How a module is swapped in place: it gets a subclass of its own class, and nothing else of it changes.
+"""How a module is swapped in place: its class becomes a subclass written in this package, and nothing else changes.
 
-So parameters, buffers, hooks, names, ``isinstance`` and the state dict stay what they are, and undoing is giving the
-class back. A swapped module pickles as what it was; a deep copy of it stays swapped.
+So parameters, buffers, hooks, names and the state dict stay what they are, pickle and deepcopy need nothing special,
+and undoing is giving the class back. Only modules of exactly a class of torch.nn are swapped: a class of the
+network's owner, with its methods and its own way to be pickled, is never touched.
 """
 
-import copy
-import copyreg
 from dataclasses import dataclass, field
 
 from torch import nn
-
-_CLASSES: dict[tuple[type, type], type] = {}
 
 
 @dataclass
@@ -28,36 +25,35 @@ class Report:
         return "\n".join(lines) or "nothing to accelerate was found"
 
 
+@dataclass
 class Swapped:
-    """First base of every class made by ``swap``."""
+    """One module with the class that it got, the one that it had, and the attributes that came with the new one."""
 
-    _swapped_from: type
+    module: nn.Module
+    new: type
+    old: type
+    attributes: dict[str, object]
 
-    def __reduce_ex__(self, protocol):
-        return copyreg._reconstructor, (self._swapped_from, object, None), self.__dict__.copy()  # type: ignore[attr-defined]
+    @classmethod
+    def swap(cls, module: nn.Module, new: type, **attributes: object) -> "Swapped":
+        """Give ``module`` the class ``new``, a subclass of its own, and the attributes that ``new`` reads."""
+        swapped = cls(module, new, type(module), attributes)
+        module.__dict__.update(attributes)
+        module.__class__ = new
+        return swapped
 
-    def __deepcopy__(self, memo):
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return new
-
-
-def swap(module: nn.Module, behaviour: type) -> None:
-    """Give ``module`` the methods of ``behaviour``, a subclass of Swapped, before those of its class."""
-    base = type(module)
-    key = (behaviour, base)
-    if key not in _CLASSES:
-        _CLASSES[key] = type(f"Accelerated{base.__name__}", (behaviour, base), {"_swapped_from": base})
-    module.__class__ = _CLASSES[key]
-
-
-def unswap(module: nn.Module) -> None:
-    """The inverse of ``swap``; nothing where the module is not swapped."""
-    if isinstance(module, Swapped):
-        module.__class__ = module._swapped_from
+    def undo(self) -> None:
+        """Give the old class back; what a parametrization or FSDP derived from the new one is derived from the old."""
+        self.module.__class__ = _rebased(type(self.module), self.new, self.old)
+        for name in self.attributes:
+            self.module.__dict__.pop(name, None)
 
 
-def original_class(module: nn.Module) -> type:
-    """The class of a module, swapped or not."""
-    return module._swapped_from if isinstance(module, Swapped) else type(module)
+def _rebased(kind: type, new: type, old: type) -> type:
+    if kind is new:
+        return old
+    bases = tuple(_rebased(base, new, old) for base in kind.__bases__)
+    if bases == kind.__bases__:
+        return kind
+    namespace = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    return type(kind.__name__.replace(new.__name__, old.__name__), bases, namespace)

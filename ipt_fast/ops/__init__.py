@@ -3,6 +3,14 @@
 from ipt_fast.ops.degrade import degrade
 from ipt_fast.ops.patch_attention import patch_attention
 from ipt_fast.ops.patch_contrastive_loss import patch_contrastive_loss
-from ipt_fast.ops.pixelshuffle_tail import PixelShuffleTail, pixelshuffle_tail
+from ipt_fast.ops.pixelshuffle_tail import CollapsedTail, PixelShuffleTail, collapse_tail, pixelshuffle_tail
 
-__all__ = ["PixelShuffleTail", "degrade", "patch_attention", "patch_contrastive_loss", "pixelshuffle_tail"]
+__all__ = [
+    "CollapsedTail",
+    "PixelShuffleTail",
+    "collapse_tail",
+    "degrade",
+    "patch_attention",
+    "patch_contrastive_loss",
+    "pixelshuffle_tail",
+]
