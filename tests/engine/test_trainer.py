@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -252,7 +253,7 @@ def test_a_killed_worker_ends_the_run_between_two_steps(tmp_path):
         if trainer.step == 3:
             for child in multiprocessing.active_children():
                 child.kill()
-                child.join()  # its signal reaches this process here, in the middle of a step
+            time.sleep(1)  # its signal reaches this process here, in the middle of a step
         return fake_degrade(*args, **options)
 
     trainer = make_trainer(tmp_path / "run", config, loader=loader, degrade=degrade)
