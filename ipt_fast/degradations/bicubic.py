@@ -52,10 +52,12 @@ def resize_matrix(size: int, scale: Fraction) -> tuple[Tensor, Tensor, int]:
     """
     out = math.ceil(size * scale)
     phases, denominator = _phases(scale)
-    weights = torch.tensor(phases).repeat(math.ceil(out / len(phases)), 1)[:out]  # [out, taps]
+    weights = torch.tensor(phases, device="cpu").repeat(math.ceil(out / len(phases)), 1)[:out]  # [out, taps]
     widen = min(scale, Fraction(1))
     left = [math.floor(Fraction(i + 1) / scale + (1 - 1 / scale) / 2 - 2 / widen) - 1 for i in range(out)]
-    place = (torch.tensor(left)[:, None] + torch.arange(weights.shape[1])) % (2 * size)  # [out, taps]
+    place = (torch.tensor(left, device="cpu")[:, None] + torch.arange(weights.shape[1], device="cpu")) % (
+        2 * size
+    )  # [out, taps]
     return weights, torch.minimum(place, 2 * size - 1 - place), denominator
 
 
@@ -69,7 +71,9 @@ def _bands(size: int, scale: Fraction, first: int, last: int, device: torch.devi
         used = place[rows][weights[rows] != 0]
         low, high = int(used.min()), int(used.max()) + 1
         inside = (place[rows] - low).clamp(0, high - low - 1)
-        band = torch.zeros(len(inside), high - low, dtype=torch.int64).scatter_add_(1, inside, weights[rows])
+        band = torch.zeros(len(inside), high - low, dtype=torch.int64, device="cpu").scatter_add_(
+            1, inside, weights[rows]
+        )
         bands.append((low, high, band.to(device, dtype)))
     return bands
 

@@ -96,7 +96,7 @@ def exp_sums_gradient(
     temperature: float = 1.0,
     shift: float = 0.0,
 ) -> Tensor:
-    """Compute the gradient of sum_j w[j] * sum log S[j] with respect to ``f``, over the images j of ``f`` and ``others``.
+    """Compute the gradient of sum_j w[j] * sum log S[j] for ``f``, over the images j of ``f`` and ``others``.
 
     With P = exp((cosine - shift) / temperature), recomputed, it is for token (j, i1)
     ``sum_{k != j, i2} P * (coefficients[j, i1, i2] + coefficients[k, i2, i1]) * f[k, i2] / temperature``.
