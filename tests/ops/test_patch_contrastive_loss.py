@@ -149,7 +149,7 @@ EPS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-4, torch.bfl
 
 
 def in_own_dtype(features, weights, mode):
-    """The reference with every operation in the dtype of the features: what 2 x its error allows."""
+    """Compute the reference with every operation in the dtype of the features: what 2 x its error allows."""
     features = features.detach().requires_grad_()
     values = patch_contrastive_loss_reference(features, mode)
     (values * weights.to(values.dtype)).sum().backward()
