@@ -93,7 +93,7 @@ def outcome(function, inputs, upstream):
 
 
 def check(call, inputs, upstream, dtype, contender):
-    """Check that the contender computes what eager does; a backend of PyTorch that cannot is skipped in PyTorch's words."""
+    """Check that the contender computes what eager does; one of PyTorch that cannot is skipped in PyTorch's words."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:

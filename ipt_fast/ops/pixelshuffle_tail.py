@@ -5,6 +5,7 @@ convolution at low resolution and a PixelShuffle, but for a frame of low-resolut
 own because the chain pads its inner features with zeros.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -168,7 +169,9 @@ def _has_inner(x: Tensor, axes: tuple[Axis, Axis]) -> bool:
 
 
 def _axes(convs: Sequence[Conv], scales: Sequence[int]) -> tuple[Axis, Axis]:
-    return axes_of(tuple([w.shape[2] for w, _ in convs]), tuple([w.shape[3] for w, _ in convs]), tuple(scales))
+    # torch.jit.trace has tensors for sizes, and compilers symbols: neither is a key of a cache.
+    heights, widths = ([operator.index(w.shape[i]) for w, _ in convs] for i in (2, 3))
+    return axes_of(tuple(heights), tuple(widths), tuple(scales))
 
 
 def _wide(convs: Sequence[Conv]) -> list[Conv]:

@@ -91,6 +91,14 @@ def test_reductions_agree(impl, mode):
         (torch.randn(2, 4, 8), {"temperature": 0.5}, ValueError, "Eq. 5 has no temperature"),
         (torch.randn(2, 4, 8), {"mode": "supcon", "temperature": 0.0}, ValueError, "temperature must be positive"),
         (torch.randn(2, 1, 8), {"mode": "supcon"}, ValueError, "N >= 2"),
+        (torch.randn(2, 4, 8), {"mode": None}, TypeError, "mode must be one of paper, supcon"),
+        (torch.randn(2, 4, 8), {"mode": "supcon", "temperature": None}, TypeError, "temperature must be a number"),
+        (
+            torch.randn(2, 4, 8),
+            {"mode": "supcon", "temperature": torch.tensor(0.1)},
+            TypeError,
+            r"temperature must be a number without gradient \(got Tensor\)",
+        ),
         (torch.randn(2, 4, 8), {"impl": "cudnn"}, ValueError, "is not a backend"),
         (
             torch.randn(2, 4, 8),
@@ -190,6 +198,24 @@ def test_bf16_products_of_float32_features_are_taken_where_pytorch_permits_them(
     rough = value_and_grad(features, weights, impl="cpu")
     for r, e in zip(rough, exact, strict=True):
         assert r.dtype == torch.float32 and 1e-7 < relative(r, e.double()) < 4e-3
+
+
+def test_second_derivative_is_right_or_refused(impl):
+    features = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(patch_contrastive_loss(features, impl=impl), features, create_graph=True)
+    if impl == "eager":
+        assert torch.autograd.grad(grad.square().sum(), features)[0].isfinite().all()
+        return
+    with pytest.raises(RuntimeError, match=r'patch_contrastive_loss: .* cannot differentiate twice; use impl="eager"'):
+        torch.autograd.grad(grad.square().sum(), features)
+
+
+def test_torch_func_gives_the_gradient():
+    features = torch.randn(3, 4, 6, dtype=torch.float64)
+    grads = [
+        torch.func.grad(lambda f, impl=i: patch_contrastive_loss(f, impl=impl))(features) for i in ("cpu", "eager")
+    ]
+    torch.testing.assert_close(*grads)
 
 
 def test_no_token_gradient_points_along_the_token(impl):
