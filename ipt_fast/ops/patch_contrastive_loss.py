@@ -245,8 +245,7 @@ def patch_contrastive_loss(
         impl: backend, see ``backend_status``; None chooses.
 
     Returns:
-        A scalar, or [B] for "none"; float32 for half precisions, otherwise the dtype of ``features``. Features that
-        hold nan or inf make it nan.
+        A scalar, or [B] for "none"; float32 for half precisions, otherwise the dtype of ``features``.
 
     Raises:
         ValueError: a batch of one image (over all ranks in scope), features of wrong rank, an unknown name.
