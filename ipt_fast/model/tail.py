@@ -1,0 +1,30 @@
+"""A task's tail: features to image, linear from end to end."""
+
+from torch import Tensor, nn
+
+from ipt_fast.model.layers import is_plain
+from ipt_fast.ops import pixelshuffle_tail
+
+
+class Tail(nn.Sequential):
+    """Features [B, n_feats, S, S] -> image [B, 3, scale S, scale S]: convolutions and PixelShuffles, no activation.
+
+    Being linear it runs as one op, in training too. The convolutions only hold that op's parameters; one that somebody
+    has replaced or parametrized is called as a module, and the others with it.
+    """
+
+    def __init__(self, n_feats: int, scale: int):
+        self.scales = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[scale]
+        stages: list[nn.Module] = []
+        for r in self.scales:
+            stages += [nn.Conv2d(n_feats, n_feats * r * r, 3, padding=1), nn.PixelShuffle(r)]
+        super().__init__(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, n_feats, S, S] -> [B, 3, scale S, scale S]."""
+        upsample, last = self
+        assert isinstance(upsample, nn.Sequential)
+        convs = [*upsample][::2] + [last]
+        if not all(is_plain(conv, nn.Conv2d) for conv in convs):
+            return super().forward(x)
+        return pixelshuffle_tail(x, convs, self.scales)
