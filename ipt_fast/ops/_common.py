@@ -1,9 +1,54 @@
-"""Questions that several ops ask of a call and of the machine."""
+"""Questions that several ops ask of a call, of its arguments and of the machine."""
 
-from collections.abc import Iterable
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensor(op: str, name: str, x: Any, dtypes: Sequence[torch.dtype] = FLOATS, shape: str = "") -> None:
+    """Raise TypeError unless ``x`` is a dense tensor of one of ``dtypes``; ``shape`` is what a message asks for."""
+    needed = f"a tensor {shape}".strip()
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be {needed} (got {type(x).__name__})")
+    if x.dtype not in dtypes:
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        raise TypeError(f"{op}: {name} must be {', '.join(names[:-1])} or {names[-1]} (got {x.dtype})")
+    if x.layout is not torch.strided or x.is_nested:
+        raise TypeError(f"{op}: {name} must be {needed}, dense (got a {'nested' if x.is_nested else x.layout} one)")
+
+
+def check_integer(op: str, name: str, x: Any, least: int) -> None:
+    """Raise unless ``x`` is a whole number of at least ``least``."""
+    if not isinstance(x, (int, torch.SymInt)) or isinstance(x, bool):
+        raise TypeError(f"{op}: {name} must be a whole number (got {_shown(x)})")
+    if x < least:
+        raise ValueError(f"{op}: {name} must be at least {least} (got {x})")
+
+
+def check_number(op: str, name: str, x: Any) -> None:
+    """Raise unless ``x`` is a finite number; a tensor is none, because its gradient would be dropped."""
+    if not isinstance(x, numbers.Real) or isinstance(x, bool):
+        raise TypeError(f"{op}: {name} must be a number without gradient (got {_shown(x)})")
+    if not math.isfinite(x):
+        raise ValueError(f"{op}: {name} must be finite (got {x})")
+
+
+def check_choice(op: str, name: str, x: Any, known: Sequence[str]) -> None:
+    """Raise unless ``x`` is one of the names that are ``known``."""
+    if not isinstance(x, str):
+        raise TypeError(f"{op}: {name} must be one of {', '.join(known)} (got {_shown(x)})")
+    if x not in known:
+        raise ValueError(f'{op}: {name}="{x}" is unknown; use one of {", ".join(known)}')
+
+
+def _shown(x: Any) -> str:
+    return repr(x) if isinstance(x, (int, float, str)) else type(x).__name__
 
 
 def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:

@@ -1,4 +1,4 @@
-"""What a backend is, and which one serves a call: ``impl=`` > ``IPT_FAST_IMPL`` > the first automatic one that can.
+"""What a backend is, which one serves a call (``impl=`` > ``IPT_FAST_IMPL`` > automatic), and how an op is registered.
 
 An explicit choice that cannot serve raises; only the automatic choice may pass a backend over.
 """
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 _VARIABLE = "IPT_FAST_IMPL"
-_F = TypeVar("_F", bound=Callable[..., str])
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,35 @@ class Backend:
     unsupported_reason: Callable[[Any], str | None]
 
 
+def constant_to_compilers(function: _F) -> _F:
+    """Let compilers call ``function`` while they trace, and take its result as a constant.
+
+    By hand, because ``torch.compiler.assume_constant_result``, which sets the same mark, imports the whole compiler
+    when it decorates: a second for every import of the ops.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 class Backends(Mapping[str, Backend]):
     """The backends of one op.
 
     Args:
         op: the op's name.
+        call: the type that describes a call, a NamedTuple of plain constants (``operator.index`` makes one of a size).
         backends: all of them.
         preference: description of a call -> names of all backends, the best one first.
     """
 
-    def __init__(self, op: str, backends: Sequence[Backend], preference: Callable[[Any], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        op: str,
+        call: type,
+        backends: Sequence[Backend],
+        preference: Callable[[Any], Sequence[str]],
+    ) -> None:
         self.op = op
+        self._call = call
         self._by_name = {backend.name: backend for backend in backends}
         self._preference = preference
 
@@ -61,14 +79,69 @@ class Backends(Mapping[str, Backend]):
         """Return every backend, best first -> None where it can serve ``call``, otherwise the reason why not."""
         return {name: self[name].unsupported_reason(call) for name in self._preference(call)}
 
-    def resolve(self, impl: str | None, call: Any) -> str:
-        """Return the name of the backend that serves ``call``; ``impl`` is the caller's explicit choice, or None.
+    def resolve(self, impl: str | None, call: Any) -> Backend:
+        """Return the backend that serves ``call``; ``impl`` is the caller's explicit choice, or None.
 
         Raises:
             ValueError: the chosen name is no backend of the op.
             RuntimeError: the chosen backend cannot serve this call, or no backend can.
         """
-        return choose(self.op, impl, self.reasons(call))
+        return self._by_name[self._resolve(impl, *call)]
+
+    @constant_to_compilers
+    def _resolve(self, impl: str | None, *fields: Any) -> str:
+        return choose(self.op, impl, self.reasons(self._call(*fields)))
+
+    def define_forward(self, schema: str, fake: Callable[..., Any]) -> None:
+        """Register ``ipt_fast::<op>``; its last argument, ``str impl``, names the backend whose ``forward`` computes.
+
+        It has no gradient of its own: an ``autograd.Function`` of the op goes round it, so that ``torch.func`` works.
+        """
+        _define(self.op, schema, lambda *args: self[args[-1]].forward(*args[:-1]), fake)
+
+    def define_backward(self, schema: str, fake: Callable[..., Any]) -> None:
+        """Register ``ipt_fast::<op>_backward`` in the same way."""
+
+        def backward(*args: Any) -> Any:
+            launcher = self[args[-1]].backward
+            assert launcher is not None  # the op's autograd.Function asks for no other
+            return launcher(*args[:-1])
+
+        _define(f"{self.op}_backward", schema, backward, fake)
+
+
+def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    torch.library.define(f"ipt_fast::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"ipt_fast::{name}", "CompositeExplicitAutograd")(function)
+    torch.library.register_fake(f"ipt_fast::{name}")(fake)
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"ipt_fast::{name} has no gradient of its own; call the function in ipt_fast.ops")
+
+    torch.library.register_autograd(f"ipt_fast::{name}", refuse)  # otherwise a gradient would be dropped
+
+
+def differentiable_once(op: str, gradient: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``gradient`` as a node of the graph, so that a second derivative meets a reason and not a missing path.
+
+    Args:
+        op: its name, for the message.
+        gradient: what calls ``ipt_fast::<op>_backward``. Compilers count its parameters: none may be ``*args``.
+    """
+
+    class Gradient(torch.autograd.Function):
+        generate_vmap_rule = True
+        forward = staticmethod(gradient)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise RuntimeError(f'{op}: this backend cannot differentiate twice; use impl="eager"')
+
+    return Gradient.apply
 
 
 def choose(op: str, impl: str | None, reasons: Mapping[str, str | None]) -> str:
@@ -105,12 +178,6 @@ def choose(op: str, impl: str | None, reasons: Mapping[str, str | None]) -> str:
     raise RuntimeError(f"{op}: no backend can serve this call: " + "; ".join(f"{n} {r}" for n, r in reasons.items()))
 
 
-def constant_to_compilers(function: _F) -> _F:
-    """``torch.compiler.assume_constant_result``, which imports the whole compiler: a second for every import."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 def _from_environment(op: str, backends: Mapping[str, str | None]) -> str | None:
     value = os.environ.get(_VARIABLE, "").strip()
     if not value:
@@ -123,17 +190,17 @@ def _from_environment(op: str, backends: Mapping[str, str | None]) -> str | None
 
 @functools.cache
 def module_missing(name: str) -> str | None:
-    """Why a backend that imports ``name`` cannot be used, or None. Looks the module up without importing it."""
+    """Return why a backend that imports ``name`` cannot be used, or None; without importing it."""
     return None if importlib.util.find_spec(name) else f"needs the package {name}, which is not installed"
 
 
 def interpreting() -> bool:
-    """True where Triton's interpreter runs the kernels on CPU tensors (``TRITON_INTERPRET=1``)."""
+    """Return whether Triton's interpreter runs the kernels on CPU tensors (``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 def triton_missing(device: torch.device | str) -> str | None:
-    """Why the Triton kernels cannot run on ``device``, or None (sm_80 or newer, or the interpreter)."""
+    """Return why the Triton kernels cannot run on ``device``, or None (sm_80 or newer, or the interpreter)."""
     if reason := module_missing("triton"):
         return reason
     if interpreting():

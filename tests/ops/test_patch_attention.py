@@ -156,7 +156,7 @@ def test_packed_views_are_read_and_their_gradients_written_without_a_copy():
     assert out.shape == (2, 8, 12)
     copied = [math.prod(e.input_shapes[0]) for e in trace.events() if e.name == "aten::copy_"]
     assert "ipt_fast::patch_attention" in {e.name for e in trace.events()}
-    assert sum(copied) <= 2 * 3 * 8  # at most the row sums [B, H, N], never a [B, N, D]
+    assert sum(n for n in copied if n > 1) <= 2 * 3 * 8  # at most the row sums [B, H, N], never a [B, N, D]
     in_packed = [x for x in saved if x.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()]
     assert len(in_packed) == 3
     for result in (out, patch_attention(*views, num_heads=3, impl="cpu")):
@@ -222,7 +222,7 @@ def test_meta_tensors_have_shapes():
         ({"q_embed": torch.zeros(2, 7, 15)}, ValueError, r"q_embed must be \[7, 15\].*got \[2, 7, 15\]"),
         ({"k_embed": torch.zeros(7, 15)}, ValueError, r"k_embed must be \[9, 15\]"),
         ({"k_embed": torch.zeros(9, 15).half()}, TypeError, r"k_embed must have the dtype.*float16.*cast it"),
-        ({"q": torch.zeros(2, 0, 15)}, ValueError, "at least one image and one token.*N=0"),
+        ({"q": torch.zeros(2, 0, 15)}, ValueError, "at least one token.*N=0"),
         (
             {"impl": "cudnn"},
             ValueError,
@@ -260,7 +260,7 @@ def test_xformers_gets_heads_last_and_the_scale(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     q, k, v, q_embed, k_embed = make()
-    out = module._xformers(q, k, v, q_embed, k_embed, 3, 0.3)
+    out = module._BACKENDS["xformers"].forward(q, k, v, q_embed, k_embed, 3, 0.3)
     assert seen == [((2, 7, 3, 5), (2, 9, 3, 5), 0.3)]
     torch.testing.assert_close(out, patch_attention_reference(q, k, v, 3, q_embed, k_embed, 0.3))
 
