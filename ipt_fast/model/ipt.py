@@ -133,8 +133,8 @@ def init_weights(module: nn.Module) -> None:
     elif isinstance(module, DecoderLayer):
         nn.init.xavier_uniform_(module.self_attn.in_proj_weight)
         nn.init.xavier_uniform_(module.multihead_attn.in_proj_weight)
-    elif hasattr(module, "reset_parameters"):
-        module.reset_parameters()
+    elif callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
 
 
 class IPT(nn.Module):

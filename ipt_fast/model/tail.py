@@ -5,6 +5,9 @@ from torch import Tensor, nn
 from ipt_fast.model.layers import is_plain
 from ipt_fast.ops import pixelshuffle_tail
 
+# Of the PixelShuffles, by the scale of the task.
+_SCALES: dict[int, tuple[int, ...]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}
+
 
 class Tail(nn.Sequential):
     """Features [B, n_feats, S, S] -> image [B, 3, scale S, scale S]: convolutions and PixelShuffles, no activation.
@@ -14,11 +17,11 @@ class Tail(nn.Sequential):
     """
 
     def __init__(self, n_feats: int, scale: int):
-        self.scales = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[scale]
         stages: list[nn.Module] = []
-        for r in self.scales:
+        for r in (scales := _SCALES[scale]):
             stages += [nn.Conv2d(n_feats, n_feats * r * r, 3, padding=1), nn.PixelShuffle(r)]
         super().__init__(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
+        self.scales = scales
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, n_feats, S, S] -> [B, 3, scale S, scale S]."""

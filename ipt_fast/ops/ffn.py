@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipt_fast.ops._common import any_requires_grad, compute_dtype
-from ipt_fast.ops._registry import Backend, Backends, constant_to_compilers
+from ipt_fast.ops._common import any_requires_grad, check_choice, check_number, check_tensor, compute_dtype
+from ipt_fast.ops._registry import Backend, Backends, differentiable_once
 from ipt_fast.ops.layernorm_linear import (
+    DeviceCall,
     autocast_off,
     cast,
     check_tensors,
@@ -47,26 +48,6 @@ def ffn_reference(
     return F.linear(_ACTIVATIONS[activation](hidden), weight2.to(dtype), cast(bias2, dtype))  # [..., D]
 
 
-# Dispatcher registration: to a compiler each pass is one opaque op, so that ``recompute`` holds there too.
-
-_INPUTS = (
-    "Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2"
-)
-_OPTIONS = "float eps, str activation, ScalarType dtype"
-# ``kept``: what the backward needs of the hidden layer, [..., D_hidden]; with ``recompute`` an empty tensor.
-torch.library.define(
-    f"ipt_fast::{_OP}",
-    f"({_INPUTS}, {_OPTIONS}, bool recompute) -> (Tensor out, Tensor kept)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-# Gradients of all inputs that are given, in their order.
-torch.library.define(
-    f"ipt_fast::{_OP}_backward",
-    f"(Tensor grad, {_INPUTS}, Tensor? kept, {_OPTIONS}) -> Tensor[]",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-
-
 def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
     """Return norm(x) with its mean and 1 / standard deviation; x itself where there is no norm."""
     return (x, None, None) if weight is None or bias is None else normalise(x, weight, bias, eps)
@@ -88,8 +69,7 @@ def _hidden(y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
     return before, F.gelu(before)
 
 
-@torch.library.impl(f"ipt_fast::{_OP}", "CompositeExplicitAutograd")
-def _forward(
+def _fused(
     x: Tensor,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
@@ -109,8 +89,7 @@ def _forward(
         return out, x.new_empty(0, dtype=dtype) if recompute else kept.contiguous()
 
 
-@torch.library.impl(f"ipt_fast::{_OP}_backward", "CompositeExplicitAutograd")
-def _backward(
+def _fused_backward(
     grad: Tensor,
     x: Tensor,
     norm_weight: Tensor | None,
@@ -149,51 +128,6 @@ def _backward(
         return [dx, *dnorm, *(d.to(t.dtype) for d, t in pairs if t is not None)]
 
 
-@torch.library.register_fake(f"ipt_fast::{_OP}")
-def _forward_fake(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute):
-    kept = (0,) if recompute else (*x.shape[:-1], weight1.shape[0])
-    return x.new_empty(*x.shape[:-1], weight2.shape[0], dtype=dtype), x.new_empty(kept, dtype=dtype)
-
-
-@torch.library.register_fake(f"ipt_fast::{_OP}_backward")
-def _backward_fake(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, kept, eps, activation, dtype):
-    tensors = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-    return [t.new_empty(t.shape) for t in tensors if t is not None]
-
-
-class _FFNGradient(torch.autograd.Function):
-    # A node of its own, connected to all inputs, so that a second derivative meets a reason and not a missing path.
-    @staticmethod
-    def forward(ctx, *args):
-        return tuple(torch.ops.ipt_fast.ffn_backward(*args))
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(f'{_OP}: this backend cannot differentiate twice; use impl="eager"')
-
-
-class _FFN(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute):
-        inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-        out, kept = torch.ops.ipt_fast.ffn(*inputs, eps, activation, dtype, recompute)
-        ctx.save_for_backward(*inputs, None if recompute else kept)
-        ctx.options = (eps, activation, dtype)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        *inputs, kept = ctx.saved_tensors
-        grads = iter(_FFNGradient.apply(grad, *inputs, kept, *ctx.options))
-        return *(None if t is None else next(grads) for t in inputs), None, None, None, None
-
-
-def _fused(*args):
-    if any_requires_grad(args[:7]):
-        return _FFN.apply(*args)
-    return torch.ops.ipt_fast.ffn(*args[:-1], True)[0]
-
-
 def _eager(x, *args):
     with autocast_off(x):
         return ffn_reference(x, *args[:-1])
@@ -201,19 +135,70 @@ def _eager(x, *args):
 
 _BACKENDS = Backends(
     _OP,
-    [Backend("fused", _fused, _backward, fused_unsupported), Backend("eager", _eager, None, lambda device: None)],
-    lambda device: ("fused", "eager"),
+    DeviceCall,
+    (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager, None, lambda call: None)),
+    lambda call: ("fused", "eager"),
 )
 
 
-@constant_to_compilers
-def _resolve(impl: str | None, device: str) -> str:
-    return _BACKENDS.resolve(impl, device)
+# Dispatcher registration: to a compiler each pass is one opaque op, so that ``recompute`` holds there too.
+# ``kept`` is what the backward needs of the hidden layer, [..., D_hidden]; with ``recompute`` an empty tensor. The
+# backward gives the gradients of all inputs that are there, in their order.
+
+_INPUTS = (
+    "Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2"
+)
+_OPTIONS = "float eps, str activation, ScalarType dtype"
 
 
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return _BACKENDS.reasons(torch.device(device).type)
+def _forward_fake(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute, impl):
+    kept = (0,) if recompute else (*x.shape[:-1], weight1.shape[0])
+    return x.new_empty(*x.shape[:-1], weight2.shape[0], dtype=dtype), x.new_empty(kept, dtype=dtype)
+
+
+def _backward_fake(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, kept, eps, activation, dtype, impl):
+    tensors = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    return [t.new_empty(t.shape) for t in tensors if t is not None]
+
+
+_BACKENDS.define_forward(
+    f"({_INPUTS}, {_OPTIONS}, bool recompute, str impl) -> (Tensor out, Tensor kept)", _forward_fake
+)
+_BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, Tensor? kept, {_OPTIONS}, str impl) -> Tensor[]", _backward_fake)
+
+
+# Autograd
+
+
+def _call_backward(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, kept, eps, activation, dtype, impl):
+    inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    return tuple(torch.ops.ipt_fast.ffn_backward(grad, *inputs, kept, eps, activation, dtype, impl))
+
+
+_gradient = differentiable_once(_OP, _call_backward)
+
+
+class _FFN(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute, impl):
+        inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+        return torch.ops.ipt_fast.ffn(*inputs, eps, activation, dtype, recompute, impl)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        eps, activation, dtype, recompute, impl = inputs[7:]
+        _, kept = output
+        ctx.mark_non_differentiable(kept)
+        ctx.save_for_backward(*inputs[:7], None if recompute else kept)
+        ctx.options = (eps, activation, dtype, impl)
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        *inputs, kept = ctx.saved_tensors
+        grads = iter(_gradient(grad, *inputs, kept, *ctx.options))
+        return *(None if t is None else next(grads) for t in inputs), *[None] * 5
 
 
 def ffn(
@@ -259,8 +244,10 @@ def ffn(
         TypeError: tensors of different dtypes or devices, or not floating.
         RuntimeError: the backend that ``impl`` names cannot serve this call; the message says why.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f'{_OP}: activation must be "relu" or "gelu" (got {activation!r})')
+    for name, t in (("x", x), ("weight1", weight1), ("weight2", weight2)):
+        check_tensor(_OP, name, t)
+    check_choice(_OP, "activation", activation, tuple(_ACTIVATIONS))
+    check_number(_OP, "eps", eps)
     if (norm_weight is None) != (norm_bias is None):
         raise ValueError(f"{_OP}: needs norm_weight and norm_bias, or neither to leave the LayerNorm out (got one)")
     if x.dim() < 1 or weight1.dim() != 2 or weight2.dim() != 2:
@@ -270,9 +257,18 @@ def ffn(
     shapes = {"norm_weight": (norm_weight, [D]), "norm_bias": (norm_bias, [D]), "weight1": (weight1, [hidden, D])}
     shapes |= {"bias1": (bias1, [hidden]), "weight2": (weight2, [D_out, hidden]), "bias2": (bias2, [D_out])}
     check_tensors(_OP, x, shapes)
-    forward = _BACKENDS[_resolve(impl, x.device.type)].forward
-    args = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-    return forward(*args, eps, activation, compute_dtype(x), recompute)
+    backend, dtype = _BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
+    inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    if backend.backward is None:
+        return backend.forward(*inputs, eps, activation, dtype, recompute)
+    if any_requires_grad(inputs):
+        return _FFN.apply(*inputs, eps, activation, dtype, recompute, backend.name)[0]
+    return torch.ops.ipt_fast.ffn(*inputs, eps, activation, dtype, True, backend.name)[0]
+
+
+def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
+    return _BACKENDS.reasons(DeviceCall(str(device)))
 
 
 __all__ = ["backend_status", "ffn", "ffn_reference"]

@@ -5,16 +5,22 @@ projection. They are cheap to compute again; ``torch.utils.checkpoint`` would do
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipt_fast.ops._common import any_requires_grad, autocast_dtype, compute_dtype
-from ipt_fast.ops._registry import Backend, Backends, constant_to_compilers
+from ipt_fast.ops._common import any_requires_grad, autocast_dtype, check_number, check_tensor, compute_dtype
+from ipt_fast.ops._registry import Backend, Backends, differentiable_once
 
 _OP = "layernorm_linear"
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class DeviceCall(NamedTuple):
+    """What the choice of a backend depends on."""
+
+    device: str
 
 
 def layernorm_linear_reference(
@@ -71,40 +77,30 @@ def check_tensors(op: str, x: Tensor, shapes: dict[str, tuple[Tensor | None, lis
         ValueError: a wrong shape.
         TypeError: a wrong dtype or device. Under autocast every floating dtype goes.
     """
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"{op}: x must be float16, bfloat16, float32 or float64 (got {x.dtype})")
+    check_tensor(op, "x", x)
     mixed = autocast_dtype(x.device.type) is not None
     for name, (t, shape) in shapes.items():
         if t is None:
             continue
+        check_tensor(op, name, t)
         if list(t.shape) != shape:
             raise ValueError(f"{op}: {name} must be {shape} to go with x {list(x.shape)} (got {list(t.shape)})")
         # A norm's parameters may be wider than 16-bit tokens: they are cast, as PyTorch's mixed LayerNorm takes them.
         free = mixed or (name.startswith("norm_") and x.dtype != torch.float64)
-        if t.device != x.device or t.dtype not in _DTYPES or not (free or t.dtype == x.dtype):
+        if t.device != x.device or not (free or t.dtype == x.dtype):
             raise TypeError(
                 f"{op}: {name} must have the dtype and device of x, {x.dtype} on {x.device} "
                 f"(got {t.dtype} on {t.device}); cast it, or run under torch.autocast"
             )
 
 
-def fused_unsupported(device: str) -> str | None:
-    """Return why the fused backends cannot serve that kind of device, or None."""
+def fused_unsupported(call: DeviceCall) -> str | None:
+    """Return why the fused backends cannot serve a call on that device, or None."""
+    device = torch.device(call.device).type
     return None if device in ("cpu", "cuda", "meta") else f"serves CPU and CUDA tensors (found {device})"
 
 
-# Dispatcher registration: to a compiler each pass is one opaque op.
-
-_INPUTS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias, float eps, ScalarType dtype"
-torch.library.define(f"ipt_fast::{_OP}", f"({_INPUTS}) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
-# Gradients of all inputs that are given, in their order.
-torch.library.define(
-    f"ipt_fast::{_OP}_backward", f"(Tensor grad, {_INPUTS}) -> Tensor[]", tags=torch.Tag.pt2_compliant_tag
-)
-
-
-@torch.library.impl(f"ipt_fast::{_OP}", "CompositeExplicitAutograd")
-def _forward(
+def _fused(
     x: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -118,8 +114,7 @@ def _forward(
         return F.linear(y.to(dtype), weight.to(dtype), cast(bias, dtype)).contiguous()  # [..., D_out]
 
 
-@torch.library.impl(f"ipt_fast::{_OP}_backward", "CompositeExplicitAutograd")
-def _backward(
+def _fused_backward(
     grad: Tensor,
     x: Tensor,
     norm_weight: Tensor,
@@ -139,47 +134,6 @@ def _backward(
         return [dx, *dnorm, dweight.to(weight.dtype), *dbias]
 
 
-@torch.library.register_fake(f"ipt_fast::{_OP}")
-def _forward_fake(x, norm_weight, norm_bias, weight, bias, eps, dtype):
-    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
-
-
-@torch.library.register_fake(f"ipt_fast::{_OP}_backward")
-def _backward_fake(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype):
-    tensors = (x, norm_weight, norm_bias, weight, bias)
-    return [t.new_empty(t.shape) for t in tensors if t is not None]
-
-
-class _LayerNormLinearGradient(torch.autograd.Function):
-    # A node of its own, connected to all inputs, so that a second derivative meets a reason and not a missing path.
-    @staticmethod
-    def forward(ctx, *args):
-        return tuple(torch.ops.ipt_fast.layernorm_linear_backward(*args))
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(f'{_OP}: this backend cannot differentiate twice; use impl="eager"')
-
-
-class _LayerNormLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, weight, bias, eps, dtype):
-        ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias)
-        ctx.eps, ctx.dtype = eps, dtype
-        return torch.ops.ipt_fast.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grads = _LayerNormLinearGradient.apply(grad, *ctx.saved_tensors, ctx.eps, ctx.dtype)
-        return *grads, *[None] * (7 - len(grads))
-
-
-def _fused(x, norm_weight, norm_bias, weight, bias, eps, dtype):
-    if any_requires_grad((x, norm_weight, norm_bias, weight, bias)):
-        return _LayerNormLinear.apply(x, norm_weight, norm_bias, weight, bias, eps, dtype)
-    return torch.ops.ipt_fast.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, dtype)
-
-
 def _eager(x, *args):
     with autocast_off(x):
         return layernorm_linear_reference(x, *args)
@@ -187,19 +141,57 @@ def _eager(x, *args):
 
 _BACKENDS = Backends(
     _OP,
-    [Backend("fused", _fused, _backward, fused_unsupported), Backend("eager", _eager, None, lambda device: None)],
-    lambda device: ("fused", "eager"),
+    DeviceCall,
+    (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager, None, lambda call: None)),
+    lambda call: ("fused", "eager"),
 )
 
 
-@constant_to_compilers
-def _resolve(impl: str | None, device: str) -> str:
-    return _BACKENDS.resolve(impl, device)
+# Dispatcher registration: to a compiler each pass is one opaque op. The backward gives the gradients of all inputs
+# that are there, in their order.
+
+_INPUTS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias, float eps, ScalarType dtype"
 
 
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return _BACKENDS.reasons(torch.device(device).type)
+def _forward_fake(x, norm_weight, norm_bias, weight, bias, eps, dtype, impl):
+    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
+
+
+def _backward_fake(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype, impl):
+    return [t.new_empty(t.shape) for t in (x, norm_weight, norm_bias, weight, bias) if t is not None]
+
+
+_BACKENDS.define_forward(f"({_INPUTS}, str impl) -> Tensor", _forward_fake)
+_BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, str impl) -> Tensor[]", _backward_fake)
+
+
+# Autograd
+
+
+def _call_backward(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype, impl):
+    inputs = (x, norm_weight, norm_bias, weight, bias)
+    return tuple(torch.ops.ipt_fast.layernorm_linear_backward(grad, *inputs, eps, dtype, impl))
+
+
+_gradient = differentiable_once(_OP, _call_backward)
+
+
+class _LayerNormLinear(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, norm_weight, norm_bias, weight, bias, eps, dtype, impl):
+        return torch.ops.ipt_fast.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, dtype, impl)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:5])
+        ctx.options = inputs[5:]
+
+    @staticmethod
+    def backward(ctx, grad):
+        grads = _gradient(grad, *ctx.saved_tensors, *ctx.options)
+        return *grads, *[None] * (8 - len(grads))
 
 
 def layernorm_linear(
@@ -236,6 +228,9 @@ def layernorm_linear(
         TypeError: tensors of different dtypes or devices, or not floating.
         RuntimeError: the backend that ``impl`` names cannot serve this call; the message says why.
     """
+    for name, t in (("x", x), ("weight", weight)):
+        check_tensor(_OP, name, t)
+    check_number(_OP, "eps", eps)
     if x.dim() < 1 or weight.dim() != 2:
         raise ValueError(
             f"{_OP}: x must be [..., D] and weight [D_out, D] (got {list(x.shape)} and {list(weight.shape)})"
@@ -243,8 +238,18 @@ def layernorm_linear(
     D, D_out = x.shape[-1], weight.shape[0]
     norm = {"norm_weight": (norm_weight, [D]), "norm_bias": (norm_bias, [D])}
     check_tensors(_OP, x, {**norm, "weight": (weight, [D_out, D]), "bias": (bias, [D_out])})
-    forward = _BACKENDS[_resolve(impl, x.device.type)].forward
-    return forward(x, norm_weight, norm_bias, weight, bias, eps, compute_dtype(x))
+    backend, dtype = _BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
+    inputs = (x, norm_weight, norm_bias, weight, bias)
+    if backend.backward is None:
+        return backend.forward(*inputs, eps, dtype)
+    if any_requires_grad(inputs):
+        return _LayerNormLinear.apply(*inputs, eps, dtype, backend.name)
+    return torch.ops.ipt_fast.layernorm_linear(*inputs, eps, dtype, backend.name)
+
+
+def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
+    return _BACKENDS.reasons(DeviceCall(str(device)))
 
 
 __all__ = ["backend_status", "layernorm_linear", "layernorm_linear_reference"]

@@ -117,7 +117,7 @@ def test_a_part_of_a_weight_and_frozen_weights():
 def test_opcheck():
     for bias in (True, False):
         x, scale, shift, weight, *rest = (t.detach() for t in make(2, 5, dtype=torch.float32, bias=bias))
-        args = (x, scale, shift, weight, rest[0] if bias else None, 1e-5, torch.bfloat16)
+        args = (x, scale, shift, weight, rest[0] if bias else None, 1e-5, torch.bfloat16, "fused")
         ops = torch.ops.ipt_fast
         checks = torch.library.opcheck(ops.layernorm_linear, args)
         checks |= torch.library.opcheck(ops.layernorm_linear_backward, (torch.randn(2, 5, 10).bfloat16(), *args))
@@ -131,6 +131,15 @@ def test_compiles_whole_forward_and_backward(impl):
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for ours, eager in zip(results(compiled, inputs, grad), results(function, inputs, grad), strict=True):
         torch.testing.assert_close(ours, eager)
+
+
+def test_torch_func_and_vmap_go_through():
+    inputs = [t.detach() for t in make(2, 5)]
+    call = lambda *t: layernorm_linear(*t, impl="fused").square().sum()  # noqa: E731
+    grads = torch.func.grad(call, argnums=tuple(range(5)))(*inputs)
+    leaves = [t.requires_grad_() for t in inputs]
+    for ours, wanted in zip(grads, torch.autograd.grad(call(*leaves), leaves), strict=True):
+        torch.testing.assert_close(ours, wanted)
 
 
 def test_second_derivative_is_refused_where_there_is_none():
@@ -165,7 +174,7 @@ def test_meta_and_fake_tensors_have_shapes(impl):
         ({"norm_weight": torch.zeros(10)}, ValueError, r"norm_weight must be \[6\].*got \[10\]"),
         ({"weight": torch.zeros(10, 6).half()}, TypeError, r"weight must have the dtype.*float16.*torch.autocast"),
         ({"bias": torch.zeros(10, device="meta")}, TypeError, "on meta"),
-        ({"x": torch.zeros(2, 5, 6).int()}, TypeError, r"must be float16, .* \(got torch.int32\)"),
+        ({"x": torch.zeros(2, 5, 6).int()}, TypeError, r"x must be float16, .* \(got torch.int32\)"),
         ({"impl": "triton"}, ValueError, 'impl="triton" is not a backend; choose one of fused, eager'),
     ],
 )
