@@ -8,19 +8,22 @@ one GEMM serves all its layers, collapsing a tail, projecting the task's embeddi
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ipt_fast.model import IPT
 from ipt_fast.model.ipt import check_input, to_features, to_tokens
-from ipt_fast.model.layers import Attention, DecoderLayer, EncoderLayer, is_plain
+from ipt_fast.model.layers import Attention, DecoderLayer, EncoderLayer, MLPHead, is_plain
+from ipt_fast.model.tail import Tail
 from ipt_fast.ops import ffn, patch_attention
-from ipt_fast.ops._common import has_fast_bf16
-from ipt_fast.ops._pixelshuffle_tail_collapse import Collapsed
+from ipt_fast.ops._common import autocast_dtype, has_fast_bf16
+from ipt_fast.ops.pixelshuffle_tail import collapse_tail
 
+_M = TypeVar("_M", bound=nn.Module)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -37,7 +40,7 @@ class PackedLinear(nn.Module):
 
     def _set(self, weight: Tensor, bias: Tensor | None) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)  # no parameter: it has no strides
-        self.bias = bias
+        self.bias = None if bias is None else bias.clone()
 
     @staticmethod
     def serves(x: Tensor) -> bool:
@@ -90,6 +93,11 @@ class PreparedAttention(nn.Module):
 
     def __init__(self, attention: Attention, norm: nn.Module, E: Tensor | None, dtype: torch.dtype, cross: bool):
         super().__init__()
+        if "in_proj_weight" not in _expect(attention, Attention)._parameters and not is_parametrized(attention):
+            raise ValueError(
+                "prepare_for_inference: a hook makes in_proj_weight of an attention (as torch.nn.utils.weight_norm "
+                "does); remove it first, which leaves its result"
+            )
         weight = attention.in_proj_weight.detach().to(dtype)
         D = weight.shape[1]
         self.num_heads = attention.num_heads
@@ -119,7 +127,8 @@ class PreparedLayer(nn.Module):
     def __init__(self, layer: EncoderLayer | DecoderLayer, E: Tensor | None, dtype: torch.dtype):
         super().__init__()
         self.self_attn = PreparedAttention(layer.self_attn, layer.norm1, E, dtype, cross=False)
-        self.cross, norm = None, layer.norm2
+        self.cross: PreparedAttention | None = None
+        norm = layer.norm2
         if isinstance(layer, DecoderLayer):
             self.cross = PreparedAttention(layer.multihead_attn, layer.norm2, E, dtype, cross=True)
             norm = layer.norm3
@@ -148,18 +157,22 @@ class PreparedIPT(nn.Module):
         self.tail = nn.ModuleList(_tail(model.tail[i], dtype) for i in indices)
         mlp = self.config.mlp
         self.linear_encoding = prepared_linear(body.linear_encoding, dtype) if mlp else None
-        self.mlp_head = PreparedFFN(None, body.mlp_head[0], body.mlp_head[3], dtype) if mlp else None
-        position = body.position_encoding.pe.weight.detach().to(dtype, copy=True) if self.config.position_embed else None
+        self.mlp_head = _mlp_head(body.mlp_head, dtype) if mlp else None
+        position = (
+            body.position_encoding.pe.weight.detach().to(dtype, copy=True) if self.config.position_embed else None
+        )
         self.register_buffer("position", position)
         E = None
         if self.config.task_embed:
             E = body.query_embed.weight.detach()[indices].view(len(indices), -1, self.config.embed_dim)  # [T, N, D]
-        self.encoder = nn.ModuleList(PreparedLayer(layer, None, dtype) for layer in body.encoder.layers)
-        self.decoder = nn.ModuleList(PreparedLayer(layer, E, dtype) for layer in body.decoder.layers)
+        encoder = [_expect(layer, EncoderLayer) for layer in body.encoder.layers]
+        decoder = [_expect(layer, DecoderLayer) for layer in body.decoder.layers]
+        self.encoder = nn.ModuleList(PreparedLayer(layer, None, dtype) for layer in encoder)
+        self.decoder = nn.ModuleList(PreparedLayer(layer, E, dtype) for layer in decoder)
         self.memory_norm = _own(body.decoder.memory_norm, dtype)
-        weights = [layer.multihead_attn.in_proj_weight.detach() for layer in body.decoder.layers]
         D = self.config.embed_dim
-        self.keys_values = linear_of(torch.cat([w[D:].to(dtype) for w in weights]), None)  # [L 2D, D]
+        weights = [layer.multihead_attn.in_proj_weight.detach()[D:].to(dtype) for layer in decoder]
+        self.keys_values = linear_of(torch.cat(weights), None)  # [L 2D, D]
         self.requires_grad_(False).eval()
 
     def task_index(self, task: str | int) -> int:
@@ -171,7 +184,9 @@ class PreparedIPT(nn.Module):
         names = self.config.tasks
         name = names[task] if isinstance(task, int) and 0 <= task < len(names) else task
         if name not in self.tasks:
-            raise ValueError(f"IPT: task {task!r} is not in this network, which is prepared for {', '.join(self.tasks)}")
+            raise ValueError(
+                f"IPT: task {task!r} is not in this network, which is prepared for {', '.join(self.tasks)}"
+            )
         return names.index(str(name))
 
     @torch.no_grad()
@@ -183,7 +198,7 @@ class PreparedIPT(nn.Module):
             raise ValueError(f"this network is prepared for {', '.join(self.tasks)}: say which task")
         check_input(x, self.config.patch_size)
         t = 0 if task is None else self.tasks.index(self.config.tasks[self.task_index(task)])
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_dtype(x.device.type) is not None:
             with torch.autocast(x.device.type, enabled=False):  # it has its dtype
                 return self._forward(x, t)
         return self._forward(x, t)
@@ -220,7 +235,8 @@ def linear_of(weight: Tensor, bias: Tensor | None, end: str = "none") -> nn.Modu
         return PackedLinear(weight, bias, end)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
-    linear.bias = None if bias is None else nn.Parameter(bias.clone())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.clone())
     return linear
 
 
@@ -229,7 +245,7 @@ def prepared_linear(module: nn.Module, dtype: torch.dtype, end: str = "none") ->
     if not is_plain(module, nn.Linear):
         return _own(module, dtype)
     assert isinstance(module, nn.Linear)
-    bias = None if module.bias is None else module.bias.detach().to(dtype, copy=True)
+    bias = None if module.bias is None else module.bias.detach().to(dtype)
     return linear_of(module.weight.detach().to(dtype), bias, end)
 
 
@@ -237,9 +253,60 @@ def _own(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(module).to(dtype)
 
 
+def _tail(tail: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(tail, Tail) and (convs := tail.plain_convs()) is not None:
+        return collapse_tail(convs, tail.scales, dtype)
+    return _own(tail, dtype)
+
+
+def _mlp_head(head: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(head, MLPHead) and head.is_built_in():
+        return PreparedFFN(None, head[0], head[3], dtype)
+    return _own(head, dtype)
+
+
+def _expect(module: nn.Module, kind: type[_M]) -> _M:
+    if not isinstance(module, kind):
+        raise ValueError(
+            f"prepare_for_inference: needs a {kind.__name__}, found a {type(module).__name__} in its place; "
+            "call the model itself"
+        )
+    return module
+
+
 def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torch.dtype | None = None) -> PreparedIPT:
-    """Return a frozen network that computes what the model does, faster, with its own copies of all weights."""
-    raise NotImplementedError
+    """Return a frozen network that computes what ``model`` does, faster, with copies of all that it needs of it.
+
+    Prepare once a network, and again after its parameters have changed. The result is called like the model, runs on
+    the device where that is, in its own dtype (autocast does not change it), without gradients. Where a part of the
+    model has been replaced, parametrized or pruned, a copy of that module is called; hooks are left behind.
+
+    Outputs are those of the model, in bfloat16 and float16 those of the model under autocast, up to rounding: GEMMs
+    are stacked and prepacked, and the tail is collapsed where composing it for one call would not pay.
+
+    Args:
+        model: an ``IPT``; it is not changed.
+        task: the task to prepare for, by name or index; None prepares for all tasks of the network. Each takes
+            [L, N, 5 D] for its projected embedding.
+        dtype: torch.float32, bfloat16 or float16; None takes that of the model's parameters (float64 too).
+
+    Returns:
+        ``prepared(x, task)`` with x as for the model; ``task`` may be left out where there is one. It has ``config``,
+        ``task_index``, ``tasks`` and ``dtype``.
+
+    Raises:
+        TypeError: ``model`` is no ``IPT``.
+        ValueError: an unknown task, another dtype.
+    """
+    if not isinstance(model, IPT):
+        raise TypeError(f"prepare_for_inference: needs an IPT, got {type(model).__name__}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"prepare_for_inference: dtype must be torch.float32, bfloat16 or float16, got {dtype}")
+    names = model.config.tasks
+    tasks = names if task is None else (names[model.task_index(task)],)
+    own = next(model.head.parameters())
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(own.device.type, enabled=False):
+        return PreparedIPT(model, tasks, dtype or own.dtype)
 
 
 __all__ = ["PreparedIPT", "prepare_for_inference"]

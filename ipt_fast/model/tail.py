@@ -23,11 +23,14 @@ class Tail(nn.Sequential):
         super().__init__(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
         self.scales = scales
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, n_feats, S, S] -> [B, 3, scale S, scale S]."""
+    def plain_convs(self) -> list[nn.Module] | None:
+        """Return the convolutions in order, None where one is no longer what the tail was built with."""
         upsample, last = self
         assert isinstance(upsample, nn.Sequential)
         convs = [*upsample][::2] + [last]
-        if not all(is_plain(conv, nn.Conv2d) for conv in convs):
-            return super().forward(x)
-        return pixelshuffle_tail(x, convs, self.scales)
+        return convs if all(is_plain(conv, nn.Conv2d) for conv in convs) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, n_feats, S, S] -> [B, 3, scale S, scale S]."""
+        convs = self.plain_convs()
+        return super().forward(x) if convs is None else pixelshuffle_tail(x, convs, self.scales)

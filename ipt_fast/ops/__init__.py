@@ -5,10 +5,12 @@ from ipt_fast.ops.ffn import ffn
 from ipt_fast.ops.layernorm_linear import layernorm_linear
 from ipt_fast.ops.patch_attention import patch_attention
 from ipt_fast.ops.patch_contrastive_loss import patch_contrastive_loss
-from ipt_fast.ops.pixelshuffle_tail import PixelShuffleTail, pixelshuffle_tail
+from ipt_fast.ops.pixelshuffle_tail import CollapsedTail, PixelShuffleTail, collapse_tail, pixelshuffle_tail
 
 __all__ = [
+    "CollapsedTail",
     "PixelShuffleTail",
+    "collapse_tail",
     "degrade",
     "ffn",
     "layernorm_linear",

@@ -2,243 +2,129 @@
 
 Every EDSR-like network ends so (EDSR, RCAN, SwinIR classical, HAT, EDT, IPT). The chain is linear: it is one 5x5
 convolution at low resolution and a PixelShuffle, but for a frame of low-resolution cells, which get kernels of their
-own because the chain pads its inner features with zeros. The weights stay the chain's own.
+own because the chain pads its inner features with zeros.
 """
 
-import math
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from ipt_fast.ops._common import any_requires_grad
-from ipt_fast.ops._pixelshuffle_tail_collapse import ClassKernels, Collapsed, Conv, apply, axes_of, chain
-from ipt_fast.ops._registry import choose, constant_to_compilers, triton_missing
+from ipt_fast.ops._common import FLOATS, any_requires_grad, autocast_dtype
+from ipt_fast.ops._pixelshuffle_tail_checks import check_input, checked_chain, tensors_of, unlike_plain
+from ipt_fast.ops._pixelshuffle_tail_collapse import Collapsed, apply_collapsed, collapse
+from ipt_fast.ops._pixelshuffle_tail_compose import Axis, Conv, axes_of, chain, class_kernels
+from ipt_fast.ops._registry import Backend, Backends, triton_missing
 
 _OP = "pixelshuffle_tail"
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Multiplications that a call has to save before composing the kernels pays. On a CPU measured (bench/notes); on a GPU
+# by count: composing is about a hundred launches, in which the chain does some 400,000 cells.
+_COMPOSING = {"cpu": 1 << 26, "cuda": 1 << 36}
+
+
+class _Call(NamedTuple):
+    """A call, as far as it decides about backends; dtype is judged where given."""
+
+    device: str
+    dtype: torch.dtype | None = None
+    requires_grad: bool = False
+    pays: bool = True  # collapsing is less work than the chain, composing included
+    portable: bool = False  # a program is being written that other runtimes may read
 
 
 def pixelshuffle_tail_reference(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
-    """The chain as networks write it: each convolution pads with k // 2 zeros; the oracle of every backend."""
+    """Compute the chain as networks write it: each convolution pads with k // 2 zeros; the oracle of every backend."""
     return chain(x, convs, scales)
 
 
-@dataclass
-class _Kept:
-    """Collapsed kernels with what they were made from: the tensors, their state, and on a CPU what they held."""
-
-    tensors: list[weakref.ref]
-    state: tuple
-    contents: list[tuple[Tensor, Tensor]]  # views of the tensors with copies
-    tail: Collapsed | ClassKernels
-
-    def holds(self, tensors: list[Tensor], state: tuple) -> bool:
-        if self.state != state or any(ref() is not t for ref, t in zip(self.tensors, tensors, strict=True)):
-            return False
-        return all(torch.equal(now, then) for now, then in self.contents)
+# Backends: x and convs [(weight, bias), ...] -> the result, differentiable; "triton": x and composed kernels.
 
 
-def _content(t: Tensor) -> tuple[Tensor, Tensor]:
-    """A view of t, as whole numbers, which compare twice as fast, where the bytes allow it, and a copy."""
-    t = t.detach()
-    words = 8 // t.element_size()
-    if t.is_contiguous() and t.numel() % words == 0 and t.storage_offset() % words == 0:
-        t = t.view(-1).view(torch.int64)
-    return t, t.clone()
+def _eager(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
+    return chain(x, [(w.to(x.dtype), None if b is None else b.to(x.dtype)) for w, b in convs], scales).contiguous()
 
 
-_KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the last weight of a tail
+def _collapsed(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
+    axes = _axes(convs, scales)
+    return _apply(x, collapse(_wide(convs), scales, *axes), axes)
 
 
-def tensors_of(convs: Sequence[Conv]) -> list[Tensor]:
-    """Weights and biases in order."""
-    return [t for conv in convs for t in conv if t is not None]
+def _apply(x: Tensor, tail: Collapsed, axes: tuple[Axis, Axis]) -> Tensor:
+    work = _work_dtype(x.device, x.dtype)
+    return apply_collapsed(x.to(work), tail.to(work), *axes).to(x.dtype)
 
 
-def _class_kernels(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype) -> ClassKernels:
-    return cast("ClassKernels", _kept(ClassKernels, convs, scales, dtype))
+def _work_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    # CPUs have no fast float16 convolution; float32 is both faster and closer.
+    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
 
 
-def _collapsed(convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype) -> Collapsed:
-    return cast("Collapsed", _kept(Collapsed, convs, scales, dtype))
+def _triton(x: Tensor, kernels: Tensor, bias: Tensor | None, scale: int, frame: Sequence[int]) -> Tensor:
+    from ipt_fast.kernels.pixelshuffle_tail import pixelshuffle_tail_forward
+
+    return pixelshuffle_tail_forward(x, kernels, bias, scale, (frame[0], frame[1]))
 
 
-def _kept(
-    make: type[Collapsed] | type[ClassKernels], convs: Sequence[Conv], scales: Sequence[int], dtype: torch.dtype
-) -> Collapsed | ClassKernels:
-    """The kernels: composed with gradients where those are wanted, otherwise kept until a weight changes.
-
-    Version counters do not see all changes: fused optimizers and writes through ``.data`` leave them as they are. So a
-    call that learns drops what is kept, and on a CPU, where that takes a few microseconds, the weights are compared.
-    """
-    tensors = tensors_of(convs)
-    last = convs[-1][0]
-    if torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
-        return make(convs, scales, dtype)
-    if any_requires_grad(tensors):
-        _KEPT.pop(last, None)
-        return make(convs, scales, dtype)
-    try:
-        versions = tuple([(t._version, t.data_ptr(), t.shape) for t in tensors])
-    except RuntimeError:  # inference tensors count no versions, functorch's have no address
-        return make(convs, scales, dtype)
-    state = (versions, tuple([b is None for _, b in convs]), tuple(scales), dtype, make)
-    found = _KEPT.get(last)
-    if found is not None and found.holds(tensors, state):
-        return found.tail
-    with torch.inference_mode(False), torch.no_grad():
-        contents = [_content(t) for t in tensors] if last.is_cpu else []
-        found = _Kept([weakref.ref(t) for t in tensors], state, contents, make(convs, scales, dtype))
-    _KEPT[last] = found
-    return found.tail
+def _triton_reason(call: _Call) -> str | None:
+    if reason := None if torch.device(call.device).type == "meta" else triton_missing(call.device):
+        return reason
+    if call.dtype == torch.float64:
+        return "has no float64 kernel"
+    return "has no backward pass (call it under torch.no_grad())" if call.requires_grad else None
 
 
-# Dispatcher registration, for compiled inference: to the compiler the call is one opaque op, so that the kept kernels
-# serve there too. Without it every compiled call would compose them anew.
+def _preference(call: _Call) -> list[str]:
+    # float32 matmuls use no tensor cores in the Triton kernel, and on a CPU it is Triton's interpreter.
+    half = call.dtype in (None, torch.float16, torch.bfloat16)
+    fast = torch.device(call.device).type == "cuda" and half
+    order = ["triton", "collapsed"] if fast else ["collapsed", "triton"]
+    order.insert(0 if call.portable or not call.pays else 2 if fast else 1, "eager")
+    return order
 
-torch.library.define(
-    f"ipt_fast::{_OP}",
-    "(Tensor x, Tensor[] weights, Tensor?[] biases, int[] scales, str impl) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+
+_BACKENDS = Backends(
+    _OP,
+    _Call,
+    (
+        Backend("triton", _triton, None, _triton_reason),
+        Backend("collapsed", _collapsed, None, lambda call: None),
+        Backend("eager", _eager, None, lambda call: None),
+    ),
+    _preference,
 )
 
 
-@torch.library.impl(f"ipt_fast::{_OP}", "CompositeExplicitAutograd")
-def _inference(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], scales: list[int], impl: str) -> Tensor:
-    with torch.no_grad():
-        return _run(x, list(zip(weights, biases, strict=True)), scales, impl)
+# Dispatcher registration of the one backend that is no composition of PyTorch's own operators.
 
 
-@torch.library.register_fake(f"ipt_fast::{_OP}")
-def _inference_fake(x, weights, biases, scales, impl):
-    R = math.prod(scales)
-    return x.new_empty(x.shape[0], weights[-1].shape[0], R * x.shape[2], R * x.shape[3])
+def _fake(x, kernels, bias, scale, frame, impl):
+    return x.new_empty(x.shape[0], kernels.shape[-1] // scale**2, scale * x.shape[2], scale * x.shape[3])
 
 
-def _run(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str) -> Tensor:
-    """x in the dtype of the result; the weights in theirs."""
-    dtype = x.dtype
-    y, x_axis = axes_of(convs, scales)
-    too_small = x.shape[2] < y.smallest or x.shape[3] < x_axis.smallest
-    if impl == "eager" or too_small:  # an image that is all frame: the chain is small there
-        converted = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in convs]
-        return pixelshuffle_tail_reference(x, converted, scales)
-    if impl == "triton":
-        from ipt_fast.kernels.pixelshuffle_tail import pixelshuffle_tail_forward
-
-        tail = _class_kernels(convs, scales, dtype)
-        return pixelshuffle_tail_forward(x, tail.kernels, tail.bias, tail.scale, tail.frame)
-    # CPUs have no fast float16 convolution; float32 is both faster and closer.
-    work = torch.float32 if x.device.type == "cpu" and dtype == torch.float16 else dtype
-    return apply(x.to(work), _collapsed(convs, scales, work)).contiguous().to(dtype)
+_BACKENDS.define_forward("(Tensor x, Tensor kernels, Tensor? bias, int scale, int[] frame, str impl) -> Tensor", _fake)
 
 
-def _why_not(device: str, dtype: torch.dtype | None = None, any_requires_grad: bool = False) -> dict[str, str | None]:
-    """Every backend, best first -> None or why it cannot serve."""
-    triton = None if device == "meta" else triton_missing(device)
-    if triton is None and dtype == torch.float64:
-        triton = "has no float64 kernel"
-    if triton is None and any_requires_grad:
-        triton = "has no backward pass (call it under torch.no_grad())"
-    if torch.device(device).type == "cuda" and dtype in (None, torch.float16, torch.bfloat16):
-        return {"triton": triton, "collapsed": None, "eager": None}
-    # float32 products use no tensor cores in the Triton kernel, and on a CPU it is Triton's interpreter.
-    return {"collapsed": None, "eager": None, "triton": triton}
+# Autograd differentiates the composition of the kernels and their convolution.
 
 
-@constant_to_compilers
-def _choose(impl: str | None, device: str, dtype: torch.dtype, any_requires_grad: bool, cheaper: bool) -> str:
-    reasons = _why_not(device, dtype, any_requires_grad)
-    return choose(_OP, impl, reasons if cheaper else {"eager": None, **reasons})
-
-
-def _needs_fewer_products(convs: Sequence[Conv], scales: Sequence[int]) -> bool:
-    """Whether collapsing at least halves the multiplications an image cell; the frame and composing cost a little."""
-    y, x = axes_of(convs, scales)
-    chain, cells = convs[-1][0].numel() * y.scale**2, 1
-    for (weight, _), r in zip(convs[:-1], scales, strict=True):
-        chain += weight.numel() * cells
-        cells *= r * r
-    return 2 * convs[-1][0].shape[0] * y.scale**2 * convs[0][0].shape[1] * y.width * x.width <= chain
-
-
-def _check(x: Tensor, convs: Sequence, scales: Sequence[int]) -> list[Conv]:
-    if len(convs) != len(scales) + 1:
-        raise ValueError(
-            f"{_OP}: needs a convolution before each PixelShuffle and one after the last, so one more than scales "
-            f"(got {len(convs)} convolutions, {len(scales)} scales)"
-        )
-    if any(not isinstance(r, int) or r < 1 for r in scales):
-        raise ValueError(f"{_OP}: scales must be whole numbers from 1 up (got {list(scales)})")
-    pairs = [_pair(conv, i) for i, conv in enumerate(convs)]
-    if x.dim() != 4 or not all(x.shape[1:]):
-        raise ValueError(f"{_OP}: x must be [B, C, H, W] with C, H, W >= 1 (got shape {list(x.shape)})")
-    channels = x.shape[1]
-    for i, ((weight, bias), r) in enumerate(zip(pairs, [*scales, 1], strict=True)):
-        if weight.dim() != 4 or weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-            raise ValueError(f"{_OP}: convs[{i}] needs a weight [out, in, odd, odd] (got shape {list(weight.shape)})")
-        out = weight.shape[0]
-        if weight.shape[1] != channels:
-            raise ValueError(f"{_OP}: convs[{i}] takes {weight.shape[1]} channels, but {channels} come in")
-        if out % (r * r):
-            raise ValueError(f"{_OP}: convs[{i}] gives {out} channels, no multiple of {r}^2 for PixelShuffle({r})")
-        if bias is not None and bias.shape != (out,):
-            raise ValueError(f"{_OP}: convs[{i}] needs a bias of shape [{out}] (got {list(bias.shape)})")
-        channels = out // (r * r)
-    tensors = tensors_of(pairs)
-    if x.dtype not in _DTYPES or any(t.dtype not in _DTYPES for t in tensors):
-        raise TypeError(f"{_OP}: needs float16, bfloat16, float32 or float64 (got {x.dtype} and {tensors[0].dtype})")
-    if any(t.device != x.device for t in tensors):
-        raise ValueError(f"{_OP}: x is on {x.device}, the weights are not; move them to one device")
-    return pairs
-
-
-def _pair(conv, index: int) -> Conv:
-    if isinstance(conv, nn.Conv2d):
-        if reason := unlike_plain(conv):
-            raise ValueError(f"{_OP}: convs[{index}] {reason}; only plain convolutions can be collapsed")
-        return conv.weight, conv.bias
-    if isinstance(conv, Tensor):
-        return conv, None
-    weight, bias = conv
-    return weight, bias
-
-
-def unlike_plain(conv: nn.Conv2d) -> str | None:
-    """Why a convolution is none that this op can stand for, or None: stride 1, k // 2 zeros around, no groups."""
-    half = tuple(k // 2 for k in conv.kernel_size)
-    if any(k % 2 == 0 for k in conv.kernel_size):
-        return f"has an even kernel {conv.kernel_size}"
-    if conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.groups != 1:
-        return f"has stride {conv.stride}, dilation {conv.dilation}, groups {conv.groups}; needs 1"
-    if conv.padding_mode != "zeros" or (conv.padding != half and conv.padding != "same"):
-        return f"has padding {conv.padding} ({conv.padding_mode}); needs {half} zeros"
-    return None
-
-
-def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: str | None = None) -> Tensor:
-    """``conv -> PixelShuffle -> ... -> conv`` with nothing between, for a fraction of the chain's work.
+def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], *, impl: str | None = None) -> Tensor:
+    """Compute ``conv -> PixelShuffle -> ... -> conv`` with nothing between, for a fraction of the chain's work.
 
     Equal to the chain everywhere, the border included, to the precision of the dtype; differentiable to x and to every
-    weight and bias. For 64 features and 3x3 kernels an x2 tail needs 12k multiplications a low-resolution pixel
-    instead of 154k, x3 28k instead of 347k, x4 77k instead of 765k. What is collapsed is kept while no gradient of a
-    weight is wanted, and made anew when a weight has changed in place. On a CPU every change is seen. On a GPU all are
-    but those that bypass PyTorch's version counter between two calls without gradients, as ``weight.data.copy_`` does:
-    call ``forget``, or ``train()`` or ``eval()`` of the module, after such a write.
+    weight and bias, any number of times. For 64 features and 3x3 kernels an x2 tail needs 12k multiplications a
+    low-resolution pixel instead of 154k, x3 28k instead of 347k, x4 77k instead of 765k. Each call composes the kernels
+    from the weights as they are; for weights that stay as they are, ``collapse_tail`` does that once.
 
     Args:
-        x: features [B, C, H, W], float16, bfloat16, float32 or float64, any H and W from 1.
+        x: features [B, C, H, W], float16, bfloat16, float32 or float64, any H and W from 1; B may be 0.
         convs: one more than ``scales``; each an ``nn.Conv2d``, a weight [out, in, kh, kw], or a pair (weight, bias or
             None). Odd kernels of any size, k // 2 zeros around, stride 1, no groups.
         scales: r of the PixelShuffle after each convolution but the last: (2,), (3,), (2, 2) for x2, x3, x4.
         impl: "triton" (one fused kernel, inference only), "collapsed" (one convolution and a frame) or "eager" (the
-            chain), see ``backend_status``; None chooses: the chain where collapsing would not halve the work, as for a
-            1x1 convolution to many channels.
+            chain), see ``backend_status``; None chooses: the chain where collapsing and composing would not be less
+            work, as for a 1x1 convolution to many channels or for a few pixels, and in exported programs. Images of
+            less than the frame have no inner part; for those every backend is the chain.
 
     Returns:
         [B, C_out, R H, R W] with R the product of ``scales``; dtype of x, or autocast's.
@@ -248,33 +134,67 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], impl: s
         TypeError: no floating-point tensors, or x and weights of different dtypes outside autocast.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    pairs = _check(x, convs, scales)
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            return _serve(x.to(dtype), pairs, scales, impl)
-    for t in tensors_of(pairs):
-        if t.dtype != x.dtype:
-            raise TypeError(f"{_OP}: x is {x.dtype}, a weight {t.dtype}; use one dtype or torch.autocast")
-    return _serve(x, pairs, scales, impl)
+    pairs, scales = checked_chain(convs, scales)
+    check_input(x, tensors_of(pairs))
+    x, dtype = x.resolve_neg(), autocast_dtype(x.device.type)
+    if dtype is None:
+        return _serve(x, pairs, scales, impl)
+    with torch.autocast(x.device.type, enabled=False):
+        return _serve(x if x.dtype == torch.float64 else x.to(dtype), pairs, scales, impl)
 
 
-def _serve(x: Tensor, convs: list[Conv], scales: Sequence[int], impl: str | None) -> Tensor:
-    if impl is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
-        return pixelshuffle_tail_reference(x, convs, scales)  # in operations that every other runtime knows
-    wanted = any_requires_grad([x, *tensors_of(convs)])
-    backend = _choose(impl, str(x.device), x.dtype, wanted, _needs_fewer_products(convs, scales))
-    if torch.compiler.is_compiling() and not wanted:
-        weights, biases = [w for w, _ in convs], [b for _, b in convs]
-        return torch.ops.ipt_fast.pixelshuffle_tail(x, weights, biases, list(scales), backend)
-    return _run(x, convs, scales, backend)
+def _serve(x: Tensor, convs: list[Conv], scales: tuple[int, ...], impl: str | None) -> Tensor:
+    axes, requires_grad = _axes(convs, scales), any_requires_grad([x, *tensors_of(convs)])
+    pays = _halves(convs, scales, axes, x.shape[0] * x.shape[2] * x.shape[3], _COMPOSING.get(x.device.type, 0))
+    portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    backend = _BACKENDS.resolve(impl, _Call(str(x.device), x.dtype, requires_grad, pays, portable))
+    if backend.name == "eager" or not _has_inner(x, axes):
+        return _eager(x, convs, scales)
+    if backend.name == "triton":
+        kernels, bias = class_kernels(_wide(convs), scales, *axes, x.dtype)
+        return _launch(x, kernels, bias, axes)
+    return backend.forward(x, convs, scales)
+
+
+def _launch(x: Tensor, kernels: Tensor, bias: Tensor | None, axes: tuple[Axis, Axis]) -> Tensor:
+    y_axis, x_axis = axes
+    frame = [y_axis.frame, x_axis.frame]
+    return torch.ops.ipt_fast.pixelshuffle_tail(x, kernels, bias, y_axis.scale, frame, "triton")
+
+
+def _has_inner(x: Tensor, axes: tuple[Axis, Axis]) -> bool:
+    return x.shape[0] > 0 and x.shape[2] >= axes[0].smallest and x.shape[3] >= axes[1].smallest
+
+
+def _axes(convs: Sequence[Conv], scales: Sequence[int]) -> tuple[Axis, Axis]:
+    return axes_of(tuple([w.shape[2] for w, _ in convs]), tuple([w.shape[3] for w, _ in convs]), tuple(scales))
+
+
+def _wide(convs: Sequence[Conv]) -> list[Conv]:
+    """Return the weights in the dtype that kernels are composed in."""
+    wide = torch.promote_types(convs[0][0].dtype, torch.float32)
+    return [(w.to(wide), None if b is None else b.to(wide)) for w, b in convs]
+
+
+def _halves(
+    convs: Sequence[Conv], scales: Sequence[int], axes: tuple[Axis, Axis], cells: int, composing: int = 0
+) -> bool:
+    """Return whether collapsing at least halves the multiplications, and saves ``composing`` of them over all cells."""
+    last, features, (y, x) = convs[-1][0], 1, axes
+    whole = last.numel() * y.scale**2
+    for (weight, _), r in zip(convs[:-1], scales, strict=True):
+        whole += weight.numel() * features
+        features *= r * r
+    collapsed = last.shape[0] * y.scale**2 * convs[0][0].shape[1] * y.width * x.width
+    # No symbolic comparison: what is chosen is a constant to compilers.
+    return True if 2 * collapsed <= whole and (whole - collapsed) * cells >= composing else False  # noqa: SIM210
 
 
 class PixelShuffleTail(nn.Module):
     """An EDSR-like tail: convolution, PixelShuffle, ..., convolution, run by ``pixelshuffle_tail``.
 
-    The parameters are those of the chain, ``convs.0.weight`` and so on; what is collapsed is never stored.
+    The parameters are those of the chain, ``convs.0.weight`` and so on, and all that it holds. For weights that stay
+    as they are, ``collapse_tail(tail.convs, tail.scales)`` composes once.
     """
 
     def __init__(
@@ -295,39 +215,104 @@ class PixelShuffleTail(nn.Module):
 
     @classmethod
     def from_convs(cls, convs: Sequence[nn.Conv2d], scales: Sequence[int], impl: str | None = None):
-        """A tail around convolutions that exist; they are shared, not copied."""
+        """Make a tail around convolutions that exist; they are shared, not copied."""
         tail = cls.__new__(cls)
         nn.Module.__init__(tail)
         tail.convs, tail.scales, tail.impl = nn.ModuleList(convs), tuple(scales), impl
         return tail
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, n_feats, H, W] -> [B, out_channels, R H, R W]."""
-        return pixelshuffle_tail(x, list(self.convs), self.scales, self.impl)
-
-    def train(self, mode: bool = True):
-        """As in nn.Module; what is kept is made anew, in case a weight was written through ``.data``."""
-        _KEPT.pop(self.convs[-1].weight, None)
-        return super().train(mode)
+        """Map x [B, n_feats, H, W] to [B, out_channels, R H, R W]."""
+        return pixelshuffle_tail(x, list(self.convs), self.scales, impl=self.impl)
 
     def extra_repr(self) -> str:
         return f"scales={self.scales}"
 
 
-def forget() -> None:
-    """Drop every collapsed kernel that is kept; needed only on a GPU after writing through ``weight.data``."""
-    _KEPT.clear()
+class CollapsedTail(nn.Module):
+    """A tail whose kernels are composed already, made by ``collapse_tail``; buffers alone, differentiable to x.
+
+    Its results are the bits of ``pixelshuffle_tail(x, convs, scales)`` in inference where that does not take the chain
+    (because composing for one call would not pay); they do not follow the weights that it was made from.
+    """
+
+    class_kernels: Tensor
+    class_bias: Tensor | None
+
+    def __init__(self, convs: list[Conv], scales: tuple[int, ...], dtype: torch.dtype):
+        super().__init__()
+        self.scales = scales
+        for i, (weight, bias) in enumerate(convs):  # for images that are all frame
+            self.register_buffer(f"weight{i}", weight.to(dtype, copy=True))
+            self.register_buffer(f"bias{i}", None if bias is None else bias.to(dtype, copy=True))
+        wide, axes = _wide(convs), _axes(convs, scales)
+        tail = collapse(wide, scales, *axes).to(_work_dtype(convs[0][0].device, dtype))
+        for name, value in tail._asdict().items():
+            self.register_buffer(name, value)
+        kernels, bias = class_kernels(wide, scales, *axes, dtype)
+        self.register_buffer("class_kernels", kernels)
+        self.register_buffer("class_bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, C, H, W], in the dtype of the buffers unless autocast is on, to [B, C_out, R H, R W]."""
+        convs = self._convs()
+        check_input(x, tensors_of(convs))
+        x, dtype = x.resolve_neg(), autocast_dtype(x.device.type)
+        if dtype is None:
+            return self._serve(x, convs)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._serve(x if x.dtype == torch.float64 else x.to(dtype), convs)
+
+    def _convs(self) -> list[Conv]:
+        return [(getattr(self, f"weight{i}"), getattr(self, f"bias{i}")) for i in range(len(self.scales) + 1)]
+
+    def _serve(self, x: Tensor, convs: list[Conv]) -> Tensor:
+        axes = _axes(convs, self.scales)
+        call = _Call(str(x.device), x.dtype, any_requires_grad([x]), _halves(convs, self.scales, axes, 1))
+        backend = _BACKENDS.resolve(None, call)
+        if backend.name == "eager" or not _has_inner(x, axes):
+            return _eager(x, convs, self.scales)
+        if backend.name == "triton":
+            bias = None if self.class_bias is None else self.class_bias.to(x.dtype)
+            return _launch(x, self.class_kernels.to(x.dtype), bias, axes)
+        return _apply(x, Collapsed(*(getattr(self, name) for name in Collapsed._fields)), axes)
+
+    def extra_repr(self) -> str:
+        return f"scales={self.scales}"
+
+
+def collapse_tail(convs: Sequence, scales: Sequence[int], dtype: torch.dtype | None = None) -> CollapsedTail:
+    """Compose the kernels of a tail once, for weights that stay as they are.
+
+    Args:
+        convs, scales: as in ``pixelshuffle_tail``; the weights are copied.
+        dtype: of the module; None means that of the weights. Kernels are composed in the weights' dtype, float32 for
+            halves, and rounded once.
+
+    Returns:
+        A frozen module, x [B, C, H, W] -> [B, C_out, R H, R W], to be moved, copied, pickled, compiled and traced.
+
+    Raises:
+        ValueError, TypeError: as ``pixelshuffle_tail``; ``dtype`` is no floating-point dtype.
+    """
+    pairs, scales = checked_chain(convs, scales)
+    dtype = pairs[0][0].dtype if dtype is None else dtype
+    if dtype not in FLOATS:
+        raise TypeError(f"collapse_tail: dtype must be float16, bfloat16, float32 or float64 (got {dtype})")
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(pairs[0][0].device.type, enabled=False):
+        return CollapsedTail([(w.detach(), None if b is None else b.detach()) for w, b in pairs], scales, dtype)
 
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Every backend in the order of automatic choice on ``device`` -> None, or why this machine cannot run it."""
-    return _why_not(str(device))
+    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
+    return _BACKENDS.reasons(_Call(str(device)))
 
 
 __all__ = [
+    "CollapsedTail",
     "PixelShuffleTail",
     "backend_status",
-    "forget",
+    "collapse_tail",
     "pixelshuffle_tail",
     "pixelshuffle_tail_reference",
     "unlike_plain",

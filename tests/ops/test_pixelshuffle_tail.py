@@ -1,17 +1,13 @@
 """pixelshuffle_tail equals its chain: every shape, dtype, gradient; the kernels kept never outlive a weight."""
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ipt_fast.ops import pixelshuffle_tail
-from ipt_fast.ops._pixelshuffle_tail_collapse import Collapsed
 from ipt_fast.ops.pixelshuffle_tail import (
     PixelShuffleTail,
-    forget,
     pixelshuffle_tail_reference,
 )
 
@@ -170,53 +166,6 @@ def test_kept_kernels_follow_every_change_of_a_weight(change):
         assert change == "half" or not torch.allclose(before, tail(x))
 
 
-def count_compositions(monkeypatch):
-    """A list that grows by one whenever kernels are composed."""
-    composed, original = [], Collapsed.__init__
-    monkeypatch.setattr(Collapsed, "__init__", lambda *a: composed.append(1) or original(*a))
-    return composed
-
-
-def test_kernels_are_kept_while_nothing_changes(monkeypatch):
-    composed = count_compositions(monkeypatch)
-    convs = make_convs((2,), (3, 3))
-    x = torch.randn(1, 5, 6, 6, dtype=torch.float64)
-    forget()
-    for _ in range(3):
-        pixelshuffle_tail(x, convs, (2,), impl="collapsed")
-    assert len(composed) == 1
-    convs[0][0].add_(1)
-    pixelshuffle_tail(x, convs, (2,), impl="collapsed")
-    assert len(composed) == 2
-
-
-@pytest.mark.parametrize("impl", ["eager", "collapsed"])
-def test_opcheck(impl):
-    convs = make_convs((2,), (3, 3), dtype=torch.float32)
-    x = torch.randn(2, 5, 6, 7)
-    weights, biases = [w for w, _ in convs], [b for _, b in convs]
-    torch.library.opcheck(torch.ops.ipt_fast.pixelshuffle_tail, (x, weights, biases, [2], impl))
-    torch.library.opcheck(torch.ops.ipt_fast.pixelshuffle_tail, (x, weights, [None, None], [2], impl))
-
-
-def test_compiles_with_and_without_gradients(monkeypatch):
-    tail = PixelShuffleTail(4, 3, (2,), impl="collapsed")
-    compiled = torch.compile(tail, fullgraph=True, backend="aot_eager")  # functionalises
-    x = torch.randn(1, 4, 6, 7)
-    leaves = list(tail.parameters())
-    got = torch.autograd.grad(compiled(x).square().sum(), leaves)
-    expected = torch.autograd.grad(tail(x).square().sum(), leaves)
-    assert all(torch.allclose(g, e, rtol=1e-4, atol=1e-5) for g, e in zip(got, expected, strict=True))
-    with torch.no_grad():
-        assert torch.equal(compiled(x), tail(x))
-        composed = count_compositions(monkeypatch)
-        compiled(x)
-        assert not composed  # the kept kernels serve compiled calls too
-        tail.convs[0].weight.mul_(2)
-        assert torch.equal(compiled(x), tail(x))
-        assert len(composed) == 1
-
-
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
 def test_any_layout(layout):
     convs = make_convs((3,), (3, 3))
@@ -238,18 +187,6 @@ def test_autocast_gives_its_dtype():
         y = tail(x)
     assert y.dtype == torch.bfloat16
     assert relative(y, tail(x)) < 2e-2
-
-
-def test_collapses_only_where_it_is_cheaper(monkeypatch):
-    module = sys.modules["ipt_fast.ops.pixelshuffle_tail"]
-    used = []
-    original = module.apply
-    monkeypatch.setattr(module, "apply", lambda *a: used.append(1) or original(*a))
-    pixelshuffle_tail(torch.randn(1, 64, 8, 8), [torch.randn(256, 64, 3, 3), torch.randn(3, 64, 3, 3)], (2,))
-    assert used
-    used.clear()
-    pixelshuffle_tail(torch.randn(1, 8, 8, 8), [torch.randn(32, 8, 1, 1), torch.randn(16, 8, 1, 1)], (2,))
-    assert not used
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""The algebra of pixelshuffle_tail: compose a chain of convolutions and PixelShuffles into one kernel per image class.
+
+A chain ``conv -> PixelShuffle -> ... -> conv`` is linear, and one low-resolution cell of its output (R x R pixels)
+depends on a small window of cells. Away from the border every cell has the same kernel. Near it some features that
+the kernel would sum over lie outside the image, where the chain pads with zeros: those cells have kernels of their
+own. Along one axis there are ``frame`` such cells at either end, so ``2 * frame + 1`` classes; a cell's class is the
+pair of its row's and its column's. Whether a feature lies outside depends on its cell alone, in rows and columns
+separately, so all classes share the GEMMs of weights and differ only in which results they sum.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ipt_fast.ops._registry import constant_to_compilers
+
+Conv = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One PixelShuffle(r) and the convolution before it, along one axis: from kernels on the fine grid to the coarse.
+
+    Attributes:
+        classes, taps: of the coarse kernels.
+        picks: [r * E] for each sub-position s of a cell, the E pairs (class, tap) of the fine kernels that meet a
+            feature at s, as the index class * taps + tap.
+        shape, ones: of a matrix [classes * r * taps, r * E * k] of zeros, the flat indices that hold a one: which
+            results (pick, tap of the convolution) are summed to (class, sub-position of the output, tap) of the coarse
+            kernels.
+    """
+
+    r: int
+    classes: int
+    taps: int
+    picks: tuple[int, ...]
+    shape: tuple[int, int]
+    ones: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What collapsing does along one axis.
+
+    Attributes:
+        scale: R, output pixels a cell.
+        frame: cells at either end that have kernels of their own; classes = 2 * frame + 1.
+        reach: cells that a cell's kernel sees to either side; taps = 2 * reach + 1.
+        starts: [R] for each output pixel of an inner cell, the first of ``width`` taps beyond which all are zero.
+        width: taps that any output pixel of an inner cell needs.
+        pixels: output lines at either end for which the border kernels differ from the inner one.
+        lines: input lines at either end that the difference looks at.
+    """
+
+    scale: int
+    frame: int
+    reach: int
+    starts: tuple[int, ...]
+    width: int
+    pixels: int
+    lines: int
+    levels: tuple[Level, ...]
+
+    @property
+    def smallest(self) -> int:
+        """Cells that an image needs to have inner cells and two ends that do not overlap."""
+        return max(2 * self.frame, self.lines) + 1
+
+
+@lru_cache(maxsize=256)  # of whole numbers alone
+def _axis_of(kernels: tuple[int, ...], scales: tuple[int, ...]) -> Axis:
+    frame, reach, pixels, lines = 0, kernels[-1] // 2, 0, 0
+    spans = [(-reach, reach)]  # of each output pixel of a cell: first and last cell that it sees
+    levels = []
+    for r, k in zip(reversed(scales), reversed(kernels[:-1]), strict=True):
+        # The inner kernel takes up features outside that the chain has as zeros; these see the first k // 2 cells.
+        beyond = sum(cell + lo < 0 for cell in range(reach) for lo, _ in spans)
+        lines = max(k // 2, (lines - 1) // r + 1 + k // 2 if lines else 0, 1) if pixels or beyond else 0
+        pixels = max(pixels, beyond)
+        coarse_frame = math.ceil(reach / r)
+        levels.append(_level(r, k, frame, reach, coarse_frame))
+        spans = [((a + lo) // r - k // 2, (a + hi) // r + k // 2) for a in range(r) for lo, hi in spans]
+        frame, reach = coarse_frame, coarse_frame + k // 2
+    width = max(hi - lo + 1 for lo, hi in spans)
+    starts = tuple(min(lo, reach - width + 1) + reach for lo, _ in spans)
+    return Axis(math.prod(scales), frame, reach, starts, width, pixels, lines, tuple(levels))
+
+
+@constant_to_compilers
+def axes_of(heights: tuple[int, ...], widths: tuple[int, ...], scales: tuple[int, ...]) -> tuple[Axis, Axis]:
+    """Return what collapsing does along rows and along columns.
+
+    Args:
+        heights, widths: kernel sizes of all convolutions, in the order of the chain.
+        scales: of all PixelShuffles.
+    """
+    return _axis_of(heights, scales), _axis_of(widths, scales)
+
+
+def _level(r: int, k: int, frame: int, reach: int, coarse_frame: int) -> Level:
+    cells, taps, coarse_taps = 2 * coarse_frame + 1, 2 * reach + 1, 2 * (coarse_frame + k // 2) + 1
+    length = cells * r  # the smallest image in which every class occurs once
+    picks: list[list[int]] = [[] for _ in range(r)]
+    terms = []  # output row (class, sub-position), cell offset, sub-position of the feature, place among its picks
+    for y in range(length):
+        fine_class = y if y < frame else max(frame, y - length + 2 * frame + 1)
+        for t in range(-reach, reach + 1):
+            if not 0 <= y + t < length:
+                continue  # the chain has zeros there
+            offset, s = divmod(y % r + t, r)
+            pick = fine_class * taps + t + reach
+            if pick not in picks[s]:
+                picks[s].append(pick)
+            terms.append((y, offset, s, picks[s].index(pick)))
+    E = max(len(p) for p in picks)
+    shape = (length * coarse_taps, r * E * k)
+    ones = []
+    for y, offset, s, e in terms:
+        for tap in range(k):
+            ones.append((y * coarse_taps + offset + coarse_frame + tap) * shape[1] + (s * E + e) * k + tap)
+    padded = [p + [0] * (E - len(p)) for p in picks]  # an index that no sum takes up
+    flat = tuple(i for p in padded for i in p)
+    return Level(r, cells, coarse_taps, flat, shape, tuple(ones))
+
+
+def _tables(level: Level, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``picks`` and the matrix of ``ones`` as tensors, without making the host wait for a device."""
+    numbers = torch.tensor([*level.picks, *level.ones], device="cpu").to(like.device, non_blocking=True)
+    picks, ones = numbers.split([len(level.picks), len(level.ones)])
+    sums = torch.zeros(math.prod(level.shape), dtype=like.dtype, device=like.device)
+    return picks, sums.index_fill(0, ones, 1.0).view(level.shape)
+
+
+def compose_kernels(weights: Sequence[Tensor], rows: Axis, columns: Axis) -> Tensor:
+    """Return the kernel of every class: [classes_y, R, classes_x, R, C_out, C_in, taps_y, taps_x], differentiable."""
+    bank = weights[-1][None, None, None, None]  # [1, 1, 1, 1, O, C, k, k]
+    for weight, row, column in zip(reversed(weights[:-1]), rows.levels, columns.levels, strict=True):
+        bank = _compose_level(bank, weight, row, column)
+    return bank
+
+
+def _compose_level(bank: Tensor, weight: Tensor, row: Level, column: Level) -> Tensor:
+    n, A, m, B, O, C, ty, tx = bank.shape
+    r, (c_in, k, l) = row.r, weight.shape[1:]
+    picks_y, sums_y = _tables(row, weight)
+    picks_x, sums_x = (picks_y, sums_y) if column is row else _tables(column, weight)
+    E, G = len(picks_y) // r, len(picks_x) // r
+    fine = bank.permute(0, 6, 2, 7, 1, 3, 4, 5).reshape(n * ty, m * tx, A * B * O * C)
+    fine = fine.index_select(0, picks_y).index_select(1, picks_x)  # [r E, r G, A B O C]
+    fine = fine.view(r, E, r, G, A * B * O, C).transpose(1, 2).reshape(r, r, E * G * A * B * O, C)
+    sub = weight.reshape(C, r, r, c_in * k * l).permute(1, 2, 0, 3)  # [r, r, C, c k l]
+    results = (fine @ sub).view(r, r, E, G, A * B * O, c_in, k, l)
+    results = results.permute(0, 2, 6, 1, 3, 7, 4, 5).reshape(r * E * k, r * G * l * A * B * O * c_in)
+    coarse = (sums_y @ results).view(len(sums_y), r * G * l, A * B * O * c_in)
+    coarse = sums_x @ coarse  # [(class, a, tap) of y, (class, b, tap) of x, A B O c]
+    coarse = coarse.view(row.classes, r, row.taps, column.classes, r, column.taps, A, B, O, c_in)
+    coarse = coarse.permute(0, 1, 6, 3, 4, 7, 8, 9, 2, 5)  # [classes, a, A, classes, b, B, O, c, taps, taps]
+    return coarse.reshape(row.classes, r * A, column.classes, r * B, O, c_in, row.taps, column.taps)
+
+
+def chain(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
+    """Compute the chain as networks write it; each convolution pads with k // 2 zeros."""
+    for (weight, bias), r in zip(convs, [*scales, 1], strict=True):
+        x = F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))  # [B, C r^2, h, w]
+        x = F.pixel_shuffle(x, r)  # [B, C, r h, r w]
+    return x
+
+
+def compose_biases(convs: Sequence[Conv], scales: Sequence[int], y: Axis, x: Axis) -> Tensor:
+    """Return [classes, R, classes, R, O]: what the chain makes of a black image that has every class once."""
+    n, m = 2 * y.frame + 1, 2 * x.frame + 1
+    black = convs[0][0].new_zeros(1, convs[0][0].shape[1], n, m)
+    return chain(black, convs, scales).view(-1, n, y.scale, m, x.scale).permute(1, 2, 3, 4, 0)
+
+
+def class_kernels(
+    convs: Sequence[Conv], scales: Sequence[int], y: Axis, x: Axis, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Return the kernels of every class of cells as the Triton kernel reads them, from weights in a wide dtype.
+
+    Kernels [classes y, classes x, taps y, taps x, C, P] and bias [classes y, classes x, P] or None, in ``dtype``.
+    """
+    bank = compose_kernels([w for w, _ in convs], y, x)  # [classes, R, classes, R, O, C, taps, taps]
+    kernels = bank.permute(0, 2, 6, 7, 5, 4, 1, 3).flatten(5).to(dtype).contiguous()
+    if all(b is None for _, b in convs):
+        return kernels, None
+    bias = compose_biases(convs, scales, y, x).permute(0, 2, 4, 1, 3).flatten(2)
+    return kernels, bias.to(dtype).contiguous()
