@@ -28,6 +28,7 @@ from bench.ceilings import device_name
 from ipt_fast import load_checkpoint, restore
 from ipt_fast.cli.tables import print_table
 from ipt_fast.evaluation.metrics import psnr_y
+from ipt_fast.inference import prepare_for_inference
 from ipt_fast.inference.tiles import blend_axis
 from ipt_fast.io.images import read_rgb
 from ipt_fast.model import IPT, PRESETS
@@ -85,7 +86,8 @@ def bench_restore(measure, device, small, contender):
     if contender == "official":
         network, dtype, options = plain_network(model), torch.float32, {"stitch": "official"}
     else:
-        network, dtype = model, fast_dtype(device)
+        dtype = fast_dtype(device)
+        network = prepare_for_inference(model, _TASK, dtype)
         options = {"overlap": int(contender.split()[1])}
     measure(
         lambda: restore(network, image, _TASK, dtype=dtype, **options),
@@ -119,7 +121,8 @@ def speed(model: IPT, photo: Tensor, overlaps: Sequence[int], rounds: int) -> li
             plain(windows, _TASK)
 
     def ours(overlap: int, dtype: torch.dtype) -> Callable[[], object]:
-        return lambda: restore(model, photo, _TASK, overlap=overlap, dtype=dtype)
+        prepared = prepare_for_inference(model, _TASK, dtype)
+        return lambda: restore(prepared, photo, _TASK, overlap=overlap)
 
     ways: dict[tuple[int, torch.dtype], list[float]] = {(o, fast_dtype(device)): [] for o in overlaps}
     timed_windows: list[float] = []
