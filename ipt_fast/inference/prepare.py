@@ -250,7 +250,9 @@ def prepared_linear(module: nn.Module, dtype: torch.dtype, end: str = "none") ->
 
 
 def _own(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(module).to(dtype)
+    # A weight that a hook makes is no leaf, which deepcopy refuses; the copy's own hook makes it again.
+    parts = [t for part in module.modules() for t in vars(part).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(module, {id(t): t.detach() for t in parts}).to(dtype)
 
 
 def _tail(tail: nn.Module, dtype: torch.dtype) -> nn.Module:
