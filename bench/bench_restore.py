@@ -29,6 +29,7 @@ from ipt_fast import load_checkpoint, restore
 from ipt_fast.cli._network import pick_precision
 from ipt_fast.cli.tables import print_table
 from ipt_fast.evaluation.metrics import psnr_y
+from ipt_fast.inference import prepare_for_inference
 from ipt_fast.inference.tiles import blend_axis
 from ipt_fast.io.images import read_rgb
 from ipt_fast.model import IPT, PRESETS
@@ -80,7 +81,8 @@ def bench_restore(measure, device, small, contender):
     if contender == "official":
         network, dtype, options = plain_network(model), torch.float32, {"stitch": "official"}
     else:
-        network, dtype = model, pick_precision("auto", device)
+        dtype = pick_precision("auto", device)
+        network = prepare_for_inference(model, _TASK, dtype)
         options = {"overlap": int(contender.split()[1])}
     measure(
         lambda: restore(network, image, _TASK, dtype=dtype, **options),
@@ -114,7 +116,8 @@ def speed(model: IPT, photo: Tensor, overlaps: Sequence[int], rounds: int) -> li
             plain(windows, _TASK)
 
     def ours(overlap: int, dtype: torch.dtype) -> Callable[[], object]:
-        return lambda: restore(model, photo, _TASK, overlap=overlap, dtype=dtype)
+        prepared = prepare_for_inference(model, _TASK, dtype)
+        return lambda: restore(prepared, photo, _TASK, overlap=overlap)
 
     ways: dict[tuple[int, torch.dtype], list[float]] = {(o, pick_precision("auto", device)): [] for o in overlaps}
     timed_windows: list[float] = []

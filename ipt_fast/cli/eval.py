@@ -93,15 +93,16 @@ def score_sets(
     )
     from ipt_fast.evaluation.score import Method, score_set
     from ipt_fast.evaluation.test_sets import ImageSet, TestSetError, find_set
+    from ipt_fast.inference import prepare_for_inference
     from ipt_fast.io.images import silence_pillow_warnings
 
     silence_pillow_warnings()
     device = pick_device(args.device)
+    dtype = pick_precision(args.precision, device)
     options = {
         "overlap": args.overlap,
         "stitch": args.stitch,
         "batch_size": args.batch_size,
-        "dtype": pick_precision(args.precision, device),
         "self_ensemble": args.self_ensemble,
     }
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -128,7 +129,7 @@ def score_sets(
                     raise
                 check_windows(args, model.config.patch_size)
                 shown = label if serving == task.name else f"{label} as {serving}"
-                methods[shown] = Method(model, serving, options)
+                methods[shown] = Method(prepare_for_inference(model, serving, dtype), serving, options)
             loaded_for = name
         count = min(len(images.pairs), args.limit or len(images.pairs))
         console.print(f"{images.name}, {task.name}: {count} images ({images.layout})", markup=False)

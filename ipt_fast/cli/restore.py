@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Restore every image; images that cannot be read are named and left out."""
     from ipt_fast.cli._network import check_windows, load_for_task, pick_device, pick_precision, pick_task
+    from ipt_fast.inference import prepare_for_inference
     from ipt_fast.io.images import silence_pillow_warnings
 
     silence_pillow_warnings()
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     dtype = pick_precision(args.precision, device)
     model, name = load_for_task(args.checkpoint, task, device)
     check_windows(args, model.config.patch_size)
+    network = prepare_for_inference(model, name, dtype)
     precision = str(dtype).removeprefix("torch.")
     said = f"{len(jobs)} image{'s' * (len(jobs) != 1)}, {task.name}, {device.type}, {precision}, {args.stitch}"
     if name != task.name:
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         for job in jobs:
             progress.update(bar, description=job.source.name)
             try:
-                console.print(_restore_one(job, model, name, dtype, args), markup=False)
+                console.print(_restore_one(job, network, name, args), markup=False)
             except (OSError, RuntimeError) as error:
                 failed += 1
                 console.print(f"failed: {_one_line(error, job.source)}", markup=False)
@@ -158,7 +160,7 @@ def _compare_path(target: Path) -> Path:
     return target.with_name(f"{target.stem}.compare.png")
 
 
-def _restore_one(job: Job, model, task: str, dtype, args: argparse.Namespace) -> str:
+def _restore_one(job: Job, network, task: str, args: argparse.Namespace) -> str:
     """Restore and write one image; returns the line that says so."""
     from ipt_fast.inference import restore
     from ipt_fast.io.images import read_image, write_image
@@ -169,13 +171,12 @@ def _restore_one(job: Job, model, task: str, dtype, args: argparse.Namespace) ->
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         out = restore(
-            model,
+            network,
             image.pil(),
             task,
             args.overlap,
             args.stitch,
             args.batch_size,
-            dtype,
             self_ensemble=args.self_ensemble,
         )
     notes += [str(w.message).removeprefix("restore: ") for w in caught if "out of memory" in str(w.message)]

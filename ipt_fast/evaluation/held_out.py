@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.evaluation.metrics import means_by, psnr_y
-from ipt_fast.inference import restore
+from ipt_fast.inference import prepare_for_inference, restore
+from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.model import IPT
 from ipt_fast.ops import degrade
 from ipt_fast.tasks import Task, get_task
@@ -38,7 +39,7 @@ RAIN_DRAWS = 4
 
 
 def score_held_out(
-    model: IPT, photos: Mapping[str, Tensor], tasks: Sequence[str], seed: int = 0
+    model: IPT | PreparedIPT, photos: Mapping[str, Tensor], tasks: Sequence[str], seed: int = 0
 ) -> list[HeldOutResult]:
     """Degrade each photo for each task, restore it, and score both against the photo itself.
 
@@ -49,20 +50,21 @@ def score_held_out(
     Returns:
         One result per task and photo, and ``RAIN_DRAWS`` for rain.
     """
+    network = prepare_for_inference(model) if isinstance(model, IPT) else model
     results = []
     for task in map(get_task, tasks):
         draws = RAIN_DRAWS if task.kind == "derain" else 1
         for number, (name, photo) in enumerate(photos.items()):
             for draw in range(draws):
                 seeds = torch.tensor([seed * 1_000_000 + number * 1000 + draw])
-                results.append(_score(model, task, name, photo, draw, seeds))
+                results.append(_score(network, task, name, photo, draw, seeds))
     return results
 
 
-def _score(model: IPT, task: Task, name: str, photo: Tensor, draw: int, seeds: Tensor) -> HeldOutResult:
+def _score(network: IPT | PreparedIPT, task: Task, name: str, photo: Tensor, draw: int, seeds: Tensor) -> HeldOutResult:
     height, width = (side - side % task.scale for side in photo.shape[1:])
     before, gt = degrade(photo[None, :, :height, :width], task, seeds=seeds)
-    after = restore(model, before, task=task.name)
+    after = restore(network, before, task=task.name)
     if task.kind == "sr":
         before = bicubic_up(before, task.scale)
     before, after = (image.clamp(0, 255).round() for image in (before, after))

@@ -11,6 +11,7 @@ from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.evaluation.metrics import means_by, psnr_rgb, psnr_y, ssim_y
 from ipt_fast.evaluation.test_sets import ImageSet, Pair, read_pair
 from ipt_fast.inference import restore
+from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.model import IPT
 from ipt_fast.ops import degrade
 from ipt_fast.tasks import Task
@@ -39,9 +40,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Method:
-    """A network, the name of its task that serves, and how images go through it (keywords of ``restore``)."""
+    """A network (best prepared), its task that serves, and how images go through it (keywords of ``restore``)."""
 
-    model: IPT
+    model: IPT | PreparedIPT
     task: str
     options: Mapping[str, object]
 

@@ -4,6 +4,7 @@ The program takes windows x [B, 3, S, S], float32, RGB 0..255, for any B, and gi
 operators alone and runs without this package; cutting an image into windows is the caller's (or ``restore``'s) part.
 """
 
+import copy
 import logging
 import os
 import warnings
@@ -13,42 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ipt_fast.checkpoint.tasks import keep_one_task
+from ipt_fast.inference.prepare import PreparedIPT, prepare_for_inference
 from ipt_fast.io.atomic import atomic_path
 from ipt_fast.model import IPT
 from ipt_fast.ops._registry import module_missing
 
 SUFFIXES = (".pt2", ".onnx")
 ONNX_OPSET = 18
-_PLAIN = "patch_attention=eager,pixelshuffle_tail=eager"
+_PLAIN = "patch_attention=eager,pixelshuffle_tail=eager,layernorm_linear=eager,ffn=eager"
 
 
 class ExportError(RuntimeError):
     """A package is missing, or the written program does not compute what the network does."""
 
 
-class TaskNetwork(nn.Module):
-    """A network with its task fixed: x [B, 3, S, S] -> [B, 3, rS, rS]."""
-
-    def __init__(self, model: IPT, task: str):
-        super().__init__()
-        index = model.task_index(task)
-        # Head, tail and embedding of the other tasks are left behind, so that the file does not hold them.
-        self.model = model if len(model.config.tasks) == 1 else keep_one_task(model, model.config.tasks[index])[0]
-        self.task = self.model.config.tasks[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        return self.model(x, self.task)
-
-
 def export_network(model: IPT, task: str, path: str | Path) -> float:
     """Write one task's network to ``path`` (``.pt2`` or ``.onnx``), run the file, and compare it with eager.
 
     Args:
-        model: on the CPU, float32.
+        model: an ``IPT`` on any device, of any dtype and mode; it is not changed. The program is float32.
         task: a task of the network.
 
     Returns:
@@ -66,7 +52,9 @@ def export_network(model: IPT, task: str, path: str | Path) -> float:
     onnx = path.suffix.lower() == ".onnx"
     if onnx and (reason := onnx_missing()):
         raise ExportError(reason)
-    network = TaskNetwork(model, task).eval().cpu().float()
+    # Head, tail and embedding of the other tasks are left behind, so that the file does not hold them.
+    on_cpu = all(t.is_cpu for t in model.state_dict().values())
+    network = prepare_for_inference(model if on_cpu else copy.deepcopy(model).cpu(), task, torch.float32)
     with atomic_path(path) as temporary, _plain_operators(), torch.no_grad():
         program = _trace(network)
         if onnx:
@@ -111,8 +99,8 @@ def _plain_operators() -> Iterator[None]:
             os.environ["IPT_FAST_IMPL"] = before
 
 
-def _trace(network: TaskNetwork) -> Any:
-    size = network.model.config.patch_size
+def _trace(network: PreparedIPT) -> Any:
+    size = network.config.patch_size
     # Two windows: a batch of one would be taken for a constant.
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     return torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes={"x": {0: batch}})
@@ -134,8 +122,8 @@ def _save_onnx(program: Any, path: Path) -> None:
     written.save(str(path), external_data=False)
 
 
-def _compare(network: TaskNetwork, path: Path) -> float:
-    size, worst = network.model.config.patch_size, 0.0
+def _compare(network: PreparedIPT, path: Path) -> float:
+    size, worst = network.config.patch_size, 0.0
     generator = torch.Generator().manual_seed(0)
     for count in (1, 3):
         x = torch.rand(count, 3, size, size, generator=generator) * 255

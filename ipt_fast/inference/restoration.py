@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ipt_fast.inference.prepare import DTYPES, PreparedIPT, prepare_for_inference
 from ipt_fast.inference.tiles import Stitch, Tiling, tiling
 from ipt_fast.io.images import array_to_tensor, from_pil, read_image, to_uint8
 from ipt_fast.io.mirror import mirror_pad
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
 
 def restore(
-    model: IPT,
+    model: IPT | PreparedIPT,
     image: Any,
     task: str,
     overlap: int = 10,
@@ -40,7 +40,9 @@ def restore(
     The image is cut into overlapping windows of the network's input size; images smaller than one window are mirrored.
 
     Args:
-        model: an ``IPT``; runs on the device and in the mode it is in.
+        model: an ``IPT``, or what ``prepare_for_inference`` made of one, which for many images saves preparing it
+            for each. It runs on the device where it is. (Any other network with ``config``, ``task_index`` and
+            ``forward(x, task)`` is called as it is.)
         image: what comes out is of the same kind:
             a path or a PIL image of any mode -> PIL image, upright (RGB, or with the alpha channel that it had);
             uint8 [H, W, 3] or [H, W] array -> uint8 array [rH, rW, 3];
@@ -51,8 +53,8 @@ def restore(
         stitch: "blend" fades windows into each other; "official" is the reference code's own stitching, with windows
             at every quarter of their size (8 times the work).
         batch_size: windows at once; None takes what memory allows. Halved, with a warning, where memory runs out.
-        dtype: torch.float32, bfloat16 or float16: the products of the network run in it (autocast). None leaves the
-            network's own.
+        dtype: torch.float32, bfloat16 or float16: the network runs in it. None leaves the network's own; a prepared
+            network has no other.
         self_ensemble: mean over the 8 flips and transposes ("+" in the paper's tables); 8 times the work.
 
     Raises:
@@ -74,6 +76,8 @@ def restore(
             f"restore: needs a path, a PIL image, a uint8 array [H, W, 3] or a tensor [B, 3, H, W] 0..255, got {given}"
         )
     _check(model, task, overlap, stitch, batch_size, dtype)
+    if isinstance(model, IPT):
+        model = prepare_for_inference(model, task, dtype)
     batch = image.reshape(-1, *image.shape[-3:])
     if self_ensemble:
         out = _self_ensemble(model, batch, task, overlap, stitch, batch_size, dtype)
@@ -82,7 +86,9 @@ def restore(
     return out.reshape(*image.shape[:-3], *out.shape[-3:])
 
 
-def _check(model: IPT, task: str, overlap: int, stitch: Stitch, batch_size: int | None, dtype: Any) -> None:
+def _check(
+    model: IPT | PreparedIPT, task: str, overlap: int, stitch: Stitch, batch_size: int | None, dtype: Any
+) -> None:
     model.task_index(task)
     size = model.config.patch_size
     if stitch not in ("blend", "official"):
@@ -91,11 +97,13 @@ def _check(model: IPT, task: str, overlap: int, stitch: Stitch, batch_size: int 
         raise ValueError(f"restore: overlap must be 0 to {size - 1} pixels for this network, got {overlap}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"restore: batch_size must be at least 1, got {batch_size}")
-    if dtype is not None and dtype not in _DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"restore: dtype must be torch.float32, bfloat16 or float16, got {dtype}")
+    if isinstance(model, PreparedIPT) and dtype not in (None, model.dtype):
+        raise ValueError(f"restore: this network is prepared for {model.dtype}, got dtype={dtype}; prepare it for that")
 
 
-def _restore_pil(model: IPT, image: Image.Image, task: str, *options: Any) -> Image.Image:
+def _restore_pil(model: IPT | PreparedIPT, image: Image.Image, task: str, *options: Any) -> Image.Image:
     """RGB through the network; an alpha channel is enlarged with the image (Pillow's bicubic) and kept."""
     overlap, stitch, batch_size, dtype, self_ensemble = options
     loaded = from_pil(image)
@@ -106,7 +114,7 @@ def _restore_pil(model: IPT, image: Image.Image, task: str, *options: Any) -> Im
     return result
 
 
-def _self_ensemble(model: IPT, batch: Tensor, *options: Any) -> Tensor:
+def _self_ensemble(model: IPT | PreparedIPT, batch: Tensor, *options: Any) -> Tensor:
     total: Tensor | None = None
     for transpose in (False, True):
         for axes in ((), (-1,), (-2,), (-2, -1)):
@@ -120,7 +128,7 @@ def _self_ensemble(model: IPT, batch: Tensor, *options: Any) -> Tensor:
 
 @torch.no_grad()
 def _restore_batch(
-    model: IPT,
+    model: IPT | PreparedIPT,
     batch: Tensor,
     task: str,
     overlap: int,
@@ -139,8 +147,7 @@ def _restore_batch(
     limit = batch_size or _batch_that_fits(model, scale)
     # Equal batches: 117 windows at a limit of 16 are eight batches of 15, the last of 12.
     limit = math.ceil(len(places) / math.ceil(len(places) / limit))
-    # Around all batches, so that autocast casts the weights once an image and not once a batch.
-    with _autocast(next(model.parameters()).device, dtype):
+    with _autocast(model, dtype):
         for part, windows in _run(model, padded, places, tiles, task, limit):
             for (b, i, j), window in zip(part, windows, strict=True):
                 y, x = rows[i] * scale, columns[j] * scale
@@ -150,7 +157,7 @@ def _restore_batch(
 
 
 def _run(
-    model: IPT,
+    model: IPT | PreparedIPT,
     image: Tensor,
     places: list[tuple[int, int, int]],
     tiles: Tiling,
@@ -186,9 +193,11 @@ def _run(
 
 
 @contextmanager
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Autocast to ``dtype``; none for float32, and for None, which takes the network as it is."""
-    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype not in (None, torch.float32)):
+def _autocast(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast a network of another kind to ``dtype``; none for float32, and for None, which takes it as it is."""
+    device = next(model.parameters()).device
+    on = dtype not in (None, torch.float32) and not isinstance(model, PreparedIPT)
+    with torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on):
         yield
     # Inside the caller's own autocast the cast weights would stay, without the history that training needs.
     torch.clear_autocast_cache()
@@ -199,7 +208,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or ("alloc" in text and "memory" in text)
 
 
-def _batch_that_fits(model: IPT, scale: int) -> int:
+def _batch_that_fits(model: IPT | PreparedIPT, scale: int) -> int:
     """Windows at once: up to where more brings no speed, in at most half of the memory that is free."""
     config, device = model.config, next(model.parameters()).device
     tokens = config.num_tokens * config.embed_dim * (2 * config.ffn_ratio + 12)

@@ -1,15 +1,15 @@
 """IPT: heads, body and tails (``model/ipt.py`` of the reference code, https://github.com/huawei-noah/Pretrained-IPT)."""
 
+import math
 from collections.abc import Iterator
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from ipt_fast.acceleration import accelerate
-from ipt_fast.model.blocks import DecoderLayer, EncoderLayer
-from ipt_fast.model.body import Body
 from ipt_fast.model.config import IPTConfig
+from ipt_fast.model.layers import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, MLPHead
+from ipt_fast.model.tail import Tail
 from ipt_fast.tasks import get_task
 
 # Of DIV2K, as in EDSR; times 255 at use.
@@ -21,8 +21,16 @@ class MeanShift(nn.Module):
 
     def __init__(self, sign: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(3).view(3, 3, 1, 1), requires_grad=False)
-        self.bias = nn.Parameter(sign * 255.0 * torch.tensor(RGB_MEAN), requires_grad=False)
+        self.sign = sign
+        self.weight = nn.Parameter(torch.empty(3, 3, 1, 1), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(3), requires_grad=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the mean colour."""
+        self.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+        self.bias.copy_(self.sign * 255.0 * torch.tensor(RGB_MEAN))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W]; never in less than float32, where a level of 255 would be rounded."""
@@ -46,21 +54,88 @@ class ResBlock(nn.Module):
 
 
 def make_head(n_feats: int) -> nn.Sequential:
-    """Image [B, 3, S, S] -> features [B, n_feats, S, S]."""
+    """Return image [B, 3, S, S] -> features [B, n_feats, S, S]."""
     return nn.Sequential(nn.Conv2d(3, n_feats, 3, padding=1), ResBlock(n_feats), ResBlock(n_feats))
 
 
-def make_tail(n_feats: int, scale: int) -> nn.Sequential:
-    """Features [B, n_feats, S, S] -> image [B, 3, scale S, scale S].
+def to_tokens(x: Tensor, p: int) -> Tensor:
+    """Cut features [B, C, S, S] to [B, N, C p p]: row-major tokens, channel-major inside (c p p + kh p + kw)."""
+    B, C, height, width = x.shape
+    x = x.reshape(B, C, height // p, p, width // p, p)  # [B, C, rows, p, cols, p]
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(B, (height // p) * (width // p), C * p * p)  # [B, N, D]
 
-    No activation: the whole tail is linear, and runs as one convolution, in training too.
-    """
-    stages: list[nn.Module] = []
-    for r in {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[scale]:
-        stages += [nn.Conv2d(n_feats, n_feats * r * r, 3, padding=1), nn.PixelShuffle(r)]
-    tail = nn.Sequential(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
-    accelerate(tail)
-    return tail
+
+def to_features(tokens: Tensor, p: int, size: int) -> Tensor:
+    """Invert ``to_tokens`` for a square of ``size`` pixels."""
+    B, _, D = tokens.shape
+    x = tokens.reshape(B, size // p, size // p, D // (p * p), p, p)  # [B, rows, cols, C, p, p]
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(B, D // (p * p), size, size)  # [B, C, S, S]
+
+
+class PositionEncoding(nn.Module):
+    """A learned vector for each token. The buffer of indices is in the released files, so it is kept."""
+
+    position_ids: Tensor
+
+    def __init__(self, num_tokens: int, dim: int):
+        super().__init__()
+        self.pe = nn.Embedding(num_tokens, dim)
+        self.register_buffer("position_ids", torch.empty(1, num_tokens, dtype=torch.int64))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the indices."""
+        self.position_ids.copy_(torch.arange(self.position_ids.shape[1])[None])
+
+
+class Body(nn.Module):
+    """The transformer between head and tail (``model/ipt.py``, VisionTransformer, of the reference code)."""
+
+    def __init__(self, config: IPTConfig):
+        super().__init__()
+        D, N, ffn_dim = config.embed_dim, config.num_tokens, config.ffn_ratio * config.embed_dim
+        self.config = config
+        if config.mlp:
+            self.linear_encoding = nn.Linear(D, D)
+            self.mlp_head = MLPHead(D, ffn_dim)
+        if config.task_embed:
+            self.query_embed = nn.Embedding(len(config.tasks), N * D)
+        if config.position_embed:
+            self.position_encoding = PositionEncoding(N, D)
+        self.encoder = Encoder(D, config.num_heads, ffn_dim, config.num_layers)
+        self.decoder = Decoder(D, config.num_heads, ffn_dim, config.num_layers, config.memory_norm)
+
+    def task_embedding(self, index: int) -> Tensor | None:
+        """Return E_t [N, D], or None where the network has none."""
+        if not self.config.task_embed:
+            return None
+        return self.query_embed.weight[index].view(self.config.num_tokens, self.config.embed_dim)
+
+    def forward(self, x: Tensor, task_index: int) -> tuple[Tensor, Tensor]:
+        """Features [B, n_feats, S, S] -> (features of the same shape, contrastive features [B, N, D])."""
+        p, size = self.config.patch_dim, self.config.patch_size
+        x = to_tokens(x, p)  # [B, N, D]
+        if self.config.mlp:
+            x = self.linear_encoding(x) + x
+        if self.config.position_embed:
+            x = x + self.position_encoding.pe.weight.to(x.dtype)
+        x = self.encoder(x)
+        x = decoded = self.decoder(x, x, self.task_embedding(task_index))
+        if self.config.mlp:
+            x = self.mlp_head(x) + x
+        feats = decoded if self.config.features_from == "decoder" else x
+        return to_features(x, p, size), feats
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise one module, for ``network.apply``: PyTorch's defaults; the reference's own for attention."""
+    if isinstance(module, EncoderLayer):
+        nn.init.kaiming_uniform_(module.self_attn.in_proj_weight, a=math.sqrt(5))
+    elif isinstance(module, DecoderLayer):
+        nn.init.xavier_uniform_(module.self_attn.in_proj_weight)
+        nn.init.xavier_uniform_(module.multihead_attn.in_proj_weight)
+    elif callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
 
 
 class IPT(nn.Module):
@@ -70,31 +145,37 @@ class IPT(nn.Module):
     scale r; not clamped; float32 or wider whatever the weights' dtype. ``return_features=True`` adds the features of
     the contrastive loss [B, N, D]. The state dict has the released keys and shapes.
 
-    Each layer is drawn on its own. (The reference deep-copies one layer twelve times, so that all layers of its
-    encoder, and of its decoder, start equal.)
+    It computes from its parameters as they are at the call; ``prepare_for_inference`` gives a faster network for
+    parameters that stay. Layers are initialised independently. (The reference deep-copies one layer twelve times, so
+    that all layers of its encoder, and of its decoder, start equal.)
     """
 
     def __init__(self, config: IPTConfig | None = None):
         super().__init__()
         self.config = config = config or IPTConfig()
-        self.sub_mean = MeanShift(-1)
-        self.add_mean = MeanShift(1)
-        self.head = nn.ModuleList(make_head(config.n_feats) for _ in config.tasks)
-        self.body = Body(config)
-        self.tail = nn.ModuleList(make_tail(config.n_feats, get_task(task).scale) for task in config.tasks)
+        device = torch.get_default_device()
+        with torch.device("meta"):  # nothing is initialised twice
+            self.sub_mean = MeanShift(-1)
+            self.add_mean = MeanShift(1)
+            self.head = nn.ModuleList(make_head(config.n_feats) for _ in config.tasks)
+            self.body = Body(config)
+            self.tail = nn.ModuleList(Tail(config.n_feats, get_task(task).scale) for task in config.tasks)
+        if device.type != "meta":
+            self.to_empty(device=device).apply(init_weights)
 
     def set_recompute(self, on: bool) -> None:
-        """Whether the backward makes the hidden layers again, as it does at first, or they are kept for it.
+        """Set whether the backward recomputes the hidden layers, as it does at first, or they are kept for it.
 
-        Gradients are the same. To make them again is a twelfth of a step's operations; to keep them takes a third to
-        a half as much memory again as all else that is kept (bench/notes/block.md).
+        Gradients are the same. To recompute them is a twelfth of a step's operations; to keep them takes a third to
+        a half as much memory again as all else that is kept (bench/notes/block.md). A feed-forward network with a
+        replaced or parametrized layer keeps what its modules keep.
         """
         for module in self.modules():
-            if isinstance(module, Body | EncoderLayer | DecoderLayer):
+            if isinstance(module, FeedForward | MLPHead):
                 module.recompute = on
 
     def task_index(self, task: str | int) -> int:
-        """Index of head, tail and embedding of a task, given by name or index.
+        """Return the index of head, tail and embedding of a task, given by name or index.
 
         Raises:
             ValueError: the network has no such task.
@@ -122,17 +203,21 @@ class IPT(nn.Module):
     def forward(self, x: Tensor, task: str | int, return_features: Literal[True]) -> tuple[Tensor, Tensor]: ...
     def forward(self, x: Tensor, task: str | int, return_features: bool = False):
         """See the class. Raises ValueError on a wrong shape, dtype or task."""
-        size = self.config.patch_size
-        if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"IPT: needs x of shape [B, 3, {size}, {size}], got {list(x.shape)}; "
-                "use ipt_fast.restore for images of other sizes"
-            )
-        if not x.is_floating_point():
-            raise ValueError(f"IPT: needs a floating-point x with pixels 0..255, got {x.dtype}; use x.float()")
+        check_input(x, self.config.patch_size)
         index = self.task_index(task)
         x = self.sub_mean(x).to(next(self.head[index].parameters()).dtype)
         x = self.head[index](x)  # [B, n_feats, S, S]
         y, feats = self.body(x, index)
         y = self.add_mean(self.tail[index](y + x))  # [B, 3, rS, rS]
         return (y, feats) if return_features else y
+
+
+def check_input(x: Tensor, size: int) -> None:
+    """Refuse what is no batch of windows [B, 3, size, size] with a ValueError."""
+    if x.ndim != 4 or x.shape[1:] != (3, size, size):
+        raise ValueError(
+            f"IPT: needs x of shape [B, 3, {size}, {size}], got {list(x.shape)}; "
+            "use ipt_fast.restore for images of other sizes"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"IPT: needs a floating-point x with pixels 0..255, got {x.dtype}; use x.float()")

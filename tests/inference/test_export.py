@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ipt_fast import IPT, IPTConfig
-from ipt_fast.inference.export import ExportError, TaskNetwork, export_network, onnx_missing, run_exported
+from ipt_fast.inference.export import ExportError, export_network, onnx_missing, run_exported
 
 needs_onnx = pytest.mark.skipif(onnx_missing() is not None, reason=str(onnx_missing()))
 KINDS = [".pt2", pytest.param(".onnx", marks=needs_onnx)]
@@ -64,10 +64,23 @@ def test_the_onnx_file_is_valid_and_holds_standard_operators(model, tmp_path):
     assert [value.name for value in graph.graph.output] == ["y"]
 
 
-def test_one_task_alone_is_in_the_file(model):
-    network = TaskNetwork(model, "denoise30")
-    assert network.task == "denoise30" and len(network.model.tail) == 1
-    assert len(model.tail) == 6
+def test_one_task_alone_is_in_the_file(model, tmp_path):
+    sizes = []
+    for config in (CONFIG, IPTConfig(**{**CONFIG.to_dict(), "tasks": ("denoise30",)})):
+        export_network(IPT(config), "denoise30", tmp_path / "a.pt2")
+        sizes.append((tmp_path / "a.pt2").stat().st_size)
+    assert sizes[0] < 1.01 * sizes[1] and len(model.tail) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_network_keeps_its_dtype_and_mode(dtype, tmp_path):
+    network = IPT(IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=1, tasks=("sr2",))).to(dtype).train()
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    export_network(network, "sr2", tmp_path / "a.pt2")
+    assert network.training and all(module.training for module in network.modules())
+    assert all(p.requires_grad for p in network.body.parameters())
+    for key, value in network.state_dict().items():
+        assert value.dtype == state[key].dtype and torch.equal(value, state[key])
 
 
 def test_the_environment_and_the_network_are_as_before(model, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ipt_fast import IPT, IPTConfig
 from ipt_fast.model import PRESETS, preset
-from ipt_fast.model.body import to_features, to_tokens
+from ipt_fast.model.ipt import to_features, to_tokens
 from ipt_fast.ops.patch_attention import backend_status
 
 SMALL = IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=2)

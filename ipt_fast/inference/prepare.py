@@ -1,0 +1,314 @@
+"""A network for inference: everything that can be derived from its parameters is derived once, on request.
+
+A network computes from its parameters as they are at every call. For parameters that stay, some of that work is the
+same every time: casting weights, reordering them for oneDNN (``F.linear`` on a CPU does so for every GEMM, writes the
+bias into the result first and leaves the ReLU to another pass), stacking the decoder's key and value weights so that
+one GEMM serves all its layers, collapsing a tail, projecting the task's embedding.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from ipt_fast.model import IPT
+from ipt_fast.model.ipt import check_input, to_features, to_tokens
+from ipt_fast.model.layers import Attention, DecoderLayer, EncoderLayer, MLPHead, is_plain
+from ipt_fast.model.tail import Tail
+from ipt_fast.ops import ffn, patch_attention
+from ipt_fast.ops._common import autocast_dtype, has_fast_bf16
+from ipt_fast.ops.pixelshuffle_tail import collapse_tail
+
+_M = TypeVar("_M", bound=nn.Module)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b, and where asked for its ReLU, in bfloat16 on a CPU, the weight reordered for oneDNN.
+
+    The two operators are those that ``torch.compile`` calls for frozen weights.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, end: str = "none"):
+        super().__init__()
+        self.end = end
+        self._set(weight, bias)
+
+    def _set(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)  # no parameter: it has no strides
+        self.bias = None if bias is None else bias.clone()
+
+    @staticmethod
+    def serves(x: Tensor) -> bool:
+        """Return whether prepacked weights would serve GEMMs with x here."""
+        return (
+            x.is_cpu
+            and x.dtype == torch.bfloat16
+            and has_fast_bf16()
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+            and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D_out]."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.end, [], "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["packed"] = self.packed.to_dense()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._set(self.packed, self.bias)
+
+
+class PreparedFFN(nn.Module):
+    """linear2(relu(linear1(norm(x)))) of two linear layers, with or without a norm."""
+
+    def __init__(self, norm: nn.Module | None, linear1: nn.Module, linear2: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.norm = None if norm is None else _own(norm, dtype)
+        self.linear1, self.linear2 = prepared_linear(linear1, dtype, "relu"), prepared_linear(linear2, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, D] -> [B, N, D]."""
+        if type(self.linear1) is type(self.linear2) is nn.Linear:
+            y = x if self.norm is None else self.norm(x)
+            one, two = self.linear1, self.linear2
+            return ffn(y, None, None, one.weight, one.bias, two.weight, two.bias)
+        y = self.linear1(x if self.norm is None else self.norm(x))
+        return self.linear2(y if isinstance(self.linear1, PackedLinear) else F.relu(y))
+
+
+class PreparedAttention(nn.Module):
+    """Self-attention, or cross-attention to keys and values that are given. E: [T, N, D], T tasks, or None."""
+
+    embeds: Tensor | None
+
+    def __init__(self, attention: Attention, norm: nn.Module, E: Tensor | None, dtype: torch.dtype, cross: bool):
+        super().__init__()
+        if "in_proj_weight" not in _expect(attention, Attention)._parameters and not is_parametrized(attention):
+            raise ValueError(
+                "prepare_for_inference: a hook makes in_proj_weight of an attention (as torch.nn.utils.weight_norm "
+                "does); remove it first, which leaves its result"
+            )
+        weight = attention.in_proj_weight.detach().to(dtype)
+        D = weight.shape[1]
+        self.num_heads = attention.num_heads
+        self.norm = _own(norm, dtype)
+        self.project = linear_of(weight[:D] if cross else weight, None)
+        self.out_proj = prepared_linear(attention.out_proj, dtype)
+        rows = weight[:D] if cross else weight[: 2 * D]
+        embeds = None if E is None else torch.stack([F.linear(e, rows) for e in E.to(dtype)])  # [T, N, D or 2D]
+        self.register_buffer("embeds", embeds)
+
+    def forward(self, x: Tensor, t: int, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x [B, N, D] and the number of the task -> [B, N, D]; keys and values [B, M, D] each."""
+        projected, k_embed = self.project(self.norm(x)), None
+        q_embed = None if self.embeds is None else self.embeds[t]
+        if keys_values is not None:
+            q, (k, v) = projected, keys_values
+        else:
+            q, k, v = projected.chunk(3, dim=-1)  # views of [B, N, 3D]
+            if q_embed is not None:
+                q_embed, k_embed = q_embed.chunk(2, dim=-1)  # [N, D] each
+        return self.out_proj(patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed, k_embed=k_embed))
+
+
+class PreparedLayer(nn.Module):
+    """An encoder or a decoder layer."""
+
+    def __init__(self, layer: EncoderLayer | DecoderLayer, E: Tensor | None, dtype: torch.dtype):
+        super().__init__()
+        self.self_attn = PreparedAttention(layer.self_attn, layer.norm1, E, dtype, cross=False)
+        self.cross: PreparedAttention | None = None
+        norm = layer.norm2
+        if isinstance(layer, DecoderLayer):
+            self.cross = PreparedAttention(layer.multihead_attn, layer.norm2, E, dtype, cross=True)
+            norm = layer.norm3
+        self.ffn = PreparedFFN(norm, layer.linear1, layer.linear2, dtype)
+
+    def forward(self, x: Tensor, t: int = 0, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x [B, N, D] -> [B, N, D]."""
+        x = x + self.self_attn(x, t)
+        if self.cross is not None:
+            x = x + self.cross(x, t, keys_values)
+        return x + self.ffn(x)
+
+
+class PreparedIPT(nn.Module):
+    """What ``prepare_for_inference`` returns; see there."""
+
+    position: Tensor | None
+
+    def __init__(self, model: IPT, tasks: tuple[str, ...], dtype: torch.dtype):
+        super().__init__()
+        self.config, self.tasks, self.dtype = model.config, tasks, dtype
+        body = model.body
+        indices = [model.task_index(task) for task in tasks]
+        self.sub_mean, self.add_mean = copy.deepcopy(model.sub_mean), copy.deepcopy(model.add_mean)
+        self.head = nn.ModuleList(_own(model.head[i], dtype) for i in indices)
+        self.tail = nn.ModuleList(_tail(model.tail[i], dtype) for i in indices)
+        mlp = self.config.mlp
+        self.linear_encoding = prepared_linear(body.linear_encoding, dtype) if mlp else None
+        self.mlp_head = _mlp_head(body.mlp_head, dtype) if mlp else None
+        position = (
+            body.position_encoding.pe.weight.detach().to(dtype, copy=True) if self.config.position_embed else None
+        )
+        self.register_buffer("position", position)
+        E = None
+        if self.config.task_embed:
+            E = body.query_embed.weight.detach()[indices].view(len(indices), -1, self.config.embed_dim)  # [T, N, D]
+        encoder = [_expect(layer, EncoderLayer) for layer in body.encoder.layers]
+        decoder = [_expect(layer, DecoderLayer) for layer in body.decoder.layers]
+        self.encoder = nn.ModuleList(PreparedLayer(layer, None, dtype) for layer in encoder)
+        self.decoder = nn.ModuleList(PreparedLayer(layer, E, dtype) for layer in decoder)
+        self.memory_norm = _own(body.decoder.memory_norm, dtype)
+        D = self.config.embed_dim
+        weights = [layer.multihead_attn.in_proj_weight.detach()[D:].to(dtype) for layer in decoder]
+        self.keys_values = linear_of(torch.cat(weights), None)  # [L 2D, D]
+        self.requires_grad_(False).eval()
+
+    def task_index(self, task: str | int) -> int:
+        """Return the index of a task among the network's, given by name or index.
+
+        Raises:
+            ValueError: the network has no such task, or was not prepared for it.
+        """
+        names = self.config.tasks
+        name = names[task] if isinstance(task, int) and 0 <= task < len(names) else task
+        if name not in self.tasks:
+            raise ValueError(
+                f"IPT: task {task!r} is not in this network, which is prepared for {', '.join(self.tasks)}"
+            )
+        return names.index(str(name))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, task: str | int | None = None, return_features: bool = False) -> Tensor:
+        """x [B, 3, S, S], pixels 0..255 -> [B, 3, rS, rS]; ``task`` may be left out where there is one."""
+        if return_features:
+            raise ValueError("a prepared network gives no contrastive features; call the model that it was made of")
+        if task is None and len(self.tasks) > 1:
+            raise ValueError(f"this network is prepared for {', '.join(self.tasks)}: say which task")
+        check_input(x, self.config.patch_size)
+        t = 0 if task is None else self.tasks.index(self.config.tasks[self.task_index(task)])
+        if autocast_dtype(x.device.type) is not None:
+            with torch.autocast(x.device.type, enabled=False):  # it has its dtype
+                return self._forward(x, t)
+        return self._forward(x, t)
+
+    def _forward(self, x: Tensor, t: int) -> Tensor:
+        x = head = self.head[t](self.sub_mean(x).to(self.dtype))  # [B, n_feats, S, S]
+        x = to_tokens(x, self.config.patch_dim)  # [B, N, D]
+        if self.linear_encoding is not None:
+            x = self.linear_encoding(x) + x
+        if self.position is not None:
+            x = x + self.position
+        for layer in self.encoder:
+            x = layer(x)
+        parts = self.keys_values(self.memory_norm(x)).chunk(2 * len(self.decoder), dim=-1)  # [B, N, D] each
+        for layer, k, v in zip(self.decoder, parts[::2], parts[1::2], strict=True):
+            x = layer(x, t, (k, v))
+        if self.mlp_head is not None:
+            x = self.mlp_head(x) + x
+        return self.add_mean(self.tail[t](to_features(x, self.config.patch_dim, self.config.patch_size) + head))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreparedIPT":
+        probe = self.sub_mean.bias.to(self.dtype)
+        if (moved := fn(probe)).device != probe.device or moved.dtype != probe.dtype:
+            raise RuntimeError(
+                f"this network is prepared for {probe.device} and {self.dtype}; move the model that it was made of and "
+                "prepare that again"
+            )
+        return self
+
+
+def linear_of(weight: Tensor, bias: Tensor | None, end: str = "none") -> nn.Module:
+    """Return a linear layer of these weights, prepacked where that serves; ``end``: "relu" only where prepacked."""
+    if PackedLinear.serves(weight):
+        return PackedLinear(weight, bias, end)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.clone())
+    return linear
+
+
+def prepared_linear(module: nn.Module, dtype: torch.dtype, end: str = "none") -> nn.Module:
+    """Return the same for a linear layer; a copy of a module that is in a linear layer's place."""
+    if not is_plain(module, nn.Linear):
+        return _own(module, dtype)
+    assert isinstance(module, nn.Linear)
+    bias = None if module.bias is None else module.bias.detach().to(dtype)
+    return linear_of(module.weight.detach().to(dtype), bias, end)
+
+
+def _own(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    # A weight that a hook makes is no leaf, which deepcopy refuses; the copy's own hook makes it again.
+    parts = [t for part in module.modules() for t in vars(part).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(module, {id(t): t.detach() for t in parts}).to(dtype)
+
+
+def _tail(tail: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(tail, Tail) and (convs := tail.plain_convs()) is not None:
+        return collapse_tail(convs, tail.scales, dtype)
+    return _own(tail, dtype)
+
+
+def _mlp_head(head: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(head, MLPHead) and head.is_built_in():
+        return PreparedFFN(None, head[0], head[3], dtype)
+    return _own(head, dtype)
+
+
+def _expect(module: nn.Module, kind: type[_M]) -> _M:
+    if not isinstance(module, kind):
+        raise ValueError(
+            f"prepare_for_inference: needs a {kind.__name__}, found a {type(module).__name__} in its place; "
+            "call the model itself"
+        )
+    return module
+
+
+def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torch.dtype | None = None) -> PreparedIPT:
+    """Return a frozen network that computes what ``model`` does, faster, with copies of all that it needs of it.
+
+    Prepare once a network, and again after its parameters have changed. The result is called like the model, runs on
+    the device where that is, in its own dtype (autocast does not change it), without gradients. Where a part of the
+    model has been replaced, parametrized or pruned, a copy of that module is called; hooks are left behind.
+
+    Outputs are those of the model, in bfloat16 and float16 those of the model under autocast, up to rounding: GEMMs
+    are stacked and prepacked, and the tail is collapsed where composing it for one call would not pay.
+
+    Args:
+        model: an ``IPT``; it is not changed.
+        task: the task to prepare for, by name or index; None prepares for all tasks of the network. Each takes
+            [L, N, 5 D] for its projected embedding.
+        dtype: torch.float32, bfloat16 or float16; None takes that of the model's parameters (float64 too).
+
+    Returns:
+        ``prepared(x, task)`` with x as for the model; ``task`` may be left out where there is one. It has ``config``,
+        ``task_index``, ``tasks`` and ``dtype``.
+
+    Raises:
+        TypeError: ``model`` is no ``IPT``.
+        ValueError: an unknown task, another dtype.
+    """
+    if not isinstance(model, IPT):
+        raise TypeError(f"prepare_for_inference: needs an IPT, got {type(model).__name__}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"prepare_for_inference: dtype must be torch.float32, bfloat16 or float16, got {dtype}")
+    names = model.config.tasks
+    tasks = names if task is None else (names[model.task_index(task)],)
+    own = next(model.head.parameters())
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(own.device.type, enabled=False):
+        return PreparedIPT(model, tasks, dtype or own.dtype)
+
+
+__all__ = ["PreparedIPT", "prepare_for_inference"]

@@ -1,0 +1,188 @@
+"""The transformer's layers. Pre-norm; no biases in attention; parameter names are the released ones.
+
+Shapes: B images, N tokens, M memory tokens, D embedding. ``E`` is a task embedding [N, D], the same for every image.
+
+For the backward a layer keeps its inputs, the packed projections and the attention's output. The normalised tokens are
+recomputed, and so is the hidden activation of the feed-forward network, unless ``recompute`` is False
+(bench/notes/block.md).
+
+``norm1`` to ``norm3``, ``linear1`` and ``linear2`` only hold the parameters of a fused op, as ``out_proj`` of PyTorch's
+``MultiheadAttention`` does: hooks on them never fire; hooks on ``self_attn``, ``multihead_attn`` and ``ffn`` do. One
+that is no longer what it was built as (a LoRA wrapper, a quantized or parametrized layer, a weight that a hook makes)
+is called as a module.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ipt_fast.ops import ffn, layernorm_linear, patch_attention
+from ipt_fast.ops._common import autocast_dtype
+
+
+class LayerNorm(nn.LayerNorm):
+    """Statistics in float32, the result in the dtype of x.
+
+    Autocast on CUDA would make a 16-bit x float32 and cast what comes out back for the GEMM behind it: ten passes over
+    16-bit memory where two do.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [..., D]."""
+        if x.dtype not in (torch.float16, torch.bfloat16) or autocast_dtype(x.device.type) is None:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether an op may read the parameters of a module: nobody has replaced, parametrized or pruned it."""
+    return type(module) is kind and {"weight", "bias"} <= module._parameters.keys()
+
+
+def normed_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> Tensor:
+    """Return norm(x) W^T, [B, N, D_out]."""
+    if is_plain(norm, LayerNorm):
+        assert isinstance(norm, LayerNorm)
+        return layernorm_linear(x, norm.weight, norm.bias, weight, eps=norm.eps)
+    return F.linear(norm(x), weight)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one packed projection and no biases.
+
+    The task embedding is folded in after the projection: W(x + E) = Wx + WE, and WE is [N, D] for the whole batch,
+    so no [B, N, D] tensor with the embedding added exists.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))  # rows: q, k, v
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, norm: nn.Module, E: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
+        """Attend from norm(x) + E to itself (k = norm(x) + E, v = norm(x)), or to ``memory`` (k = v = memory).
+
+        x [B, N, D], E [N, D] or None, memory [B, M, D] or None -> [B, N, D].
+        """
+        weight, D = self.in_proj_weight, x.shape[-1]
+        k_embed = None
+        if memory is None:
+            q, k, v = normed_linear(x, norm, weight).chunk(3, dim=-1)  # views of [B, N, 3D]
+            q_embed = None if E is None else F.linear(E, weight[: 2 * D])  # [N, 2D]
+            if q_embed is not None:
+                q_embed, k_embed = q_embed.chunk(2, dim=-1)  # [N, D] each
+        else:
+            q = normed_linear(x, norm, weight[:D])  # [B, N, D]
+            k, v = F.linear(memory, weight[D:]).chunk(2, dim=-1)  # views of [B, M, 2D]
+            q_embed = None if E is None else F.linear(E, weight[:D])  # [N, D]
+        return self.out_proj(patch_attention(q, k, v, num_heads=self.num_heads, q_embed=q_embed, k_embed=k_embed))
+
+
+class FeedForward(nn.Module):
+    """A feed-forward network whose norm and linear layers belong to the layer around it, for the released names."""
+
+    recompute = True
+
+    def forward(self, x: Tensor, norm: nn.Module, linear1: nn.Module, linear2: nn.Module) -> Tensor:
+        """Return linear2(relu(linear1(norm(x)))): [B, N, D] -> [B, N, D]."""
+        if not (is_plain(norm, LayerNorm) and is_plain(linear1, nn.Linear) and is_plain(linear2, nn.Linear)):
+            return linear2(F.relu(linear1(norm(x))))
+        assert isinstance(norm, LayerNorm) and isinstance(linear1, nn.Linear) and isinstance(linear2, nn.Linear)
+        weights = (norm.weight, norm.bias, linear1.weight, linear1.bias, linear2.weight, linear2.bias)
+        return ffn(x, *weights, eps=norm.eps, recompute=self.recompute)
+
+
+class MLPHead(nn.Sequential):
+    """linear, nothing, ReLU, linear, as one op. Index 1 is the reference's dropout, never on; its keys are 0 and 3."""
+
+    recompute = True
+
+    def __init__(self, dim: int, ffn_dim: int):
+        super().__init__(nn.Linear(dim, ffn_dim), nn.Identity(), nn.ReLU(), nn.Linear(ffn_dim, dim))
+
+    def is_built_in(self) -> bool:
+        """Return whether all four modules are still what this was built with."""
+        linears = is_plain(self[0], nn.Linear) and is_plain(self[3], nn.Linear)
+        return linears and type(self[1]) is nn.Identity and type(self[2]) is nn.ReLU and len(self) == 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, D] -> [B, N, D]."""
+        if not self.is_built_in():
+            return super().forward(x)
+        linear1, linear2 = self[0], self[3]
+        assert isinstance(linear1, nn.Linear) and isinstance(linear2, nn.Linear)
+        weights = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
+        return ffn(x, None, None, *weights, recompute=self.recompute)
+
+
+class EncoderLayer(nn.Module):
+    """x += MHA(LN1 x); x += FFN(LN2 x)."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.self_attn = Attention(dim, num_heads)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.ffn = FeedForward()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, D] -> [B, N, D]."""
+        x = x + self.self_attn(x, self.norm1)
+        return x + self.ffn(x, self.norm2, self.linear1, self.linear2)
+
+
+class DecoderLayer(nn.Module):
+    """z += MHA(LN1 z, E); z += MHA(LN2 z, memory, E); z += FFN(LN3 z)."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.self_attn = Attention(dim, num_heads)
+        self.multihead_attn = Attention(dim, num_heads)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
+        self.ffn = FeedForward()
+
+    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
+        """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
+        z = z + self.self_attn(z, self.norm1, E)
+        z = z + self.multihead_attn(z, self.norm2, E, memory)
+        return z + self.ffn(z, self.norm3, self.linear1, self.linear2)
+
+
+class Encoder(nn.Module):
+    """num_layers encoder layers; no final norm."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, D] -> [B, N, D]."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """num_layers decoder layers over one memory; no final norm."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int, memory_norm: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, ffn_dim) for _ in range(num_layers))
+        # Eq. 2 normalises z0. The affine part is absorbed by each layer's own projection, so one norm serves all.
+        self.memory_norm = LayerNorm(dim) if memory_norm else nn.Identity()
+
+    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
+        """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
+        memory = self.memory_norm(memory)
+        for layer in self.layers:
+            z = layer(z, memory, E)
+        return z
