@@ -130,7 +130,8 @@ class Plan:
 
 def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
     """Choose tiles so that the compiled kernels spill nothing and several programs share a multiprocessor
-    (``python -m bench.offline``)."""
+    (``python -m bench.offline``).
+    """
     width = sum(split_head(d))
     if dtype == torch.float32:  # no tensor cores: matmuls of small tiles in registers
         return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 2)

@@ -236,7 +236,8 @@ class Plan:
 
 def plan(B: int, N: int, D: int, dtype: torch.dtype, processors: int) -> Plan:
     """Choose tiles so that the compiled kernels spill nothing (``python -m bench.offline``), every multiprocessor has
-    work and padding adds little."""
+    work and padding adds little.
+    """
     if dtype == torch.float32:  # no tensor cores, or tf32: twice the bytes
         block, block_d, warps, stages = min(64, _power(N)), min(32, _power(D)), 4, 3
     else:

@@ -66,7 +66,8 @@ class TorchLoader(CropLoader):
 
 def _until_closed(stream: Any) -> Generator[DecodedBatch, None, None]:
     """Yield what workers send, and end them with it: they ignore SIGTERM, so that one which an exception's traceback
-    still refers to would be waited for without end when Python exits."""
+    still refers to would be waited for without end when Python exits.
+    """
     try:
         yield from stream
     finally:
@@ -80,7 +81,8 @@ def _as_it_is(batch: Any) -> Any:
 
 def _begin_worker(worker: int) -> None:
     """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the trainer: it stops its workers after the
-    last checkpoint."""
+    last checkpoint.
+    """
     silence_pillow_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -32,7 +32,8 @@ def _cubic(x: Fraction) -> Fraction:
 @functools.cache
 def _phases(scale: Fraction) -> tuple[list[list[int]], int]:
     """Whole-number weights and their denominator, per phase: output i is of phase i mod len and has taps from its
-    left."""
+    left.
+    """
     widen = min(scale, Fraction(1))
     taps = math.ceil(4 / widen) + 2
     rows = []
@@ -80,7 +81,8 @@ def _bands(size: int, scale: Fraction, first: int, last: int) -> list[tuple[int,
 
 def _round(total: Tensor, denominator: int) -> Tensor:
     """Quotient, rounded half up and clamped, in place. Exact: division is correctly rounded, a tie k + 1/2 is a
-    float32, and any other quotient is at least 1 / (2 denominator) away from one."""
+    float32, and any other quotient is at least 1 / (2 denominator) away from one.
+    """
     return total.div_(denominator).add_(0.5).floor_().clamp_(0, 255)
 
 

@@ -28,7 +28,8 @@ ROWS_AT_ONCE = 1 << 18  # rows of streaks drawn at once
 
 class Streaks(NamedTuple):
     """K streaks: the image [K] they belong to, centre, half length and sigma in pixels, peak level, direction
-    (cosine and sine of the angle from vertical); each [K]."""
+    (cosine and sine of the angle from vertical); each [K].
+    """
 
     image: Tensor
     y: Tensor

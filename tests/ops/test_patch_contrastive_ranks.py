@@ -42,7 +42,8 @@ def losses(features, weights, **options):
 
 def ddp_gradient(features, impl):
     """In a function of its own, so that DDP is gone before the process group: the last to hold a gloo group joins a
-    worker thread, and DDP would do that while it holds the interpreter lock that the worker may be waiting for."""
+    worker thread, and DDP would do that while it holds the interpreter lock that the worker may be waiting for.
+    """
     model = nn.parallel.DistributedDataParallel(projection())
     patch_contrastive_loss(model(features), scope="global", impl=impl).backward()
     return model.module.weight.grad.clone()
