@@ -62,7 +62,7 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
 
 
 def bench_training_step(measure, device, preset, network, plain, contender, dtype):
-    """The backward makes the network's hidden layers again, or they are kept for it, as the plain network's are."""
+    """Time a training step with hidden activations recomputed, or kept as the plain network's are."""
     model = (plain if contender == "plain" else network).train()
     network.set_recompute(contender != KEPT)
     B = 32 if device.type == "cuda" and preset == "base" else 2

@@ -22,11 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_NOISE, _RAIN_IMAGE, _RAIN_STREAK = (tl.constexpr(purpose) for purpose in range(3))  # as in philox.py
+NOISE, RAIN_IMAGE, RAIN_STREAK = (tl.constexpr(purpose) for purpose in range(3))  # as in philox.py
 # As in rain.py: side of a cell, how far outside its streaks begin, end of the cross-section, fractions of a level.
-_CELL = tl.constexpr(8)
-_REACH_Y, _REACH_X = tl.constexpr(56), tl.constexpr(40)
-_MAX_WIDTH, _FIXED_POINT = tl.constexpr(4.0), tl.constexpr(65536.0)
+CELL = tl.constexpr(8)
+REACH_Y, REACH_X = tl.constexpr(56), tl.constexpr(40)
+MAX_WIDTH, FIXED_POINT = tl.constexpr(4.0), tl.constexpr(65536.0)
 _GROUP = tl.constexpr(16)  # cells side by side that share a list
 _NUMBERS = tl.constexpr(8)  # float32 numbers of a streak
 
@@ -88,7 +88,7 @@ def noise_kernel(
     y, x = p // W, p % W
 
     # Draw the noise
-    w0, w1, w2, w3 = philox_words(tl.load(SEEDS + b), x, y, _NOISE, 0)
+    w0, w1, w2, w3 = philox_words(tl.load(SEEDS + b), x, y, NOISE, 0)
     red, green = normal_pair(w0, w1)
     blue, _ = normal_pair(w2, w3)
 
@@ -122,22 +122,22 @@ def streaks_kernel(
     seed = tl.load(SEEDS + b)
 
     # What the streaks of an image have in common
-    w0, w1, w2, w3 = philox_words(seed, tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), _RAIN_IMAGE, 0)
+    w0, w1, w2, w3 = philox_words(seed, tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), RAIN_IMAGE, 0)
     angle, length = normal_pair(w0, w1)
     brightness, _ = normal_pair(w2, w3)
-    d0, _, _, _ = philox_words(seed, tl.full((), 1, tl.int32), tl.full((), 0, tl.int32), _RAIN_IMAGE, 0)
+    d0, _, _, _ = philox_words(seed, tl.full((), 1, tl.int32), tl.full((), 0, tl.int32), RAIN_IMAGE, 0)
     density = uniform(d0) * 0.0032 + 0.0014
     angle = tl.clamp(angle * 14, -35.0, 35.0)
     length = 38 * tl.exp(tl.clamp(length, -2.0, 2.0) * 0.38)
     brightness = 56 * tl.exp(brightness * 0.45)
 
     # One streak a cell
-    row = r[:, None] - _REACH_Y // _CELL
-    column = (group * _GROUP + tl.arange(0, _GROUP))[None, :] - _REACH_X // _CELL
-    a0, a1, a2, _ = philox_words(seed, column, row, _RAIN_STREAK, 0)  # [ROWS, _GROUP]
-    b0, b1, b2, b3 = philox_words(seed, column, row, _RAIN_STREAK, 1)
-    y = (row + uniform(a1)) * _CELL
-    x = (column + uniform(a2)) * _CELL
+    row = r[:, None] - REACH_Y // CELL
+    column = (group * _GROUP + tl.arange(0, _GROUP))[None, :] - REACH_X // CELL
+    a0, a1, a2, _ = philox_words(seed, column, row, RAIN_STREAK, 0)  # [ROWS, _GROUP]
+    b0, b1, b2, b3 = philox_words(seed, column, row, RAIN_STREAK, 1)
+    y = (row + uniform(a1)) * CELL
+    x = (column + uniform(a2)) * CELL
     half = tl.minimum(length * (0.5 + uniform(b0)) / 2, 50.0)
     sigma = 0.7 + 0.5 * uniform(b1)
     share = tl.exp(tl.log(tl.maximum(1 - tl.exp(tl.log(uniform(b2)) / 3.6), 0.0)) / 1.1)
@@ -145,9 +145,9 @@ def streaks_kernel(
     cos, sin = tl.cos(turn), tl.sin(turn)
 
     # List those that are there and touch the image
-    reach_y = half * cos + _MAX_WIDTH * tl.abs(sin)
-    reach_x = half * tl.abs(sin) + _MAX_WIDTH * cos
-    wet = (uniform(a0) < density * (_CELL * _CELL)) & (r < cell_rows)[:, None]
+    reach_y = half * cos + MAX_WIDTH * tl.abs(sin)
+    reach_x = half * tl.abs(sin) + MAX_WIDTH * cos
+    wet = (uniform(a0) < density * (CELL * CELL)) & (r < cell_rows)[:, None]
     wet = wet & (y + reach_y >= 0) & (y - reach_y < H) & (x + reach_x >= 0) & (x - reach_x < W)
     place = tl.cumsum(wet.to(tl.int32), 1) - 1
     bucket = (b * cell_rows + r) * groups + group  # [ROWS]
@@ -187,17 +187,17 @@ def rain_kernel(
     else:
         # Levels are summed as whole numbers: an image's top left corner gets the same bits whatever its size
         total = tl.zeros((BLOCK_Y, BLOCK_X), tl.int32)
-        last_row = tl.minimum((top + BLOCK_Y + 2 * _REACH_Y) // _CELL, cell_rows)
-        last_group = tl.minimum(tl.cdiv(left + BLOCK_X + 2 * _REACH_X, _CELL * _GROUP), groups)
-        for row in range(top // _CELL, last_row):
-            for group in range(left // (_CELL * _GROUP), last_group):
+        last_row = tl.minimum((top + BLOCK_Y + 2 * REACH_Y) // CELL, cell_rows)
+        last_group = tl.minimum(tl.cdiv(left + BLOCK_X + 2 * REACH_X, CELL * _GROUP), groups)
+        for row in range(top // CELL, last_row):
+            for group in range(left // (CELL * _GROUP), last_group):
                 bucket = (b * cell_rows + row) * groups + group
                 streak = STREAKS + bucket * (_GROUP * _NUMBERS)
                 for _ in range(tl.load(COUNTS + bucket)):
                     middle_y, middle_x, half = tl.load(streak), tl.load(streak + 1), tl.load(streak + 2)
                     cos, sin = tl.load(streak + 6), tl.load(streak + 7)
-                    reach_y = half * cos + _MAX_WIDTH * tl.abs(sin) + BLOCK_Y / 2
-                    reach_x = half * tl.abs(sin) + _MAX_WIDTH * cos + BLOCK_X / 2
+                    reach_y = half * cos + MAX_WIDTH * tl.abs(sin) + BLOCK_Y / 2
+                    reach_x = half * tl.abs(sin) + MAX_WIDTH * cos + BLOCK_X / 2
                     off_y = tl.abs(middle_y - (top + (BLOCK_Y - 1) / 2))
                     off_x = tl.abs(middle_x - (left + (BLOCK_X - 1) / 2))
                     if (off_y <= reach_y) & (off_x <= reach_x):
@@ -206,10 +206,10 @@ def rain_kernel(
                         aside = dx * cos - dy * sin
                         profile = tl.exp(aside * aside * tl.load(streak + 4)) * tl.load(streak + 5)
                         profile *= tl.clamp((half - along) * tl.load(streak + 3), 0.0, 1.0)
-                        profile = tl.where(tl.abs(aside) < _MAX_WIDTH, profile, 0.0)
-                        total += (profile * _FIXED_POINT + 0.5).to(tl.int32)
+                        profile = tl.where(tl.abs(aside) < MAX_WIDTH, profile, 0.0)
+                        total += (profile * FIXED_POINT + 0.5).to(tl.int32)
                     streak += _NUMBERS
-        level = total.to(tl.float32) * (1 / _FIXED_POINT)
+        level = total.to(tl.float32) * (1 / FIXED_POINT)
 
     # Load, add and store, channel by channel
     CLEAN += b * x_batch + y * x_row + x * x_column
@@ -354,8 +354,8 @@ def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> tuple[Tensor, Tenso
 def add_rain(clean: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
     """Return clip(clean + own rain, 0, 255) and clean, float32 [B, 3, H, W]; clean uint8, seeds int64 [B]."""
     B, _, H, W = clean.shape
-    cell_rows = triton.cdiv(H + 2 * _REACH_Y.value, _CELL.value)
-    groups = triton.cdiv(W + 2 * _REACH_X.value, _CELL.value * _GROUP.value)
+    cell_rows = triton.cdiv(H + 2 * REACH_Y.value, CELL.value)
+    groups = triton.cdiv(W + 2 * REACH_X.value, CELL.value * _GROUP.value)
     counts = seeds.new_empty((B, cell_rows, groups), dtype=torch.int32)
     streaks = seeds.new_empty((B, cell_rows, groups, _GROUP.value, _NUMBERS.value), dtype=torch.float32)
     programs = B * groups * triton.cdiv(cell_rows, STREAKS_PLAN["ROWS"])

@@ -74,7 +74,7 @@ def _preference(call: _Call) -> list[str]:
     return ["triton", "eager"] if torch.device(call.device).type == "cuda" else ["eager", "triton"]
 
 
-_BACKENDS = Backends(
+BACKENDS = Backends(
     _OP,
     _Call,
     (
@@ -95,7 +95,7 @@ def _fake(clean, seeds, layers, kind, scale, sigma, margin, impl):
     return clean.new_empty((B, C, h, w), dtype=torch.float32), target
 
 
-_BACKENDS.define_forward(
+BACKENDS.define_forward(
     "(Tensor clean, Tensor? seeds, Tensor? layers, str kind, int scale, float sigma, int margin, str impl)"
     " -> (Tensor input, Tensor target)",
     _fake,
@@ -188,7 +188,7 @@ def degrade(
         raise TypeError(f"{_OP}: task must be a name or a Task (got {type(task).__name__})")
     task = get_task(task)
     _check(clean, task, generator, seeds, margin, rain)
-    backend = _BACKENDS.resolve(impl, _Call(str(clean.device), task.scale))
+    backend = BACKENDS.resolve(impl, _Call(str(clean.device), task.scale))
     if task.kind == "sr":
         seeds = clean.new_empty(0, dtype=torch.int64)  # nothing is drawn, and nothing need be sent to the device
     elif seeds is None:
@@ -203,7 +203,7 @@ def degrade(
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return _BACKENDS.reasons(_Call(str(device)))
+    return BACKENDS.reasons(_Call(str(device)))
 
 
 __all__ = ["Rain", "backend_status", "degrade", "degrade_reference"]

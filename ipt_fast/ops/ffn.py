@@ -133,7 +133,7 @@ def _eager(x, *args):
         return ffn_reference(x, *args[:-1])
 
 
-_BACKENDS = Backends(
+BACKENDS = Backends(
     _OP,
     DeviceCall,
     (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager, None, lambda call: None)),
@@ -161,10 +161,10 @@ def _backward_fake(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bia
     return [t.new_empty(t.shape) for t in tensors if t is not None]
 
 
-_BACKENDS.define_forward(
+BACKENDS.define_forward(
     f"({_INPUTS}, {_OPTIONS}, bool recompute, str impl) -> (Tensor out, Tensor kept)", _forward_fake
 )
-_BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, Tensor? kept, {_OPTIONS}, str impl) -> Tensor[]", _backward_fake)
+BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, Tensor? kept, {_OPTIONS}, str impl) -> Tensor[]", _backward_fake)
 
 
 # Autograd
@@ -257,7 +257,7 @@ def ffn(
     shapes = {"norm_weight": (norm_weight, [D]), "norm_bias": (norm_bias, [D]), "weight1": (weight1, [hidden, D])}
     shapes |= {"bias1": (bias1, [hidden]), "weight2": (weight2, [D_out, hidden]), "bias2": (bias2, [D_out])}
     check_tensors(_OP, x, shapes)
-    backend, dtype = _BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
+    backend, dtype = BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
     inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
     if backend.backward is None:
         return backend.forward(*inputs, eps, activation, dtype, recompute)
@@ -268,7 +268,7 @@ def ffn(
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return _BACKENDS.reasons(DeviceCall(str(device)))
+    return BACKENDS.reasons(DeviceCall(str(device)))
 
 
 __all__ = ["backend_status", "ffn", "ffn_reference"]

@@ -139,7 +139,7 @@ def _eager(x, *args):
         return layernorm_linear_reference(x, *args)
 
 
-_BACKENDS = Backends(
+BACKENDS = Backends(
     _OP,
     DeviceCall,
     (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager, None, lambda call: None)),
@@ -161,8 +161,8 @@ def _backward_fake(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype, im
     return [t.new_empty(t.shape) for t in (x, norm_weight, norm_bias, weight, bias) if t is not None]
 
 
-_BACKENDS.define_forward(f"({_INPUTS}, str impl) -> Tensor", _forward_fake)
-_BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, str impl) -> Tensor[]", _backward_fake)
+BACKENDS.define_forward(f"({_INPUTS}, str impl) -> Tensor", _forward_fake)
+BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, str impl) -> Tensor[]", _backward_fake)
 
 
 # Autograd
@@ -238,7 +238,7 @@ def layernorm_linear(
     D, D_out = x.shape[-1], weight.shape[0]
     norm = {"norm_weight": (norm_weight, [D]), "norm_bias": (norm_bias, [D])}
     check_tensors(_OP, x, {**norm, "weight": (weight, [D_out, D]), "bias": (bias, [D_out])})
-    backend, dtype = _BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
+    backend, dtype = BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
     inputs = (x, norm_weight, norm_bias, weight, bias)
     if backend.backward is None:
         return backend.forward(*inputs, eps, dtype)
@@ -249,7 +249,7 @@ def layernorm_linear(
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return _BACKENDS.reasons(DeviceCall(str(device)))
+    return BACKENDS.reasons(DeviceCall(str(device)))
 
 
 __all__ = ["backend_status", "layernorm_linear", "layernorm_linear_reference"]

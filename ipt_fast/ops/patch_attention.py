@@ -122,7 +122,7 @@ def _preference(call: _Call) -> list[str]:
     return order
 
 
-_BACKENDS = Backends(
+BACKENDS = Backends(
     _OP,
     _Call,
     (
@@ -161,10 +161,8 @@ def _backward_fake(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale, 
     return q.new_empty(B, N, D), q.new_empty(B, M, 2 * D)
 
 
-_BACKENDS.define_forward(
-    f"({_INPUTS}, int num_heads, float scale, str impl) -> (Tensor out, Tensor lse)", _forward_fake
-)
-_BACKENDS.define_backward(
+BACKENDS.define_forward(f"({_INPUTS}, int num_heads, float scale, str impl) -> (Tensor out, Tensor lse)", _forward_fake)
+BACKENDS.define_backward(
     f"(Tensor grad, {_INPUTS}, Tensor out, Tensor lse, int num_heads, float scale, str impl)"
     " -> (Tensor first, Tensor second)",
     _backward_fake,
@@ -220,9 +218,11 @@ def patch_attention(
     scale: float | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Compute multi-head attention where ``q_embed`` and ``k_embed`` are added to every image's q and k::
+    """Compute multi-head attention where ``q_embed`` and ``k_embed`` are added to every image's q and k.
 
-        out = softmax((q + q_embed) (k + k_embed)^T * scale) v        for each head
+    Per head::
+
+        out = softmax((q + q_embed) (k + k_embed)^T * scale) v
 
     In IPT (Eq. 2 of "Pre-Trained Image Processing Transformer", CVPR 2021; ``model/ipt.py``, TransformerDecoderLayer,
     of the reference code) the task embedding E is added before the projections; as W(x + E) = Wx + WE, the embeds
@@ -269,7 +269,7 @@ def patch_attention(
     q_embed = None if q_embed is None else q_embed.resolve_neg()
     k_embed = None if k_embed is None else k_embed.resolve_neg()
     call = _Call(str(q.device), q.dtype, operator.index(head_dim))
-    backend = _BACKENDS.resolve(impl, call)
+    backend = BACKENDS.resolve(impl, call)
     if q.shape[0] == 0:
         return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)
     if backend.name == "sdpa" and q.device.type != "cpu":
@@ -310,7 +310,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_embed: Tensor | No
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return _BACKENDS.reasons(_Call(str(device)))
+    return BACKENDS.reasons(_Call(str(device)))
 
 
 __all__ = ["backend_status", "patch_attention", "patch_attention_reference"]

@@ -132,7 +132,7 @@ def _preference(call: _Call) -> list[str]:
     return ["cpu", "triton", "eager"] if on_cpu else ["triton", "cpu", "eager"]
 
 
-_BACKENDS = Backends(
+BACKENDS = Backends(
     _OP,
     _Call,
     (
@@ -159,10 +159,10 @@ def _backward_fake(features, coefficients, positive_grad, others, others_coeffic
 
 
 _HOW = "str mode, float temperature, str impl"
-_BACKENDS.define_forward(
+BACKENDS.define_forward(
     f"(Tensor features, Tensor? others, {_HOW}) -> (Tensor sums, Tensor values, Tensor token_sum)", _forward_fake
 )
-_BACKENDS.define_backward(
+BACKENDS.define_backward(
     "(Tensor features, Tensor coefficients, Tensor positive_grad, Tensor? others, Tensor? others_coefficients, "
     f"{_HOW}) -> Tensor",
     _backward_fake,
@@ -254,7 +254,7 @@ def patch_contrastive_loss(
     """
     _check(features, mode, temperature, reduction, scope)
     features, temperature, ranks = features.resolve_neg(), float(temperature), _world_size(scope)
-    backend = _BACKENDS.resolve(impl, _Call(str(features.device), features.dtype, mode, temperature))
+    backend = BACKENDS.resolve(impl, _Call(str(features.device), features.dtype, mode, temperature))
     if backend.backward is None:
         per_image = backend.forward(features, mode, temperature, ranks)  # [B]
     else:
@@ -293,7 +293,7 @@ def _check(features: Tensor, mode: str, temperature: float, reduction: str, scop
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return _BACKENDS.reasons(_Call(str(device)))
+    return BACKENDS.reasons(_Call(str(device)))
 
 
 __all__ = ["backend_status", "patch_contrastive_loss", "patch_contrastive_loss_reference"]

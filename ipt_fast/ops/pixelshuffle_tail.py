@@ -84,7 +84,7 @@ def _preference(call: _Call) -> list[str]:
     return order
 
 
-_BACKENDS = Backends(
+BACKENDS = Backends(
     _OP,
     _Call,
     (
@@ -103,7 +103,7 @@ def _fake(x, kernels, bias, scale, frame, impl):
     return x.new_empty(x.shape[0], kernels.shape[-1] // scale**2, scale * x.shape[2], scale * x.shape[3])
 
 
-_BACKENDS.define_forward("(Tensor x, Tensor kernels, Tensor? bias, int scale, int[] frame, str impl) -> Tensor", _fake)
+BACKENDS.define_forward("(Tensor x, Tensor kernels, Tensor? bias, int scale, int[] frame, str impl) -> Tensor", _fake)
 
 
 # Autograd differentiates the composition of the kernels and their convolution.
@@ -149,7 +149,7 @@ def _serve(x: Tensor, convs: list[Conv], scales: tuple[int, ...], impl: str | No
     composing = 2 * composing_work([w for w, _ in convs], *axes) + _COMPOSING.get(x.device.type, 0)
     pays = _halves(convs, scales, axes, x.shape[0] * x.shape[2] * x.shape[3], composing)
     portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    backend = _BACKENDS.resolve(impl, _Call(str(x.device), x.dtype, requires_grad, pays, portable))
+    backend = BACKENDS.resolve(impl, _Call(str(x.device), x.dtype, requires_grad, pays, portable))
     if backend.name == "eager" or not _has_inner(x, axes):
         return _eager(x, convs, scales)
     if backend.name == "triton":
@@ -273,7 +273,7 @@ class CollapsedTail(nn.Module):
     def _serve(self, x: Tensor, convs: list[Conv]) -> Tensor:
         axes = _axes(convs, self.scales)
         call = _Call(str(x.device), x.dtype, any_requires_grad([x]), _halves(convs, self.scales, axes, 1))
-        backend = _BACKENDS.resolve(None, call)
+        backend = BACKENDS.resolve(None, call)
         if backend.name == "eager" or not _has_inner(x, axes):
             return _eager(x, convs, self.scales)
         if backend.name == "triton":
@@ -309,7 +309,7 @@ def collapse_tail(convs: Sequence, scales: Sequence[int], dtype: torch.dtype | N
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return _BACKENDS.reasons(_Call(str(device)))
+    return BACKENDS.reasons(_Call(str(device)))
 
 
 __all__ = [

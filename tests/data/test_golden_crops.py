@@ -70,7 +70,7 @@ def plan_of(entries, crops, global_batch, seed=0, patch_size=48, crops_per_image
 
 
 def check(batch, plan, photos):
-    """The whole batch against its plan; returns the photos seen."""
+    """Check the whole batch against its plan; return the photos seen."""
     assert (batch.step, batch.epoch, batch.task) == (plan.step, plan.epoch, plan.crop.task)
     assert batch.seeds.tolist() == plan.seeds.tolist() and batch.gt.dtype == torch.uint8
     assert batch.gt.shape == (len(plan.images), 3, plan.crop.size, plan.crop.size)

@@ -19,7 +19,7 @@ KINDS = [
 
 
 def flat_colour(level):
-    """A photo that is known again by the colour of any crop: 60x70 of one level, or of its neighbours after JPEG."""
+    """Return a photo of 60x70 known again by the level of any crop, or its neighbours after JPEG."""
     return jpeg_bytes(np.full((60, 70, 3), level, np.uint8), quality=100)
 
 

@@ -172,7 +172,7 @@ def test_a_state_of_other_photos_warns_and_goes_on(folder, opened):
 
 
 def damage(folder):
-    """Truncated, vanished, emptied and replaced by another size, all after the index was made."""
+    """Have photos truncated, vanished, emptied and replaced by another size, all after the index was made."""
     (folder / "photo001.jpg").write_bytes((folder / "photo001.jpg").read_bytes()[:1500])
     (folder / "photo002.jpg").unlink()
     (folder / "photo003.jpg").write_bytes(b"")

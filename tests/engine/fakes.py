@@ -70,7 +70,7 @@ class FakeLoader:
 
 
 def fake_degrade(clean, task, *, seeds, margin=0):
-    """The task's shapes and a deterministic change of the pixels."""
+    """Return the task's shapes and a deterministic change of the pixels."""
     target = clean.float()
     if margin:
         scale = get_task(task).scale
@@ -89,7 +89,7 @@ def make_trainer(out, config: TrainConfig, dist_info: DistInfo | None = None, lo
 
 
 def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> None:
-    """What a process of its own runs. ``trouble`` (what, n, rank): "kill", "term" or "nan" at the n-th batch."""
+    """Run a process of its own. ``trouble`` (what, n, rank): "kill", "term" or "nan" at the n-th batch."""
     os.environ.update({key: str(value) for key, value in environment.items()})
     torch.set_num_threads(1)
     dist_info = init_distributed()

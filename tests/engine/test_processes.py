@@ -17,7 +17,7 @@ from tests.engine.fakes import make_trainer, micro_config, run_rank
 
 @pytest.fixture(scope="module")
 def context():
-    """Processes forked from one that has imported everything and trained nothing: quick to start, and clean."""
+    """Return processes forked from one that has imported everything and trained nothing: quick to start, and clean."""
     before = os.environ.get("PYTHONPATH")
     root = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, before]))
@@ -32,7 +32,7 @@ def context():
 
 @pytest.fixture
 def start(context):
-    """start(out, steps, batch_size, *changes, ranks=R, trouble=...) -> the processes of a run."""
+    """Return a function that starts the processes of a run; all are ended with the test."""
     started = []
 
     def start(out, steps, batch_size, *changes, ranks=1, trouble=None):

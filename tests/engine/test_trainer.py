@@ -28,7 +28,7 @@ def weights(model):
 
 @pytest.fixture(autouse=True)
 def said(caplog):
-    """What the library has logged, from INFO on."""
+    """Return what the library has logged, from INFO on."""
     caplog.set_level("INFO", logger="ipt_fast")
     return lambda: caplog.text
 
@@ -368,7 +368,7 @@ def test_each_step_has_its_learning_rate(tmp_path):
 
 
 def scaled(out, factor, *changes, degrade=fake_degrade):
-    """A run with the loss scale of fp16, in fp32: what it does shows without a GPU."""
+    """Return a run with the loss scale of fp16, in fp32: what it does shows without a GPU."""
     trainer = make_trainer(out, micro_config(*changes, steps=4), degrade=degrade)
     trainer.training.scale = LossScale(True, torch.device("cpu"), start=factor)
     return trainer

@@ -9,7 +9,7 @@ from ipt_fast.inference.tiles import blend_axis, official_axis, tiling
 
 
 def put_together(length, size, scale, axis):
-    """The sum of the weights at every output pixel, from windows inside the image only."""
+    """Return the sum of the weights at every output pixel, from windows inside the image only."""
     total = torch.zeros(length * scale, dtype=torch.float64)
     for start, row in zip(axis.starts, axis.weights, strict=True):
         assert 0 <= start <= length - size

@@ -132,9 +132,9 @@ def test_the_streaks_of_a_whole_photo(device):
 
 
 def test_the_numbers_of_rain_are_those_of_the_reference():
-    own = (kernels._CELL, kernels._REACH_Y, kernels._REACH_X, kernels._MAX_WIDTH, kernels._FIXED_POINT)
+    own = (kernels.CELL, kernels.REACH_Y, kernels.REACH_X, kernels.MAX_WIDTH, kernels.FIXED_POINT)
     assert [n.value for n in own] == [rain.CELL, rain.REACH_Y, rain.REACH_X, rain.MAX_WIDTH, rain.FIXED_POINT]
-    own = (kernels._NOISE, kernels._RAIN_IMAGE, kernels._RAIN_STREAK)
+    own = (kernels.NOISE, kernels.RAIN_IMAGE, kernels.RAIN_STREAK)
     assert [n.value for n in own] == [philox.NOISE, philox.RAIN_IMAGE, philox.RAIN_STREAK]
 
 
@@ -178,7 +178,7 @@ def test_registration(device):
 @pytest.mark.parametrize("task", ["sr2", "denoise50", "derain"])
 def test_compiled_without_a_graph_break_it_is_the_same(device, task):
     clean, seeds = crops(2, 12, 24, device), SEEDS[:2].to(device)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(lambda x, s: degrade(x, task, seeds=s, impl="triton"), fullgraph=True, backend="aot_eager")
     check_exact(compiled(clean, seeds), degrade(clean, task, seeds=seeds, impl="triton"))
 

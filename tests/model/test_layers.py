@@ -31,7 +31,7 @@ def make(config, mode="float32"):
 
 
 def fresh(model):
-    """A network that never computed before, with the same parameters."""
+    """Return a network that never computed before, with the same parameters."""
     twin = IPT(model.config).to(next(model.body.parameters()).dtype).train(model.training)
     twin.load_state_dict({name: t.clone() for name, t in model.state_dict().items()})
     return twin
@@ -47,7 +47,7 @@ def write_copy(p):
 
 
 def write_average(p):
-    """What BasicSR and KAIR do for their averaged weights."""
+    """Do what BasicSR and KAIR do for their averaged weights."""
     other = p.detach() * 9
     p.data.mul_(0.75).add_(other, alpha=0.25)
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ipt_fast.ops import _patch_attention_cpu, patch_attention
 from ipt_fast.ops.patch_attention import backend_status, patch_attention_reference
-from tests.saved_tensors import saved_by
+from tests.saved_tensors import negative_view, saved_by
 
 CPU = ("eager", "sdpa", "cpu")
 NAMES = ("q", "k", "v", "q_embed", "k_embed")
@@ -261,7 +261,7 @@ def test_xformers_gets_heads_last_and_the_scale(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     q, k, v, q_embed, k_embed = make()
-    out = module._BACKENDS["xformers"].forward(q, k, v, q_embed, k_embed, 3, 0.3)
+    out = module.BACKENDS["xformers"].forward(q, k, v, q_embed, k_embed, 3, 0.3)
     assert seen == [((2, 7, 3, 5), (2, 9, 3, 5), 0.3)]
     torch.testing.assert_close(out, patch_attention_reference(q, k, v, 3, q_embed, k_embed, 0.3))
 
@@ -330,7 +330,7 @@ def test_scale_zero_negative_views_and_empty_batches(impl):
     uniform = patch_attention(q, k, v, num_heads=3, scale=0, impl=impl)
     torch.testing.assert_close(uniform, v.mean(1, keepdim=True).expand_as(q))
     torch.testing.assert_close(
-        patch_attention(torch._neg_view(-q), torch._neg_view(-k), v, num_heads=3, impl=impl),
+        patch_attention(negative_view(-q), negative_view(-k), v, num_heads=3, impl=impl),
         patch_attention(q, k, v, num_heads=3, impl=impl),
     )
     assert patch_attention(q[:0], k[:0], v[:0], num_heads=3, impl=impl).shape == (0, 7, 15)
