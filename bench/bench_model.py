@@ -7,6 +7,7 @@ import torch
 
 from bench.baselines.plain_ipt import plain_copy
 from bench.case import Work
+from ipt_fast.inference import prepare_for_inference
 from ipt_fast.losses import pretrain_loss
 from ipt_fast.model import IPT, PRESETS
 
@@ -14,6 +15,7 @@ from ipt_fast.model import IPT, PRESETS
 FLOPS = {"base": 66.6e9, "tiny": 1.09e9}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KEPT = "ipt_fast, hidden layers kept"
+PREPARED = "ipt_fast, prepared"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def plain(network):
 def pytest_generate_tests(metafunc):
     pairs = [(dtype, contender) for dtype in DTYPES for contender in ("plain", "ipt_fast")]
     if metafunc.function is bench_forward:
-        pairs += [("bfloat16", "plain, weights cast"), ("bfloat16", "ipt_fast, weights cast")]
+        pairs += [("bfloat16", "plain, weights cast"), *((dtype, PREPARED) for dtype in DTYPES)]
     else:
         pairs += [(dtype, KEPT) for dtype in DTYPES]
     metafunc.parametrize("dtype, contender", pairs)
@@ -45,13 +47,15 @@ def autocast(device, dtype):
 
 
 def bench_forward(measure, device, preset, network, plain, contender, dtype):
-    """bfloat16 by autocast, or with the weights cast once, as for a network that is only used."""
+    """bfloat16 by autocast, or with everything derived from the weights once, for a network that is only used."""
     model = (plain if contender.startswith("plain") else network).eval()
     cast = contender.endswith("cast")
     B = 2 if preset == "tiny" else 64 if device.type == "cuda" else 8
     x = torch.rand(B, 3, 48, 48, device=device) * 255
     if cast:
         model, x = copy.deepcopy(model).to(DTYPES[dtype]), x.to(DTYPES[dtype])
+    if contender == PREPARED:
+        model = prepare_for_inference(model, "sr2", DTYPES[dtype])
 
     def call():
         with torch.no_grad(), autocast(device, "float32" if cast else dtype):
