@@ -43,7 +43,6 @@ def _phases(scale: Fraction) -> tuple[list[list[int]], int]:
     return [[int(w * denominator) for w in row] for row in rows], denominator
 
 
-@functools.lru_cache(maxsize=256)
 def resize_matrix(size: int, scale: Fraction) -> tuple[Tensor, Tensor, int]:
     """One pass over an axis of ``size`` pixels, as a sparse matrix of whole numbers.
 
@@ -93,11 +92,12 @@ def resize_planes(planes: Tensor, scale: Fraction, cut: int = 0) -> Tensor:
     denominator = _phases(scale)[1]
     dtype = torch.float32 if denominator * _LARGEST_SUM < _EXACT else torch.float64
     planes = planes.to(dtype)
+    make_bands = _bands if type(planes) is Tensor else _bands.__wrapped__  # no cache must hold fake tensors
     with torch.autocast(planes.device.type, enabled=False):
-        rows = _bands(H, scale, cut, math.ceil(H * scale) - cut, planes.device, dtype)
+        rows = make_bands(H, scale, cut, math.ceil(H * scale) - cut, planes.device, dtype)
         planes = torch.cat([band @ planes[:, low:high] for low, high, band in rows], 1)  # [P, H', W]
         planes = _round(planes, denominator)
-        columns = _bands(W, scale, cut, math.ceil(W * scale) - cut, planes.device, dtype)
+        columns = make_bands(W, scale, cut, math.ceil(W * scale) - cut, planes.device, dtype)
         planes = torch.cat([planes[..., low:high] @ band.mT for low, high, band in columns], 2)  # [P, H', W']
     return _round(planes, denominator)
 
