@@ -178,7 +178,7 @@ def test_registration(device):
 @pytest.mark.parametrize("task", ["sr2", "denoise50", "derain"])
 def test_compiled_without_a_graph_break_it_is_the_same(device, task):
     clean, seeds = crops(2, 12, 24, device), SEEDS[:2].to(device)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(lambda x, s: degrade(x, task, seeds=s, impl="triton"), fullgraph=True, backend="aot_eager")
     check_exact(compiled(clean, seeds), degrade(clean, task, seeds=seeds, impl="triton"))
 

@@ -145,7 +145,7 @@ def test_registration(device):
 def test_compiled_without_a_graph_break_it_is_the_same(device):
     features, weights = torch.randn(3, 6, 9, device=device), torch.randn(3, device=device)
     want = value_and_grad(triton, features, weights)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(triton, fullgraph=True, backend="aot_eager")
     for got, w in zip(value_and_grad(compiled, features, weights), want, strict=True):
         torch.testing.assert_close(got, w)

@@ -260,7 +260,7 @@ def test_registration_of_the_cpu_ops(mode, dtype):
 def test_compiled_without_a_graph_break_it_is_the_same(impl, mode):
     features, weights = torch.randn(3, 6, 9), torch.randn(3)
     want = value_and_grad(features, weights, mode=mode, impl=impl)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(
         lambda f: patch_contrastive_loss(f, mode, reduction="none", impl=impl) * weights,
         fullgraph=True,
