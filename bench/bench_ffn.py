@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def inputs(device, small, dtype):
-    """A layer of "base"; of "tiny" where the suite is to be short."""
+    """Make a layer of "base"; of "tiny" where the suite is to be short."""
     D, B = (144, 2) if small else (576, 32 if device.type == "cuda" else 4)
     shapes = [(B, 256, D), (D,), (D,), (4 * D, D), (4 * D,), (D, 4 * D), (D,)]
     return [torch.randn(shape, device=device, dtype=DTYPES[dtype], requires_grad=True) for shape in shapes]

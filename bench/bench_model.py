@@ -66,7 +66,7 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
 
 
 def bench_training_step(measure, device, preset, network, plain, contender, dtype):
-    """The backward recomputes the network's hidden layers, or they are kept for it, as the plain network's are."""
+    """Recompute the network's hidden layers in the backward, or keep them for it, as the plain network does."""
     model = (plain if contender == "plain" else network).train()
     network.set_recompute(contender != KEPT)
     B = 32 if device.type == "cuda" and preset == "base" else 2

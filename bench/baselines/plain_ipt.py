@@ -14,7 +14,7 @@ from ipt_fast.tasks import get_task
 
 
 def mean_shift() -> nn.Conv2d:
-    """A frozen 1x1 convolution; its values come with the state dict."""
+    """Return a frozen 1x1 convolution; its values come with the state dict."""
     shift = nn.Conv2d(3, 3, 1)
     return shift.requires_grad_(False)
 
@@ -149,7 +149,7 @@ class PlainIPT(nn.Module):
 
 
 def plain_copy(model: nn.Module, need_weights: bool = False) -> PlainIPT:
-    """The plain network with the configuration, weights, device and dtype of an ``ipt_fast.IPT``."""
+    """Return the plain network with the configuration, weights, device and dtype of an ``ipt_fast.IPT``."""
     weights = dict(model.state_dict())
     weights.pop("body.position_encoding.position_ids", None)  # a constant that the plain network has no use for
     plain = PlainIPT(model.config, need_weights)

@@ -70,13 +70,13 @@ def export_network(model: IPT, task: str, path: str | Path) -> float:
 
 
 def onnx_missing() -> str | None:
-    """What ONNX lacks here and how to get it, or None."""
+    """Return what ONNX lacks here and how to get it, or None."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if module_missing(name)]
     return f"ONNX needs the package {missing[0]}: pip install 'ipt-fast[export]'" if missing else None
 
 
 def run_exported(path: str | Path, x: Tensor) -> Tensor:
-    """The output of an exported file on windows x [B, 3, S, S], float32."""
+    """Return the output of an exported file on windows x [B, 3, S, S], float32."""
     path = Path(path)
     if path.suffix.lower() == ".onnx":
         import onnxruntime
@@ -91,7 +91,7 @@ def run_exported(path: str | Path, x: Tensor) -> Tensor:
 
 @contextmanager
 def _plain_operators() -> Iterator[None]:
-    """The network's own operators as plain ones, which any runtime knows."""
+    """Run the network's own operators as plain ones, which any runtime knows."""
     before = os.environ.get("IPT_FAST_IMPL")
     os.environ["IPT_FAST_IMPL"] = _PLAIN
     try:

@@ -163,7 +163,7 @@ def _run(
     task: str,
     limit: int,
 ) -> Iterator[tuple[list[tuple[int, int, int]], Tensor]]:
-    """The windows at ``places`` through the network in batches: (their places, outputs float32 on the CPU)."""
+    """Run the windows at ``places`` in batches: (their places, outputs float32 on the CPU)."""
     size = model.config.patch_size
     device = next(model.parameters()).device
     rows, columns = tiles.rows.starts, tiles.columns.starts

@@ -78,7 +78,7 @@ class IPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "IPTConfig":
-        """The inverse of ``to_dict``.
+        """Invert ``to_dict``.
 
         Raises:
             ValueError: a key that no field has, or a value that no network can have.
@@ -102,7 +102,7 @@ PRESETS: dict[str, IPTConfig] = {
 
 
 def preset(name: str, **changes: Any) -> IPTConfig:
-    """The preset of that name, with fields changed.
+    """Return the preset of that name, with fields changed.
 
     Raises:
         ValueError: no preset has that name.
