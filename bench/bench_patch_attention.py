@@ -85,7 +85,7 @@ def skip_where_it_cannot_run(device, contender, B, N):
 
 
 def outcome(function, inputs, upstream):
-    """The output, or where ``upstream`` is given the gradients of all inputs."""
+    """Return the output, or where ``upstream`` is given the gradients of all inputs."""
     if upstream is None:
         with torch.no_grad():
             return (function(*inputs),)
@@ -93,7 +93,7 @@ def outcome(function, inputs, upstream):
 
 
 def check(call, inputs, upstream, dtype, contender):
-    """The contender computes what eager does; a backend of PyTorch that cannot is skipped in PyTorch's words."""
+    """Check that the contender computes what eager does; one of PyTorch that cannot is skipped in PyTorch's words."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bench.case import Work
-from ipt_fast.ops.pixelshuffle_tail import backend_status, pixelshuffle_tail
+from ipt_fast.ops.pixelshuffle_tail import backend_status, collapse_tail, pixelshuffle_tail
 
 C, OUT, SIDE = 64, 3, 48
 SCALES = {"x2": (2,), "x3": (3,), "x4": (2, 2)}
@@ -14,7 +14,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def pytest_generate_tests(metafunc):
     metafunc.parametrize("dtype", DTYPES)
-    contenders = ["eager", "collapsed"] + ["triton"] * (metafunc.function is bench_inference)
+    # "prepared": collapse_tail, composed once; the others compose in every call.
+    contenders = ["eager", "collapsed"] + ["triton", "prepared"] * (metafunc.function is bench_inference)
     metafunc.parametrize("contender", contenders)
     metafunc.parametrize("scale", SCALES)
 
@@ -25,14 +26,14 @@ def make_convs(scales, device, dtype):
 
 
 def skip_where_it_cannot_run(device, contender, dtype):
-    if reason := backend_status(device).get(contender, "is no backend"):
+    if reason := backend_status(device).get(contender, None if contender == "prepared" else "is no backend"):
         pytest.skip(f"{contender} {reason}")
     if device.type == "cuda" and dtype == "float32" and contender == "triton":
         pytest.skip("triton serves 16-bit tensors")
 
 
 def least(x, scales, weights):
-    """Read x once, write the image once; the products of the collapsed kernel on one image, which all must beat."""
+    """Read x once, write the image once; the multiplications of the collapsed kernel."""
     B, R = x.shape[0], 1
     for r in scales:
         R *= r
@@ -51,9 +52,11 @@ def bench_inference(measure, device, dtype, contender, scale):
     convs = make_convs(scales, device, DTYPES[dtype])
     x = torch.randn(B, C, SIDE, SIDE, device=device, dtype=DTYPES[dtype])
 
+    prepared = collapse_tail(convs, scales)
+
     def call():
         with torch.no_grad():
-            return pixelshuffle_tail(x, convs, scales, impl=contender)
+            return prepared(x) if contender == "prepared" else pixelshuffle_tail(x, convs, scales, impl=contender)
 
     work = least(x, scales, sum(p.numel() for p in convs.parameters()))
     measure(

@@ -1,11 +1,11 @@
 """The backward kernels of patch_attention; their launcher is in ``patch_attention.py``.
 
-With p the probabilities, made again from the saved lse, and g the gradient of out:
+With p the probabilities, recomputed from the saved lse, and g the gradient of out:
 
     dv = p^T g        ds = p (g v^T - delta) scale        dq = ds k        dk = ds^T q        delta = rowsum(g out)
 
 ``keys_kernel`` walks over the queries for a block of keys. Where that block is the whole head it makes dq on the way:
-one pass, five products, nothing added up across programs. Otherwise ``queries_kernel`` runs first, makes dq and leaves
+one pass, five matmuls, nothing added up across programs. Otherwise ``queries_kernel`` runs first, makes dq and leaves
 delta.
 """
 
@@ -17,7 +17,7 @@ from ipt_fast.kernels._patch_attention_tiles import add_dot, dot_heads, load_hea
 
 @triton.jit
 def row_delta(g0, g1, out0, out1, D1: tl.constexpr):
-    """Sum over a row of g out, in float32."""
+    """Return the sum over a row of g out, in float32."""
     delta = tl.sum(g0.to(tl.float32) * out0.to(tl.float32), 1)
     if D1 > 0:
         delta += tl.sum(g1.to(tl.float32) * out1.to(tl.float32), 1)
@@ -26,14 +26,23 @@ def row_delta(g0, g1, out0, out1, D1: tl.constexpr):
 
 @triton.jit
 def queries_kernel(
-    G, Q, K, V, QE, KE, OUT, LSE, DELTA, DQ,
+    G,  # in: gradient of out [B, N, D], strides (g_batch, g_row, 1)
+    Q,  # in: [B, N, D], strides (q_batch, q_row, 1)
+    K,  # in: [B, M, D], strides (k_batch, k_row, 1)
+    V,  # in: [B, M, D], strides (v_batch, v_row, 1)
+    QE,  # in: q_embed [N, D], strides (qe_row, 1); or None
+    KE,  # in: k_embed [M, D], strides (ke_row, 1); or None
+    OUT,  # in: [B, N, D], strides (out_batch, out_row, 1)
+    LSE,  # in: float32 [B, H, N], dense
+    DELTA,  # out: rowsum(g out), float32 [B, H, N], dense
+    DQ,  # out: [B, N, D], strides (dq_batch, dq_row, 1)
     g_batch, g_row, out_batch, out_row, q_batch, q_row, k_batch, k_row, v_batch, v_row, dq_batch, dq_row,
     dk_batch, dk_row, qe_row, ke_row,
     N, M, H, scale,
     d: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
 ):  # fmt: skip
-    """One program: dq and delta of BLOCK_N queries of one head of one image."""
+    """Compute dq and delta of BLOCK_N queries of one head of one image."""
     # Which image, head and queries
     blocks = tl.cdiv(N, BLOCK_N)
     n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -57,7 +66,7 @@ def queries_kernel(
     tl.store(DELTA + n, delta, mask=n < N)
     lse = tl.load(LSE + n, mask=n < N, other=0.0) * 1.4426950408889634
 
-    # Walk over the keys
+    # Compute: walk over the keys
     dq0 = tl.zeros((BLOCK_N, D0), tl.float32)
     dq1 = tl.zeros((BLOCK_N, D1 if D1 > 0 else 16), tl.float32)
     for start in range(0, M, BLOCK_M):
@@ -71,21 +80,33 @@ def queries_kernel(
         ds = p * (dot_heads(g0, g1, v0, v1, D1) - delta[:, None])
         dq0, dq1 = add_dot(dq0, dq1, ds.to(k0.dtype), k0, k1, D1)
 
+    # Store
     store_head(DQ + b * dq_batch + h * d, dq_row, n, N, dq0 * scale, dq1 * scale, d, D0, D1, EVEN_N)
 
 
 @triton.jit
 def keys_kernel(
-    G, Q, K, V, QE, KE, OUT, LSE, DELTA, DQ, DK, DV,
+    G,  # in: gradient of out [B, N, D], strides (g_batch, g_row, 1)
+    Q,  # in: [B, N, D], strides (q_batch, q_row, 1)
+    K,  # in: [B, M, D], strides (k_batch, k_row, 1)
+    V,  # in: [B, M, D], strides (v_batch, v_row, 1)
+    QE,  # in: q_embed [N, D], strides (qe_row, 1); or None
+    KE,  # in: k_embed [M, D], strides (ke_row, 1); or None
+    OUT,  # in: [B, N, D], strides (out_batch, out_row, 1)
+    LSE,  # in: float32 [B, H, N], dense
+    DELTA,  # in: rowsum(g out), float32 [B, H, N], dense; unused where ONE
+    DQ,  # out where ONE: [B, N, D], strides (dq_batch, dq_row, 1)
+    DK,  # out: [B, M, D], strides (dk_batch, dk_row, 1)
+    DV,  # out: [B, M, D], strides (dk_batch, dk_row, 1)
     g_batch, g_row, out_batch, out_row, q_batch, q_row, k_batch, k_row, v_batch, v_row, dq_batch, dq_row,
     dk_batch, dk_row, qe_row, ke_row,
     N, M, H, scale,
     d: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     ONE: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
 ):  # fmt: skip
-    """One program: dk and dv of BLOCK_M keys of one head of one image; ONE: these are all keys, and dq is made too.
+    """Compute dk and dv of BLOCK_M keys of one head of one image; ONE: these are all keys, and dq is made too.
 
-    DK and DV have the same strides. Scores are held transposed, [m, n], so that the sums over queries stay in place.
+    Scores are held transposed, [m, n], so that the sums over queries stay in place.
     """
     # Which image, head and keys
     blocks = tl.cdiv(M, BLOCK_M)
@@ -109,7 +130,7 @@ def keys_kernel(
     k0, k1 = load_head(K + b * k_batch + h * d, k_row, KE, ke_row, m, M, d, D0, D1, EVEN_M)  # [m, d]
     v0, v1 = load_head(V + b * v_batch + h * d, v_row, None, 0, m, M, d, D0, D1, EVEN_M)  # [m, d]
 
-    # Walk over the queries
+    # Compute: walk over the queries
     dk0 = tl.zeros((BLOCK_M, D0), tl.float32)
     dk1 = tl.zeros((BLOCK_M, D1 if D1 > 0 else 16), tl.float32)
     dv0 = tl.zeros((BLOCK_M, D0), tl.float32)
@@ -138,6 +159,7 @@ def keys_kernel(
             dq0, dq1 = add_dot(dq0, dq1, tl.trans(ds), k0, k1, D1)
             store_head(DQ, dq_row, n, N, dq0 * scale, dq1 * scale, d, D0, D1, EVEN_N)
 
+    # Store
     DK += b * dk_batch + h * d
     DV += b * dk_batch + h * d
     store_head(DK, dk_row, m, M, dk0 * scale, dk1 * scale, d, D0, D1, EVEN_M)

@@ -1,7 +1,7 @@
 """What the kernels of patch_attention share: how a head is cut into tiles, loaded and multiplied.
 
 A head of d columns is held as two tiles of D0 and D1 columns, powers of two, because Triton has no others: 48 is
-32 + 16, where padding to 64 would waste a quarter of every product. D1 = 0: one tile is enough. Columns beyond d read
+32 + 16, where padding to 64 would waste a quarter of every matmul. D1 = 0: one tile is enough. Columns beyond d read
 as zero.
 """
 
@@ -16,17 +16,17 @@ LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def load_tile(X, row_stride, E, e_stride, rows, length, FROM: tl.constexpr, WIDTH: tl.constexpr, d: tl.constexpr,
+def load_tile(X, row_stride, E, e_stride, rows, length, START: tl.constexpr, WIDTH: tl.constexpr, d: tl.constexpr,
               EVEN: tl.constexpr):  # fmt: skip
-    """X[rows, FROM : FROM + WIDTH], plus E there unless it is None; zero beyond ``length`` rows and d columns."""
-    cols = FROM + tl.arange(0, WIDTH)
-    if EVEN and d >= FROM + WIDTH:
+    """Load X[rows, START : START + WIDTH], plus E there unless None; zero beyond ``length`` rows and d columns."""
+    cols = START + tl.arange(0, WIDTH)
+    if EVEN and d >= START + WIDTH:
         x = tl.load(X + rows[:, None] * row_stride + cols[None, :])
         if E is not None:
             x += tl.load(E + rows[:, None] * e_stride + cols[None, :])
     else:
         inside = rows[:, None] < length
-        if d < FROM + WIDTH:
+        if d < START + WIDTH:
             inside = inside & (cols[None, :] < d)
         x = tl.load(X + rows[:, None] * row_stride + cols[None, :], mask=inside, other=0.0)
         if E is not None:
@@ -37,7 +37,7 @@ def load_tile(X, row_stride, E, e_stride, rows, length, FROM: tl.constexpr, WIDT
 @triton.jit
 def load_head(X, row_stride, E, e_stride, rows, length, d: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
               EVEN: tl.constexpr):  # fmt: skip
-    """Both tiles of a head; where D1 is 0 the second is the first again and nobody reads it."""
+    """Load both tiles of a head; where D1 is 0 the second is the first again and nobody reads it."""
     x0 = load_tile(X, row_stride, E, e_stride, rows, length, 0, D0, d, EVEN)
     x1 = x0
     if D1 > 0:
@@ -46,16 +46,16 @@ def load_head(X, row_stride, E, e_stride, rows, length, d: tl.constexpr, D0: tl.
 
 
 @triton.jit
-def store_tile(X, row_stride, rows, length, x, FROM: tl.constexpr, WIDTH: tl.constexpr, d: tl.constexpr,
+def store_tile(X, row_stride, rows, length, x, START: tl.constexpr, WIDTH: tl.constexpr, d: tl.constexpr,
                EVEN: tl.constexpr):  # fmt: skip
-    """X[rows, FROM : FROM + WIDTH] = x, nothing beyond ``length`` rows and d columns."""
-    cols = FROM + tl.arange(0, WIDTH)
+    """Store x to X[rows, START : START + WIDTH], nothing beyond ``length`` rows and d columns."""
+    cols = START + tl.arange(0, WIDTH)
     at = X + rows[:, None] * row_stride + cols[None, :]
-    if EVEN and d >= FROM + WIDTH:
+    if EVEN and d >= START + WIDTH:
         tl.store(at, x.to(X.dtype.element_ty))
     else:
         inside = rows[:, None] < length
-        if d < FROM + WIDTH:
+        if d < START + WIDTH:
             inside = inside & (cols[None, :] < d)
         tl.store(at, x.to(X.dtype.element_ty), mask=inside)
 
@@ -63,7 +63,7 @@ def store_tile(X, row_stride, rows, length, x, FROM: tl.constexpr, WIDTH: tl.con
 @triton.jit
 def store_head(X, row_stride, rows, length, x0, x1, d: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
                EVEN: tl.constexpr):  # fmt: skip
-    """Both tiles of a head."""
+    """Store both tiles of a head."""
     store_tile(X, row_stride, rows, length, x0, 0, D0, d, EVEN)
     if D1 > 0:
         store_tile(X, row_stride, rows, length, x1, D0, D1, d, EVEN)
@@ -71,7 +71,7 @@ def store_head(X, row_stride, rows, length, x0, x1, d: tl.constexpr, D0: tl.cons
 
 @triton.jit
 def dot_heads(a0, a1, b0, b1, D1: tl.constexpr):
-    """a b^T over both tiles of the head, in float32 (float32 inputs are not rounded to tf32)."""
+    """Return a b^T over both tiles of the head, in float32 (float32 inputs are not rounded to tf32)."""
     s = tl.dot(a0, tl.trans(b0), input_precision="ieee")
     if D1 > 0:
         s = tl.dot(a1, tl.trans(b1), s, input_precision="ieee")
@@ -80,7 +80,7 @@ def dot_heads(a0, a1, b0, b1, D1: tl.constexpr):
 
 @triton.jit
 def add_dot(acc0, acc1, w, x0, x1, D1: tl.constexpr):
-    """acc + w x for both tiles of x."""
+    """Return acc + w x for both tiles of x."""
     acc0 = tl.dot(w, x0, acc0, input_precision="ieee")
     if D1 > 0:
         acc1 = tl.dot(w, x1, acc1, input_precision="ieee")
@@ -88,7 +88,7 @@ def add_dot(acc0, acc1, w, x0, x1, D1: tl.constexpr):
 
 
 def split_head(d: int) -> tuple[int, int]:
-    """(D0, D1): the least number of columns that one or two powers of two of at least 16 can cover d with.
+    """Return (D0, D1): the least number of columns that one or two powers of two of at least 16 can cover d with.
 
     Heads of more than 64 get one tile: two such tiles do not fit into registers.
     """
@@ -99,7 +99,7 @@ def split_head(d: int) -> tuple[int, int]:
 
 
 def rows_dense(x: Tensor | None) -> Tensor | None:
-    """x itself where its rows can be read by stride with 32-bit offsets, otherwise a copy."""
+    """Return x itself where its rows can be read by stride with 32-bit offsets, otherwise a copy."""
     if x is None or (x.stride(-1) == 1 and _row_span(x) < 2**31):
         return x
     x = x.contiguous()
@@ -114,5 +114,5 @@ def _row_span(x: Tensor) -> int:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 for the interpreter."""
+    """Return the multiprocessors of a GPU; 1 for the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

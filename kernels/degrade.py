@@ -33,20 +33,20 @@ _NUMBERS = tl.constexpr(8)  # float32 numbers of a streak
 
 @triton.jit
 def philox_words(seed, c0, c1, PURPOSE: tl.constexpr, PART: tl.constexpr):
-    """Four uint32 words of the key ``seed`` (int64 scalar) at the int32 counters c0, c1, PURPOSE, PART."""
+    """Return four uint32 words of the key ``seed`` (int64 scalar) at the int32 counters c0, c1, PURPOSE, PART."""
     zero = c0 * 0
     return tl.philox(seed, c0, c1, zero + PURPOSE, zero + PART)
 
 
 @triton.jit
 def uniform(word):
-    """A word as a float32 in (0, 1): the middle of one of 2^23 equal intervals."""
+    """Return a word as a float32 in (0, 1): the middle of one of 2^23 equal intervals."""
     return ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
 
 
 @triton.jit
 def normal_pair(radius, angle):
-    """Two words as two independent standard normal float32 numbers (Box and Muller)."""
+    """Return two words as two independent standard normal float32 numbers (Box and Muller)."""
     r = tl.sqrt(tl.log(uniform(radius)) * -2.0)
     # Cosine and sine of a share of a turn: at most an eighth from a quarter of it, which is exact, then the polynomials
     # of Cephes. tl.cos and tl.sin each have a branch for huge angles, with an array in local memory.
@@ -61,8 +61,8 @@ def normal_pair(radius, angle):
 
 
 @triton.jit
-def spoil(CLEAN, INPUT, TARGET, level, mine):
-    """clip(clean + level, 0, 255) and clean, of one channel; pointers to uint8, float32 and float32 pixels."""
+def degrade_channel(CLEAN, INPUT, TARGET, level, mine):
+    """Store clip(clean + level, 0, 255) and clean, of one channel; pointers to uint8, float32 and float32 pixels."""
     clean = tl.load(CLEAN, mask=mine, other=0).to(tl.float32)
     tl.store(INPUT, tl.clamp(clean + level, 0.0, 255.0, propagate_nan=tl.PropagateNan.ALL), mask=mine)
     tl.store(TARGET, clean, mask=mine)
@@ -70,30 +70,50 @@ def spoil(CLEAN, INPUT, TARGET, level, mine):
 
 @triton.jit
 def noise_kernel(
-    CLEAN, SEEDS, INPUT, TARGET, sigma, x_batch, x_channel, x_row, x_column, W, pixels, BLOCK: tl.constexpr
+    CLEAN,  # in: uint8 [B, 3, H, W], strides (x_batch, x_channel, x_row, x_column)
+    SEEDS,  # in: int64 [B], dense
+    INPUT,  # out: float32 [B, 3, H, W], dense
+    TARGET,  # out: float32 [B, 3, H, W], dense
+    sigma,
+    x_batch, x_channel, x_row, x_column,
+    W,
+    pixels,  # H W
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK pixels of one image. CLEAN uint8 [B, 3, H, W] by stride, SEEDS int64 [B] -> INPUT and TARGET
-    float32 [B, 3, H, W] dense; pixels = H W."""
+    """Add noise: one program makes BLOCK pixels of one image."""
+    # Which pixels
     blocks = tl.cdiv(pixels, BLOCK)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     p = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     y, x = p // W, p % W
+
+    # Draw the noise
     w0, w1, w2, w3 = philox_words(tl.load(SEEDS + b), x, y, _NOISE, 0)
     red, green = normal_pair(w0, w1)
     blue, _ = normal_pair(w2, w3)
+
+    # Load, add and store, channel by channel
     CLEAN += b * x_batch + y * x_row + x * x_column
     noise = (red, green, blue)
     for channel in tl.static_range(3):
         out = (b * 3 + channel) * pixels + p
-        spoil(CLEAN + channel * x_channel, INPUT + out, TARGET + out, noise[channel] * sigma, p < pixels)
+        degrade_channel(CLEAN + channel * x_channel, INPUT + out, TARGET + out, noise[channel] * sigma, p < pixels)
 
 
 @triton.jit
-def streaks_kernel(SEEDS, STREAKS, COUNTS, H, W, cell_rows, groups, ROWS: tl.constexpr):
-    """One program: ROWS rows of _GROUP cells of one image. Lists the streaks that touch the image's H x W pixels.
+def streaks_kernel(
+    SEEDS,  # in: int64 [B], dense
+    STREAKS,  # out: float32 [B, cell_rows, groups, _GROUP, _NUMBERS], dense; of each group the first COUNTS are written
+    COUNTS,  # out: int32 [B, cell_rows, groups], dense
+    H,
+    W,
+    cell_rows,
+    groups,
+    ROWS: tl.constexpr,
+):
+    """List the streaks that touch the image: one program draws ROWS rows of _GROUP cells of one image.
 
-    SEEDS int64 [B] -> COUNTS int32 [B, cell_rows, groups], and STREAKS float32 [B, cell_rows, groups, _GROUP,
-    _NUMBERS], of which the first COUNTS are written: y, x, half, 2 / half, -1 / (2 sigma^2), level, cos, sin.
+    The numbers of a streak: y, x, half, 2 / half, -1 / (2 sigma^2), level, cos, sin.
     """
     blocks = tl.cdiv(cell_rows, ROWS)
     group = tl.program_id(0) % groups
@@ -140,12 +160,18 @@ def streaks_kernel(SEEDS, STREAKS, COUNTS, H, W, cell_rows, groups, ROWS: tl.con
 
 @triton.jit
 def rain_kernel(
-    CLEAN, LAYERS, STREAKS, COUNTS, INPUT, TARGET,
-    x_batch, x_channel, x_row, x_column, H, W, cell_rows, groups,
+    CLEAN,  # in: uint8 [B, 3, H, W], strides (x_batch, x_channel, x_row, x_column)
+    LAYERS,  # in: the rain, float32 [B, H, W], dense; None: it is drawn from the list of ``streaks_kernel``
+    STREAKS,  # in: as ``streaks_kernel`` writes them
+    COUNTS,  # in
+    INPUT,  # out: float32 [B, 3, H, W], dense
+    TARGET,  # out: float32 [B, 3, H, W], dense
+    x_batch, x_channel, x_row, x_column,
+    H, W, cell_rows, groups,
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of one image. CLEAN uint8 [B, 3, H, W] by stride -> INPUT, TARGET float32 [B, 3, H, W] dense.
-    The rain is LAYERS float32 [B, H, W] dense or, where that is None, drawn from the list of ``streaks_kernel``."""
+    """Add rain: one program makes a tile of one image."""
+    # Which pixels
     across, down = tl.cdiv(W, BLOCK_X), tl.cdiv(H, BLOCK_Y)
     b = (tl.program_id(0) // across // down).to(tl.int64)
     top = (tl.program_id(0) // across % down) * BLOCK_Y
@@ -155,6 +181,7 @@ def rain_kernel(
     mine = (y < H) & (x < W)
     p = y * W + x
 
+    # Load or draw the rain
     if LAYERS is not None:
         level = tl.load(LAYERS + b * H * W + p, mask=mine, other=0.0)
     else:
@@ -184,15 +211,16 @@ def rain_kernel(
                     streak += _NUMBERS
         level = total.to(tl.float32) * (1 / _FIXED_POINT)
 
+    # Load, add and store, channel by channel
     CLEAN += b * x_batch + y * x_row + x * x_column
     for channel in tl.static_range(3):
         out = (b * 3 + channel) * H * W + p
-        spoil(CLEAN + channel * x_channel, INPUT + out, TARGET + out, level, mine)
+        degrade_channel(CLEAN + channel * x_channel, INPUT + out, TARGET + out, level, mine)
 
 
 @triton.jit
 def mirrored(place, size):
-    """Symmetric border: ... 1 0 0 1 ... size-1 size-1 size-2 ..., for places less than 2 size outside."""
+    """Reflect at a symmetric border: ... 1 0 0 1 ... size-1 size-1 size-2 ..., for places less than 2 size outside."""
     place = place ^ (place >> 31)  # -1 - place where it is negative
     place = tl.minimum(place, 2 * size - 1 - place)
     return place ^ (place >> 31)
@@ -200,7 +228,7 @@ def mirrored(place, size):
 
 @triton.jit
 def weight(tap, COUNT: tl.constexpr, SCALE: tl.constexpr):
-    """Whole-number weight of tap 0 .. COUNT - 1 about the middle, 16 SCALE^4 in all: the cubic kernel with a = -0.5."""
+    """Return the whole-number weight of tap 0 .. COUNT - 1, 16 SCALE^4 in all: the cubic kernel with a = -0.5."""
     D: tl.constexpr = 2 * SCALE
     u = tl.abs(2 * tap - (COUNT - 1))  # the distance is u / D low-resolution pixels
     near = (3 * u - 5 * D) * u * u + 2 * D * D * D
@@ -210,27 +238,29 @@ def weight(tap, COUNT: tl.constexpr, SCALE: tl.constexpr):
 
 @triton.jit
 def rounded(total, SCALE: tl.constexpr):
-    """Quotient of a sum and the sum of the weights, rounded half up and clamped to 0..255."""
+    """Return the quotient of a sum and the sum of the weights, rounded half up and clamped to 0..255."""
     ALL: tl.constexpr = 16 * SCALE * SCALE * SCALE * SCALE
     return tl.minimum((tl.maximum(total, 0) + ALL // 2) // ALL, 255)  # the dividend is not negative
 
 
 @triton.jit
 def from_right(tile, STEPS: tl.constexpr, WIDTH: tl.constexpr):
-    """For each lane of a row of ``tile`` [rows, WIDTH], the value of the lane STEPS to its right."""
+    """Return for each lane of a row of ``tile`` [rows, WIDTH], the value of the lane STEPS to its right."""
     lane = tl.minimum(tl.arange(0, WIDTH) + STEPS, WIDTH - 1)
     return tl.gather(tile, tl.broadcast_to(lane[None, :], tile.shape), 1)
 
 
 @triton.jit
 def shrink_kernel(
-    CLEAN, LOW, TARGET, x_batch, x_channel, x_row, x_column, H, W, margin,
+    CLEAN,  # in: uint8 [B, 3, H, W], strides (x_batch, x_channel, x_row, x_column)
+    LOW,  # out: float32 [B, 3, h, w], dense
+    TARGET,  # out: float32 [B, 3, SCALE h, SCALE w], dense
+    x_batch, x_channel, x_row, x_column,
+    H, W,
+    margin,  # low-resolution pixels that are cut off each side
     SCALE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, COPY_H: tl.constexpr, COPY_W: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of BLOCK_H x (BLOCK_W - 3) low-resolution pixels of one plane, and the target's pixels there.
-
-    CLEAN uint8 [B, 3, H, W] by stride -> LOW [B, 3, h, w] and TARGET [B, 3, SCALE h, SCALE w], float32 dense.
-    """
+    """Shrink: one program makes BLOCK_H x (BLOCK_W - 3) low-resolution pixels of one plane, and the target's there."""
     WIDTH: tl.constexpr = BLOCK_W - 3
     COUNT: tl.constexpr = 4 * SCALE - SCALE % 2  # taps: the kernel is zero two low-resolution pixels from its middle
     REACH: tl.constexpr = (COUNT - SCALE) // 2
@@ -243,7 +273,7 @@ def shrink_kernel(
     LOW += plane.to(tl.int64) * h * w
     TARGET += plane.to(tl.int64) * (h * w * SCALE * SCALE)
 
-    # The target: also brings the tile into the cache
+    # Store the target: also brings the tile into the cache
     columns = tl.arange(0, COPY_W)[None, :]
     tx = left * SCALE + columns
     for first in range(0, BLOCK_H * SCALE, COPY_H):
@@ -252,8 +282,8 @@ def shrink_kernel(
         pixels = tl.load(CLEAN + (ty + margin * SCALE) * x_row + (tx + margin * SCALE) * x_column, mask=mine, other=0)
         tl.store(TARGET + ty * (w * SCALE) + tx, pixels.to(tl.float32), mask=mine)
 
-    # Columns in cells of SCALE: cell i begins where the taps of pixel i begin, so pixel i has its taps in cells i to
-    # i + 3. Each cell's columns are made once, and enter four sums.
+    # Compute. Columns in cells of SCALE: cell i begins where the taps of pixel i begin, so pixel i has its taps in
+    # cells i to i + 3. Each cell's columns are made once, and enter four sums.
     lane = tl.arange(0, BLOCK_W)
     y, x = top + tl.arange(0, BLOCK_H), left + lane
     inside = (y < h)[:, None] & (x < w + 3)[None, :]
@@ -272,14 +302,14 @@ def shrink_kernel(
         sum2 += made * weight(phase + 2 * SCALE, COUNT, SCALE)
         sum3 += made * weight(phase + 3 * SCALE, COUNT, SCALE)
 
-    # Add up the four cells of each pixel
+    # Add up the four cells of each pixel, and store
     sum0 += from_right(sum1, 1, BLOCK_W) + from_right(sum2, 2, BLOCK_W) + from_right(sum3, 3, BLOCK_W)
     mine = inside & ((lane < WIDTH) & (x < w))[None, :]
     tl.store(LOW + y[:, None] * w + x[None, :], rounded(sum0, SCALE).to(tl.float32), mask=mine)
 
 
 def shrink_plan(scale: int) -> dict[str, int]:
-    """Tile sizes and warps of ``shrink_kernel``: whole crops of 48 pixels lie side by side in one tile."""
+    """Choose tile sizes and warps of ``shrink_kernel``: whole crops of 48 pixels lie side by side in one tile."""
     block_w = 64
     copy_w = triton.next_power_of_2((block_w - 3) * scale)
     return {"BLOCK_H": 16, "BLOCK_W": block_w, "COPY_H": 8, "COPY_W": copy_w, "num_warps": 8}
@@ -297,7 +327,7 @@ def _outputs(clean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shrink(clean: Tensor, scale: int, margin: int) -> tuple[Tensor, Tensor]:
-    """MATLAB's bicubic shrinking, and the crop of the target.
+    """Compute MATLAB's bicubic shrinking, and the crop of the target.
 
     clean uint8 [B, 3, H, W], any strides, H and W multiples of ``scale`` (2, 3 or 4); ``margin`` low-resolution pixels
     are cut off each side. Returns float32 [B, 3, h, w], whole numbers, and float32 [B, 3, scale h, scale w].
@@ -313,7 +343,7 @@ def shrink(clean: Tensor, scale: int, margin: int) -> tuple[Tensor, Tensor]:
 
 
 def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """clip(clean + N(0, sigma), 0, 255) and clean, float32 [B, 3, H, W]; clean uint8, any strides; seeds int64 [B]."""
+    """Return clip(clean + N(0, sigma), 0, 255) and clean, float32 [B, 3, H, W]; clean uint8, seeds int64 [B]."""
     noisy, target = _outputs(clean)
     B, _, H, W = clean.shape
     programs = B * triton.cdiv(H * W, NOISE_PLAN["BLOCK"])
@@ -322,7 +352,7 @@ def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> tuple[Tensor, Tenso
 
 
 def add_rain(clean: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """clip(clean + own rain, 0, 255) and clean, float32 [B, 3, H, W]; clean uint8, any strides; seeds int64 [B]."""
+    """Return clip(clean + own rain, 0, 255) and clean, float32 [B, 3, H, W]; clean uint8, seeds int64 [B]."""
     B, _, H, W = clean.shape
     cell_rows = triton.cdiv(H + 2 * _REACH_Y.value, _CELL.value)
     groups = triton.cdiv(W + 2 * _REACH_X.value, _CELL.value * _GROUP.value)
@@ -334,7 +364,7 @@ def add_rain(clean: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_layers(clean: Tensor, layers: Tensor) -> tuple[Tensor, Tensor]:
-    """clip(clean + layers, 0, 255) and clean, float32 [B, 3, H, W]; layers float32 [B, H, W], dense."""
+    """Return clip(clean + layers, 0, 255) and clean, float32 [B, 3, H, W]; layers float32 [B, H, W], dense."""
     return _rain(clean, layers, None, None, 0, 0)
 
 

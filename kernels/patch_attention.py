@@ -31,9 +31,9 @@ ONE_PASS = 256
 @triton.jit
 def attend(top, total, out0, out1, q0, q1, k, v, m, M, unit, D1: tl.constexpr, POSITIVE: tl.constexpr,
            EVEN_M: tl.constexpr):  # fmt: skip
-    """Queries [n, d] take in one tile of keys and values [m, d]: highest exponent, sum and output so far -> with it."""
+    """Let queries [n, d] take in a tile of keys and values [m, d]: highest exponent, sum and output -> with it."""
     s = dot_heads(q0, q1, k[0], k[1], D1)  # [n, m]
-    if not POSITIVE:  # the highest product is not the highest exponent
+    if not POSITIVE:  # the highest score is not the highest exponent
         s *= unit
         unit = 1.0
     if not EVEN_M:
@@ -48,18 +48,24 @@ def attend(top, total, out0, out1, q0, q1, k, v, m, M, unit, D1: tl.constexpr, P
 
 @triton.jit
 def forward_kernel(
-    Q, K, V, QE, KE, OUT, LSE,
+    Q,  # in: [B, N, D], strides (q_batch, q_row, 1)
+    K,  # in: [B, M, D], strides (k_batch, k_row, 1)
+    V,  # in: [B, M, D], strides (v_batch, v_row, 1)
+    QE,  # in: q_embed [N, D], strides (qe_row, 1); or None
+    KE,  # in: k_embed [M, D], strides (ke_row, 1); or None
+    OUT,  # out: [B, N, D], dense
+    LSE,  # out: logarithm of the softmax's denominators, float32 [B, H, N], dense
     q_batch, q_row, k_batch, k_row, v_batch, v_row, qe_row, ke_row,
-    N, M, H, rows, unit,
-    d: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    HELD: tl.constexpr, POSITIVE: tl.constexpr, EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,
+    N, M, H,
+    rows,  # queries a program
+    unit,  # scale log2(e)
+    d: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,  # head size, and the tiles it is cut into
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    HELD: tl.constexpr,  # tiles of keys that cover M and stay on chip; 0: keys are read again for each BLOCK_N queries
+    POSITIVE: tl.constexpr,  # unit > 0
+    EVEN_N: tl.constexpr, EVEN_M: tl.constexpr,  # no masks along N, M
 ):  # fmt: skip
-    """One program: ``rows`` queries of one head of one image. Q [B, N, D], K and V [B, M, D] by stride with dense rows,
-    QE [N, D] and KE [M, D] or None, OUT [B, N, D] and LSE [B, H, N] contiguous; unit = scale log2(e).
-
-    HELD: tiles of BLOCK_M keys that cover M and stay on chip for all queries of the program; 0: keys are read again for
-    every BLOCK_N queries.
-    """
+    """Attend: one program makes ``rows`` queries of one head of one image."""
     # Which image, head and queries
     parts = tl.cdiv(N, rows)
     first = (tl.program_id(0) % parts) * rows
@@ -76,6 +82,7 @@ def forward_kernel(
     if KE is not None:
         KE += h * d
 
+    # Load the keys that stay on chip
     if HELD > 0:
         keys, values = (), ()
         for part in tl.static_range(HELD):
@@ -85,11 +92,13 @@ def forward_kernel(
 
     for start in range(first, tl.minimum(first + rows, N), BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
+        # Load queries
         q0, q1 = load_head(Q, q_row, QE, qe_row, n, N, d, D0, D1, EVEN_N)  # [n, d]
         top = tl.full((BLOCK_N,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK_N,), tl.float32)
         out0 = tl.zeros((BLOCK_N, D0), tl.float32)
         out1 = tl.zeros((BLOCK_N, D1 if D1 > 0 else 16), tl.float32)
+        # Compute: walk over the keys
         if HELD > 0:
             for part in tl.static_range(HELD):
                 m = part * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -102,6 +111,7 @@ def forward_kernel(
                 k = load_head(K, k_row, KE, ke_row, m, M, d, D0, D1, EVEN_M)  # [m, d]
                 v = load_head(V, v_row, None, 0, m, M, d, D0, D1, EVEN_M)  # [m, d]
                 top, total, out0, out1 = attend(top, total, out0, out1, q0, q1, k, v, m, M, unit, D1, POSITIVE, EVEN_M)
+        # Store
         store_head(OUT, H * d, n, N, out0 / total[:, None], out1 / total[:, None], d, D0, D1, EVEN_N)
         lse = (top + tl.log2(total)) * 0.6931471805599453
         tl.store(LSE + n, lse, mask=n < N)
@@ -119,10 +129,10 @@ class Plan:
 
 
 def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
-    """Chosen so that the compiled kernels spill nothing and several programs share a multiprocessor
+    """Choose tiles so that the compiled kernels spill nothing and several programs share a multiprocessor
     (``python -m bench.offline``)."""
     width = sum(split_head(d))
-    if dtype == torch.float32:  # no tensor cores: products of small tiles in registers
+    if dtype == torch.float32:  # no tensor cores: matmuls of small tiles in registers
         return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 2)
     if d % 16:  # masks of columns take registers too
         return Plan(_block(N, 64), _block(M, 32), False, 4 if width <= 64 else 8, 2)
@@ -133,7 +143,7 @@ def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
 
 
 def plan_backward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
-    """As ``plan_forward``, for both backward kernels; ``one``: one program makes all gradients of a head."""
+    """Choose as ``plan_forward``, for both backward kernels; ``one``: one program makes all gradients of a head."""
     width = sum(split_head(d))
     if dtype == torch.float32:
         return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 1)
@@ -153,7 +163,7 @@ def _block(length: int, most: int) -> int:
 def patch_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, q_embed: Tensor | None, k_embed: Tensor | None, num_heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """q [B, N, D], k and v [B, M, D], float16, bfloat16 or float32, d <= 128 -> out [B, N, D], lse [B, H, N] float32.
+    """Map q [B, N, D], k and v [B, M, D], halves or float32, d <= 128, to out [B, N, D] and lse [B, H, N] float32.
 
     lse is the logarithm of every softmax's denominator, natural, for the backward.
     """
@@ -194,7 +204,7 @@ def patch_attention_backward(
     num_heads: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of q, k and v, given the gradient of ``out`` and what the forward returned.
+    """Return the gradients of q, k and v, given the gradient of ``out`` and what the forward returned.
 
     Returns:
         N == M: [B, N, 3D] and an empty tensor; otherwise dq [B, N, D] and dk, dv side by side [B, M, 2D].

@@ -2,15 +2,15 @@
 
 B images with N tokens of D features are the anchors; the bank holds K >= B images, the anchors first (the others come
 from other ranks). u are unit tokens, zero-padded to NP tokens and DP features, multiples of the tiles, so that the
-products need no masks. S[j, i1, i2] = sum over k != j of exp(u[j, i1] . u[k, i2]), [B, N, N].
+GEMMs need no masks. S[j, i1, i2] = sum over k != j of exp(u[j, i1] . u[k, i2]), [B, N, N].
 
 Forward: a program keeps one tile of S[j] on chip while k runs over the bank; no cosine leaves the chip. The matrix of
 cosines is symmetric, but a program that used a tile for S[k] as well would have to add it to memory, atomically:
-256 KB of atomic float32 traffic per pair of images against a product of 75 MFLOP, which take about the same time,
+256 KB of atomic float32 traffic per pair of images against a GEMM of 75 MFLOP, which take about the same time,
 and the order of the sums would change from run to run.
 
-Backward: with P = exp(cosine), recomputed, and R = (gradient of log S) / S, token (j, i1) gets
-sum_{k != j, i2} P (R[j, i1, i2] + R[k, i2, i1]) u[k, i2]. These weights go to memory for a few images at a time,
+Backward: with P = exp(cosine), recomputed, and COEF = (gradient of log S) / S, token (j, i1) gets
+sum_{k != j, i2} P (COEF[j, i1, i2] + COEF[k, i2, i1]) u[k, i2]. These weights go to memory for a few images at a time,
 a block that stays in the L2 cache, and the vendor library multiplies it with u: the accumulators of one fused kernel,
 [tokens, D] in float32, would leave room for 64 tokens a program only and read u from L2 twice as often.
 """
@@ -31,8 +31,14 @@ _BLOCK_ROWS = 4096  # tokens in the rows of such a block
 
 
 @triton.jit
-def unit_rows(X, rows, N, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Unit tokens [rows, BLOCK_D] and inverse norms [rows, 1] in float32; zero beyond N rows and D columns.
+def unit_rows(
+    X,  # features of one image [N, D], dense
+    rows,  # the tokens taken
+    N,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Load unit tokens [rows, BLOCK_D] and inverse norms [rows, 1] in float32; zero beyond N rows and D columns.
 
     A norm that is inf or nan makes the inverse nan, which no later step hides.
     """
@@ -47,26 +53,48 @@ def unit_rows(X, rows, N, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def unit_kernel(X, U, PART, N, NP, D: tl.constexpr, DP: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr):
-    """One program: ROWS tokens of one image. X [B, N, D] -> U [B, NP, DP], and their sum to PART [B, NP / ROWS, D]."""
+def unit_kernel(
+    X,  # in: features [B, N, D], dense
+    U,  # out: unit tokens [B, NP, DP], dense, zero-padded
+    SUMS,  # out: sums of ROWS unit tokens, float32 [B, NP / ROWS, D], dense; or None
+    N,
+    NP,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Normalise: one program makes ROWS unit tokens of one image."""
+    # Load and normalise
     parts = NP // ROWS
     b = (tl.program_id(0) // parts).to(tl.int64)
     rows = (tl.program_id(0) % parts) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK_D)
     u, _ = unit_rows(X + b * N * D, rows, N, D, BLOCK_D)
+
+    # Store
     at = U + b * NP * DP + rows[:, None] * DP + cols[None, :]
     tl.store(at, u.to(U.dtype.element_ty), mask=cols[None, :] < DP)
-    if PART is not None:
-        tl.store(PART + tl.program_id(0).to(tl.int64) * D + cols, tl.sum(u, 0), mask=cols < D)
+    if SUMS is not None:
+        tl.store(SUMS + tl.program_id(0).to(tl.int64) * D + cols, tl.sum(u, 0), mask=cols < D)
 
 
 @triton.jit
 def sums_kernel(
-    U, S, PART, K, N, NP,
-    DP: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One program: a tile [BLOCK, BLOCK] of S[j]. U [K, NP, DP] -> S [B, N, N], and the sum of log S over the tile to
-    PART [B, tiles]. EVEN: N is NP."""
+    U,  # in: unit tokens [K, NP, DP], dense
+    S,  # out: sums over the negatives, float32 [B, N, N], dense
+    LOGS,  # out: sum of log S over each tile, float32 [B, tiles], dense
+    K,
+    N,
+    NP,
+    DP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EVEN: tl.constexpr,  # N is NP: no masks
+    PRECISION: tl.constexpr,
+):
+    """Sum over the negatives: one program makes a tile [BLOCK, BLOCK] of S[j]."""
+    # Which tile of which image
     tiles = NP // BLOCK
     tile = tl.program_id(0) % (tiles * tiles)
     j = tl.program_id(0) // (tiles * tiles)
@@ -77,7 +105,7 @@ def sums_kernel(
     rows_j = U + j * image + i1[:, None] * DP + cols[None, :]
     rows_k = U + i2[:, None] * DP + cols[None, :]
 
-    # One loop over images and features, not two: the loads for the next image run during the products of this one.
+    # Compute. One loop over images and features, not two: the loads for the next image run during the GEMM of this one.
     STEPS: tl.constexpr = DP // BLOCK_D
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     cosine = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -92,7 +120,7 @@ def sums_kernel(
             total += tl.exp2(cosine * LOG2E)
             cosine = tl.zeros((BLOCK, BLOCK), tl.float32)
 
-    # Write the sums and what the loss needs of them
+    # Store the sums and what the loss needs of them
     at = S + j.to(tl.int64) * N * N + i1[:, None] * N + i2[None, :]
     logs = tl.log2(total)
     if EVEN:
@@ -101,16 +129,31 @@ def sums_kernel(
         inside = (i1[:, None] < N) & (i2[None, :] < N)
         tl.store(at, total, mask=inside)
         logs = tl.where(inside, logs, 0.0)
-    tl.store(PART + tl.program_id(0), tl.sum(tl.sum(logs, 1), 0) / LOG2E)
+    tl.store(LOGS + tl.program_id(0), tl.sum(tl.sum(logs, 1), 0) / LOG2E)
 
 
 @triton.jit
 def weights_kernel(
-    U, R, TOP, W, first_j, first_k, rows_j, rows_k, N, NP,
-    DP: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One program: a tile of W [rows_j NP, rows_k NP] = P (R[j, i1, i2] + R[k, i2, i1]) / TOP for the images from
-    first_j and first_k; 0 where k is j and beyond N. R [K, N, N] and TOP [1] float32."""
+    U,  # in: unit tokens [K, NP, DP], dense
+    COEF,  # in: softmax coefficients, float32 [K, N, N], dense
+    LARGEST,  # in: the greatest |COEF|, float32 [1]
+    W,  # out: weights [rows_j NP, rows_k NP], dense, in the dtype of U
+    first_j,
+    first_k,
+    rows_j,  # images of the block, from first_j
+    rows_k,  # images of the block, from first_k
+    N,
+    NP,
+    DP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Weigh the negatives: one program makes a tile of W = P (COEF[j, i1, i2] + COEF[k, i2, i1]) / LARGEST.
+
+    0 where k is j and beyond N.
+    """
     # Programs that run together share their images k.
     tiles = NP // BLOCK
     row = tl.program_id(0) % (rows_j * tiles)
@@ -127,27 +170,39 @@ def weights_kernel(
     for d in range(0, DP, BLOCK_D):
         cosine = tl.dot(tl.load(at_j + d), tl.trans(tl.load(at_k + d)), cosine, input_precision=PRECISION)
 
-    # Weigh. Divided by the greatest |R|, the weights fit into float16 whatever the number of images and the loss scale.
-    own = R + j * N * N + i1[:, None] * N + i2[None, :]
-    other = R + k * N * N + i2[None, :] * N + i1[:, None]
+    # Scale. Divided by the greatest |COEF|, weights fit into float16 whatever the number of images and the loss scale.
+    at_own = COEF + j * N * N + i1[:, None] * N + i2[None, :]
+    at_other = COEF + k * N * N + i2[None, :] * N + i1[:, None]
     if EVEN:
-        rates = tl.load(own) + tl.load(other)
+        coefficients = tl.load(at_own) + tl.load(at_other)
     else:
         inside = (i1[:, None] < N) & (i2[None, :] < N)
-        rates = tl.load(own, mask=inside, other=0.0) + tl.load(other, mask=inside, other=0.0)
-    top = tl.load(TOP)
-    w = tl.exp2(cosine * LOG2E) * (rates * tl.where(top == 0.0, 0.0, 1.0 / top))
+        coefficients = tl.load(at_own, mask=inside, other=0.0) + tl.load(at_other, mask=inside, other=0.0)
+    largest = tl.load(LARGEST)
+    w = tl.exp2(cosine * LOG2E) * (coefficients * tl.where(largest == 0.0, 0.0, 1.0 / largest))
     w = tl.where(j == k, 0.0, w)
+
+    # Store
     at = row * BLOCK + tl.arange(0, BLOCK)[:, None].to(tl.int64)
     tl.store(W + at * (rows_k * NP) + column * BLOCK + tl.arange(0, BLOCK)[None, :], w.to(W.dtype.element_ty))
 
 
 @triton.jit
 def norm_backward_kernel(
-    G, X, PULL, TOP, OUT, N, NP, D: tl.constexpr, DP: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
-):  # fmt: skip
-    """One program: ROWS tokens of one image. From the gradient of unit tokens, G [B, NP, DP] TOP plus PULL [B, D], to
-    that of the features X [B, N, D], in OUT [B, N, D]."""
+    G,  # in: gradient of the unit tokens by the negatives / LARGEST, float32 [B, NP, DP], dense
+    X,  # in: features [B, N, D], dense
+    POSITIVE,  # in: what the positives add to the gradient of each unit token of an image, float32 [B, D], dense
+    LARGEST,  # in: float32 [1]
+    OUT,  # out: gradient of the features [B, N, D], dense
+    N,
+    NP,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Go back through the norm: one program makes the gradient of ROWS tokens of one image."""
+    # Load
     parts = NP // ROWS
     b = (tl.program_id(0) // parts).to(tl.int64)
     rows = (tl.program_id(0) % parts) * ROWS + tl.arange(0, ROWS)
@@ -155,7 +210,9 @@ def norm_backward_kernel(
     inside = (rows[:, None] < N) & (cols[None, :] < D)
     u, inverse = unit_rows(X + b * N * D, rows, N, D, BLOCK_D)
     g = tl.load(G + b * NP * DP + rows[:, None] * DP + cols[None, :], mask=inside, other=0.0)
-    g = g * tl.load(TOP) + tl.load(PULL + b * D + cols, mask=cols < D, other=0.0)[None, :]
+    g = g * tl.load(LARGEST) + tl.load(POSITIVE + b * D + cols, mask=cols < D, other=0.0)[None, :]
+
+    # Compute the part across each token, and store it
     g = (g - u * tl.sum(g * u, 1)[:, None]) * inverse
     tl.store(OUT + b * N * D + rows[:, None] * D + cols[None, :], g.to(OUT.dtype.element_ty), mask=inside)
 
@@ -178,8 +235,8 @@ class Plan:
 
 
 def plan(B: int, N: int, D: int, dtype: torch.dtype, processors: int) -> Plan:
-    """Chosen so that the compiled kernels spill nothing (``python -m bench.offline``), every multiprocessor has work
-    and padding adds little."""
+    """Choose tiles so that the compiled kernels spill nothing (``python -m bench.offline``), every multiprocessor has
+    work and padding adds little."""
     if dtype == torch.float32:  # no tensor cores, or tf32: twice the bytes
         block, block_d, warps, stages = min(64, _power(N)), min(32, _power(D)), 4, 3
     else:
@@ -201,7 +258,7 @@ def _plan(features: Tensor, dtype: torch.dtype) -> Plan:
 
 
 def _bank(features: Tensor, others: Tensor | None, p: Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Unit tokens [K, NP, DP] in ``dtype``, and the sum of each anchor's unit tokens [B, D] float32."""
+    """Make unit tokens [K, NP, DP] in ``dtype``, and the sum of each anchor's unit tokens [B, D] float32."""
     B, N, D = features.shape
     u = torch.empty(B + (0 if others is None else len(others)), p.NP, p.DP, dtype=dtype, device=features.device)
     parts = p.NP // p.rows
@@ -223,13 +280,13 @@ def _options(p: Plan, N: int, precision: str) -> dict[str, object]:
 def patch_contrastive_forward(
     features: Tensor, others: Tensor | None, dtype: torch.dtype, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over the negatives, their logarithms' means, and the tokens' sums.
+    """Return sums over the negatives, their logarithms' means, and the tokens' sums.
 
     Args:
         features: [B, N, D] float16, bfloat16 or float32.
         others: [K - B, N, D], images that are negatives only, or None.
-        dtype: of the unit tokens in the products.
-        precision: of float32 products, "ieee" or "tf32".
+        dtype: of the unit tokens in the GEMMs.
+        precision: of float32 GEMMs, "ieee" or "tf32".
 
     Returns:
         S [B, N, N], the mean of log S [B] and the sum of unit tokens [B, D], float32.
@@ -246,20 +303,25 @@ def patch_contrastive_forward(
 
 
 def patch_contrastive_backward(
-    features: Tensor, rates: Tensor, pull: Tensor, others: Tensor | None, dtype: torch.dtype, precision: str
+    features: Tensor,
+    coefficients: Tensor,
+    positive_grad: Tensor,
+    others: Tensor | None,
+    dtype: torch.dtype,
+    precision: str,
 ) -> Tensor:
-    """Gradient of the features, [B, N, D] in their dtype.
+    """Return the gradient of the features, [B, N, D] in their dtype.
 
     Args:
         features, others, dtype, precision: as in the forward.
-        rates: [K, N, N] float32, the gradient of each log S divided by S, of the others too.
-        pull: [B, D] float32, what the positives add to the gradient of each unit token of an image.
+        coefficients: [K, N, N] float32, the gradient of each log S divided by S, of the others too.
+        positive_grad: [B, D] float32, what the positives add to the gradient of each unit token of an image.
     """
     B, N, D = features.shape
-    features, rates, pull = features.contiguous(), rates.contiguous(), pull.contiguous()
+    features, coefficients, positive_grad = features.contiguous(), coefficients.contiguous(), positive_grad.contiguous()
     p = _plan(features, dtype)
     grad = torch.empty_like(features)
-    top = rates.abs().amax().reshape(1)
+    largest = coefficients.abs().amax().reshape(1)
     parts = p.NP // p.rows
     with torch.cuda.device_of(features):
         u, _ = _bank(features, others, p, dtype)
@@ -271,11 +333,11 @@ def patch_contrastive_backward(
                 w = u.new_empty(len(j) * p.NP, len(k) * p.NP)
                 grid = (w.numel() // p.block**2,)
                 sizes = (j.start, k.start, len(j), len(k), N, p.NP)
-                weights_kernel[grid](u, rates, top, w, *sizes, **_options(p, N, precision))
-                g += _product(w, u[k.start : k.stop].flatten(0, 1))
+                weights_kernel[grid](u, coefficients, largest, w, *sizes, **_options(p, N, precision))
+                g += _matmul(w, u[k.start : k.stop].flatten(0, 1))
             at = slice(j.start, j.stop)
             norm_backward_kernel[(len(j) * parts,)](
-                g, features[at], pull[at], top, grad[at], N, p.NP,
+                g, features[at], positive_grad[at], largest, grad[at], N, p.NP,
                 D=D, DP=p.DP, BLOCK_D=p.block_of_features, ROWS=p.rows,
             )  # fmt: skip
     return grad
@@ -286,8 +348,8 @@ def _chunks(length: int, step: int) -> Iterator[range]:
         yield range(start, min(start + step, length))
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in float32, whatever the inputs."""
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b in float32, whatever the inputs."""
     if a.dtype == torch.float32:
         return a @ b
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()

@@ -2,7 +2,7 @@
 
 B images of H x W cells with C features; a cell's output is P = O R R values: R x R pixels of O channels. Cells near the
 border have kernels of their own: ``frame`` classes at either end of an axis and one for the inside. A program takes
-BLOCK_M cells of one class, so all programs run the same product, [BLOCK_M, taps C] x [taps C, P], and differ in which
+BLOCK_M cells of one class, so all programs run the same GEMM, [BLOCK_M, taps C] x [taps C, P], and differ in which
 cells and which kernel they take. The features are read in channels-last order, 128 bytes a cell at 64 features.
 """
 
@@ -15,14 +15,29 @@ from torch.nn import functional as F
 
 @triton.jit
 def tail_kernel(
-    X, KERNELS, BIAS, OUT,
-    x_batch, x_row, x_column, B, H, W, C, P,
-    FRAME_Y: tl.constexpr, FRAME_X: tl.constexpr, REACH_Y: tl.constexpr, REACH_X: tl.constexpr, R: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    X,  # in: features [B, H, W, C], strides (x_batch, x_row, x_column, 1)
+    KERNELS,  # in: [classes y, classes x, taps y, taps x, C, P], dense
+    BIAS,  # in: [classes y, classes x, P], dense; or None
+    OUT,  # out: [B, O, R H, R W], dense
+    x_batch,
+    x_row,
+    x_column,
+    B,
+    H,
+    W,
+    C,  # a multiple of BLOCK_C
+    P,  # O R R
+    FRAME_Y: tl.constexpr,  # classes at either end of the rows
+    FRAME_X: tl.constexpr,
+    REACH_Y: tl.constexpr,  # cells that a kernel sees to either side
+    REACH_X: tl.constexpr,
+    R: tl.constexpr,  # pixels a cell, along one side
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
-    """X [B, H, W, C] by stride with dense C; KERNELS [classes y, classes x, taps y, taps x, C, P] and BIAS
-    [classes y, classes x, P] or None, dense; OUT [B, O, R H, R W] dense. C is a multiple of BLOCK_C."""
+):
+    """Compute BLOCK_P values of BLOCK_M cells of one class."""
     # Which class: the inside first, then the edges, then the corners
     i = tl.program_id(0)
     rows, columns = H - 2 * FRAME_Y, W - 2 * FRAME_X
@@ -71,7 +86,7 @@ def tail_kernel(
     X += b.to(tl.int64) * x_batch
     KERNELS += place * (taps_y * taps_x) * C * P
 
-    # The product, tap by tap: what a tap reads is mostly what the one before it read, and lies in the cache
+    # Compute, tap by tap: what a tap reads is mostly what the one before it read, and lies in the cache
     total = tl.zeros((BLOCK_M, BLOCK_P), tl.float32)
     for tap in range(taps_y * taps_x):
         yy = y + tap // taps_x - REACH_Y
@@ -86,7 +101,7 @@ def tail_kernel(
     if BIAS is not None:
         total += tl.load(BIAS + place * P + p, mask=p < P, other=0.0).to(tl.float32)[None, :]
 
-    # PixelShuffle: value (o, a, e) of cell (y, x) is pixel (R y + a, R x + e) of channel o
+    # Store with PixelShuffle: value (o, a, e) of cell (y, x) is pixel (R y + a, R x + e) of channel o
     channel, a, e = p // (R * R), p // R % R, p % R
     line = (b.to(tl.int64) * (P // (R * R)))[:, None] + channel[None, :]
     line = line * (R * H) + (R * y)[:, None] + a[None, :]
@@ -95,7 +110,7 @@ def tail_kernel(
 
 
 def plan(C: int, P: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tile sizes and warps: the fewest columns that hold P, so that the features are read once."""
+    """Choose tile sizes and warps: the fewest columns that hold P, so that the features are read once."""
     block_p = min(64, max(16, triton.next_power_of_2(P)))
     block_c = 64 if C > 32 and dtype != torch.float32 else 32 if C > 16 else 16
     return {"BLOCK_M": 128, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 8, "num_stages": 2}
@@ -104,7 +119,7 @@ def plan(C: int, P: int, dtype: torch.dtype) -> dict[str, int]:
 def pixelshuffle_tail_forward(
     x: Tensor, kernels: Tensor, bias: Tensor | None, scale: int, frame: tuple[int, int]
 ) -> Tensor:
-    """The tail of x [B, C, H, W] with kernels [classes y, classes x, taps y, taps x, C, P] and bias [.., .., P].
+    """Compute the tail of x [B, C, H, W]; kernels [classes y, classes x, taps y, taps x, C, P] and bias [.., .., P].
 
     x is copied to channels-last where it is not, and with zeros to a whole number of blocks of features. H and W must
     be at least ``2 * frame + 1``. Returns [B, P / scale^2, scale H, scale W] in the dtype of x, which is that of

@@ -21,14 +21,14 @@ FEATURES = ("U", "X", "W", "OUT")  # pointers of the features' dtype; all others
 
 
 def offline_cases() -> list[OfflineCase]:
-    cases = [case for shape in SHAPES for dtype in ("fp16", "bf16") for case in _products(shape, dtype, "ieee")]
-    cases += _products(SHAPES[0], "fp32", "ieee") + _products(SHAPES[0], "fp32", "tf32")
+    cases = [case for shape in SHAPES for dtype in ("fp16", "bf16") for case in _gemms(shape, dtype, "ieee")]
+    cases += _gemms(SHAPES[0], "fp32", "ieee") + _gemms(SHAPES[0], "fp32", "tf32")
     return cases + [
         case for shape in SHAPES[::2] for dtype in ("bf16", "fp32") for case in _token_by_token(shape, dtype)
     ]
 
 
-def _products(shape: tuple[int, int, int], dtype: str, precision: str) -> list[OfflineCase]:
+def _gemms(shape: tuple[int, int, int], dtype: str, precision: str) -> list[OfflineCase]:
     p = plan(*shape, DTYPES[dtype], PROCESSORS)
     consts = {"DP": p.DP, "BLOCK": p.block, "BLOCK_D": p.block_d, "EVEN": shape[1] == p.NP, "PRECISION": precision}
     options = {
@@ -78,5 +78,5 @@ def _type(argument: str, dtype: str) -> str:
 
 def _aligned(arguments: list[str], N: int) -> tuple[str, ...]:
     whole = ("NP", "N") if N % 16 == 0 else ("NP",)
-    pointers = ("U", "X", "W", "OUT", "S", "PART", "R", "TOP", "G", "PULL")
+    pointers = ("U", "X", "W", "OUT", "S", "SUMS", "LOGS", "COEF", "LARGEST", "G", "POSITIVE")
     return tuple(a for a in arguments if a in pointers or a in whole)

@@ -43,7 +43,6 @@ def _phases(scale: Fraction) -> tuple[list[list[int]], int]:
     return [[int(w * denominator) for w in row] for row in rows], denominator
 
 
-@functools.lru_cache(maxsize=256)
 def resize_matrix(size: int, scale: Fraction) -> tuple[Tensor, Tensor, int]:
     """One pass over an axis of ``size`` pixels, as a sparse matrix of whole numbers.
 
@@ -52,10 +51,12 @@ def resize_matrix(size: int, scale: Fraction) -> tuple[Tensor, Tensor, int]:
     """
     out = math.ceil(size * scale)
     phases, denominator = _phases(scale)
-    weights = torch.tensor(phases).repeat(math.ceil(out / len(phases)), 1)[:out]  # [out, taps]
+    weights = torch.tensor(phases, device="cpu").repeat(math.ceil(out / len(phases)), 1)[:out]  # [out, taps]
     widen = min(scale, Fraction(1))
     left = [math.floor(Fraction(i + 1) / scale + (1 - 1 / scale) / 2 - 2 / widen) - 1 for i in range(out)]
-    place = (torch.tensor(left)[:, None] + torch.arange(weights.shape[1])) % (2 * size)  # [out, taps]
+    place = (torch.tensor(left, device="cpu")[:, None] + torch.arange(weights.shape[1], device="cpu")) % (
+        2 * size
+    )  # [out, taps]
     return weights, torch.minimum(place, 2 * size - 1 - place), denominator
 
 
@@ -69,7 +70,9 @@ def _bands(size: int, scale: Fraction, first: int, last: int, device: torch.devi
         used = place[rows][weights[rows] != 0]
         low, high = int(used.min()), int(used.max()) + 1
         inside = (place[rows] - low).clamp(0, high - low - 1)
-        band = torch.zeros(len(inside), high - low, dtype=torch.int64).scatter_add_(1, inside, weights[rows])
+        band = torch.zeros(len(inside), high - low, dtype=torch.int64, device="cpu").scatter_add_(
+            1, inside, weights[rows]
+        )
         bands.append((low, high, band.to(device, dtype)))
     return bands
 
@@ -89,11 +92,12 @@ def resize_planes(planes: Tensor, scale: Fraction, cut: int = 0) -> Tensor:
     denominator = _phases(scale)[1]
     dtype = torch.float32 if denominator * _LARGEST_SUM < _EXACT else torch.float64
     planes = planes.to(dtype)
+    make_bands = _bands if type(planes) is Tensor else _bands.__wrapped__  # no cache must hold fake tensors
     with torch.autocast(planes.device.type, enabled=False):
-        rows = _bands(H, scale, cut, math.ceil(H * scale) - cut, planes.device, dtype)
+        rows = make_bands(H, scale, cut, math.ceil(H * scale) - cut, planes.device, dtype)
         planes = torch.cat([band @ planes[:, low:high] for low, high, band in rows], 1)  # [P, H', W]
         planes = _round(planes, denominator)
-        columns = _bands(W, scale, cut, math.ceil(W * scale) - cut, planes.device, dtype)
+        columns = make_bands(W, scale, cut, math.ceil(W * scale) - cut, planes.device, dtype)
         planes = torch.cat([planes[..., low:high] @ band.mT for low, high, band in columns], 2)  # [P, H', W']
     return _round(planes, denominator)
 

@@ -24,7 +24,7 @@ def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> Tensor:
         float32 [B, 3, H, W].
     """
     B, _, H, W = clean.shape
-    noisy = torch.empty(clean.shape, device=clean.device)
+    noisy = torch.empty(clean.shape, dtype=torch.float32, device=clean.device)
     rows = torch.arange(H, device=clean.device)[:, None]  # [H, 1]
     columns = torch.arange(W, device=clean.device)  # [W]
     step = B if clean.is_cuda else max(1, _PIXELS_AT_ONCE // (H * W))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -52,7 +53,9 @@ def _shown(x: Any) -> str:
 
 
 def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
-    """Return whether autograd would record a call with these tensors."""
+    """Return whether autograd would record a call with these tensors, or a forward-mode derivative is being taken."""
+    if forward_ad._current_level >= 0:  # tensors do not tell; without a record a tangent would be dropped
+        return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

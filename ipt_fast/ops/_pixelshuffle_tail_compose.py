@@ -144,6 +144,16 @@ def compose_kernels(weights: Sequence[Tensor], rows: Axis, columns: Axis) -> Ten
     return bank
 
 
+def composing_work(weights: Sequence[Tensor], rows: Axis, columns: Axis) -> int:
+    """Return the multiplications of ``compose_kernels``."""
+    total, planes = 0, len(weights[-1])
+    for weight, y, x in zip(reversed(weights[:-1]), rows.levels, columns.levels, strict=True):
+        total += len(y.picks) * len(x.picks) * planes * weight.numel() // y.r**2
+        total += y.shape[0] * x.shape[1] * (y.shape[1] + x.shape[0]) * planes * weight.shape[1]
+        planes *= y.r**2
+    return total
+
+
 def _compose_level(bank: Tensor, weight: Tensor, row: Level, column: Level) -> Tensor:
     n, A, m, B, O, C, ty, tx = bank.shape
     r, (c_in, k, l) = row.r, weight.shape[1:]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from ipt_fast.degradations.bicubic import resize_planes
 from ipt_fast.degradations.noise import add_noise
 from ipt_fast.degradations.rain import add_rain, rain_layers
-from ipt_fast.ops._registry import choose, constant_to_compilers, triton_missing
+from ipt_fast.ops._registry import Backend, Backends, triton_missing
 from ipt_fast.tasks import Task, get_task
 
 _OP = "degrade"
@@ -18,10 +19,17 @@ _TRITON_SCALES = (2, 3, 4)
 Rain = Callable[[Tensor, int, int], Tensor]
 
 
+class _Call(NamedTuple):
+    """A call, as far as it decides about backends."""
+
+    device: str
+    scale: int = 1
+
+
 def degrade_reference(
     clean: Tensor, task: Task, seeds: Tensor, margin: int = 0, rain: Rain | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(input, target) in plain PyTorch on any device; the oracle of every backend, and the CPU's own."""
+    """Return (input, target) in plain PyTorch on any device; the oracle of every backend, and the CPU's own."""
     if task.kind == "sr":
         B, C, H, W = clean.shape
         shrunk = resize_planes(clean.reshape(B * C, H, W), Fraction(1, task.scale), cut=margin)  # [B C, h, w]
@@ -33,97 +41,75 @@ def degrade_reference(
     return add_rain(clean, layers), clean.float()
 
 
-# Dispatcher registration of the Triton kernels, one op each. Neither clean nor seeds have gradients.
-
-_OUTPUTS = "-> (Tensor input, Tensor target)"
-for _name, _arguments in (
-    ("sr", "Tensor clean, int scale, int margin"),
-    ("denoise", "Tensor clean, Tensor seeds, float sigma"),
-    ("derain", "Tensor clean, Tensor seeds"),
-    ("add_layers", "Tensor clean, Tensor layers"),
-):
-    torch.library.define(f"ipt_fast::{_OP}_{_name}", f"({_arguments}) {_OUTPUTS}", tags=torch.Tag.pt2_compliant_tag)
+# Backends. The Triton kernels take what the task is made of; neither clean nor seeds have gradients.
 
 
-@torch.library.impl(f"ipt_fast::{_OP}_sr", "CompositeExplicitAutograd")
-def _sr(clean: Tensor, scale: int, margin: int) -> tuple[Tensor, Tensor]:
-    from ipt_fast.kernels.degrade import shrink
-
-    with torch.cuda.device_of(clean):
-        return shrink(clean, scale, margin)
-
-
-@torch.library.impl(f"ipt_fast::{_OP}_denoise", "CompositeExplicitAutograd")
-def _denoise(clean: Tensor, seeds: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    from ipt_fast.kernels.degrade import add_noise
-
-    with torch.cuda.device_of(clean):
-        return add_noise(clean, seeds.contiguous(), sigma)
-
-
-@torch.library.impl(f"ipt_fast::{_OP}_derain", "CompositeExplicitAutograd")
-def _derain(clean: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-    from ipt_fast.kernels.degrade import add_rain
-
-    with torch.cuda.device_of(clean):
-        return add_rain(clean, seeds.contiguous())
-
-
-@torch.library.impl(f"ipt_fast::{_OP}_add_layers", "CompositeExplicitAutograd")
-def _add_layers(clean: Tensor, layers: Tensor) -> tuple[Tensor, Tensor]:
-    from ipt_fast.kernels.degrade import add_layers
+def _triton(
+    clean: Tensor, seeds: Tensor | None, layers: Tensor | None, kind: str, scale: int, sigma: float, margin: int
+) -> tuple[Tensor, Tensor]:
+    from ipt_fast.kernels import degrade as kernels
 
     B, _, H, W = clean.shape
     with torch.cuda.device_of(clean):
-        return add_layers(clean, layers.float().expand(B, H, W).contiguous())
+        if kind == "sr":
+            return kernels.shrink(clean, scale, margin)
+        if layers is not None:
+            return kernels.add_layers(clean, layers.float().expand(B, H, W).contiguous())
+        assert seeds is not None  # drawn by the public function
+        if kind == "denoise":
+            return kernels.add_noise(clean, seeds.contiguous(), sigma)
+        return kernels.add_rain(clean, seeds.contiguous())
 
 
-@torch.library.register_fake(f"ipt_fast::{_OP}_sr")
-def _sr_fake(clean, scale, margin):
+def _triton_reason(call: _Call) -> str | None:
+    if reason := triton_missing(call.device):
+        return reason
+    if call.scale not in (1, *_TRITON_SCALES):
+        return f"has kernels for the scales {', '.join(map(str, _TRITON_SCALES))} (got {call.scale})"
+    return None
+
+
+def _preference(call: _Call) -> list[str]:
+    # On a CPU Triton is its interpreter.
+    return ["triton", "eager"] if torch.device(call.device).type == "cuda" else ["eager", "triton"]
+
+
+_BACKENDS = Backends(
+    _OP,
+    _Call,
+    (
+        Backend("triton", _triton, None, _triton_reason),
+        Backend("eager", degrade_reference, None, lambda call: None),
+    ),
+    _preference,
+)
+
+
+# Dispatcher registration of the one backend that is no composition of PyTorch's own operators
+
+
+def _fake(clean, seeds, layers, kind, scale, sigma, margin, impl):
     B, C, H, W = clean.shape
-    h, w = H // scale - 2 * margin, W // scale - 2 * margin
+    h, w = (H // scale - 2 * margin, W // scale - 2 * margin) if kind == "sr" else (H, W)
     target = clean.new_empty((B, C, h * scale, w * scale), dtype=torch.float32)
     return clean.new_empty((B, C, h, w), dtype=torch.float32), target
 
 
-@torch.library.register_fake(f"ipt_fast::{_OP}_denoise")
-@torch.library.register_fake(f"ipt_fast::{_OP}_derain")
-@torch.library.register_fake(f"ipt_fast::{_OP}_add_layers")
-def _same_size_fake(clean, *_):
-    return clean.new_empty(clean.shape, dtype=torch.float32), clean.new_empty(clean.shape, dtype=torch.float32)
+_BACKENDS.define_forward(
+    "(Tensor clean, Tensor? seeds, Tensor? layers, str kind, int scale, float sigma, int margin, str impl)"
+    " -> (Tensor input, Tensor target)",
+    _fake,
+)
 
 
-def _triton(clean: Tensor, task: Task, seeds: Tensor, margin: int, rain: Rain | None) -> tuple[Tensor, Tensor]:
-    ops = torch.ops.ipt_fast
-    if task.kind == "sr":
-        return ops.degrade_sr(clean, task.scale, margin)
-    if task.kind == "denoise":
-        return ops.degrade_denoise(clean, seeds, task.sigma)
-    if rain is None:
-        return ops.degrade_derain(clean, seeds)
-    return ops.degrade_add_layers(clean, rain(seeds, *clean.shape[2:]))
-
-
-def _why_not(device: str, scale: int = 1) -> dict[str, str | None]:
-    """Every backend in the order of automatic choice on ``device`` -> None or why it cannot serve that scale."""
-    triton = triton_missing(device)
-    if triton is None and scale not in (1, *_TRITON_SCALES):
-        triton = f"has kernels for the scales {', '.join(map(str, _TRITON_SCALES))} (got {scale})"
-    # On a CPU it is Triton's interpreter.
-    return {"triton": triton, "eager": None} if device.startswith("cuda") else {"eager": None, "triton": triton}
-
-
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Every backend in the order of automatic choice on ``device`` -> None, or why this machine cannot run it."""
-    return _why_not(str(device))
-
-
-@constant_to_compilers
-def _choose(impl: str | None, device: str, scale: int) -> str:
-    return choose(_OP, impl, _why_not(device, scale))
-
-
-def _check(clean: Tensor, task: Task, seeds: Tensor | None, margin: int, rain: Rain | None) -> None:
+def _check(
+    clean: Tensor,
+    task: Task,
+    generator: torch.Generator | None,
+    seeds: Tensor | None,
+    margin: int,
+    rain: Rain | None,
+) -> None:
     if not isinstance(clean, Tensor) or clean.dtype != torch.uint8:
         kind = clean.dtype if isinstance(clean, Tensor) else type(clean).__name__
         raise TypeError(f"{_OP}: clean must be a uint8 tensor [B, 3, H, W] (got {kind})")
@@ -133,6 +119,10 @@ def _check(clean: Tensor, task: Task, seeds: Tensor | None, margin: int, rain: R
         raise ValueError(f'{_OP}: task "{task.name}" has no synthetic degradation; it is trained on pairs of photos')
     if rain is not None and task.kind != "derain":
         raise ValueError(f'{_OP}: rain= is for the task "derain" (got "{task.name}"); leave it out')
+    if rain is not None and not callable(rain):
+        raise TypeError(f"{_OP}: rain must be a function of seeds, height and width (got {type(rain).__name__})")
+    if not isinstance(margin, int) or isinstance(margin, bool):
+        raise TypeError(f"{_OP}: margin must be a whole number (got {type(margin).__name__})")
     if margin < 0 or (margin and task.kind != "sr"):
         raise ValueError(f'{_OP}: margin is {margin} for the task "{task.name}"; it has to be 0, or more for sr tasks')
     sides, needed = clean.shape[2:], (2 * margin + 1) * task.scale
@@ -141,6 +131,10 @@ def _check(clean: Tensor, task: Task, seeds: Tensor | None, margin: int, rain: R
             f"{_OP}: {task.name} with margin {margin} needs sides that are multiples of {task.scale} and at least "
             f"{needed} pixels (got {sides[0]} x {sides[1]}); cut the crops to that"
         )
+    if seeds is not None and not isinstance(seeds, Tensor):
+        raise TypeError(f"{_OP}: seeds must be an int64 tensor [B] (got {type(seeds).__name__})")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{_OP}: generator must be a torch.Generator (got {type(generator).__name__})")
     if seeds is not None and (seeds.dtype != torch.int64 or seeds.shape != clean.shape[:1]):
         raise ValueError(
             f"{_OP}: seeds must be int64 [B] with B={len(clean)}, one per image (got {seeds.dtype} {list(seeds.shape)})"
@@ -157,7 +151,7 @@ def degrade(
     rain: Rain | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Spoil a batch of clean crops (or whole photos) for a task.
+    """Degrade a batch of clean crops (or whole photos) for a task.
 
     - ``sr2``, ``sr3``, ``sr4``: input = MATLAB's bicubic shrinking, bit for bit, whole numbers; target = the crop.
       With ``margin=2`` (the reach of the kernel) and crops that lie on the grid of the scale, the input is exactly the
@@ -186,20 +180,30 @@ def degrade(
         (input, target): float32, 0..255, RGB, on the device of ``clean``.
 
     Raises:
-        TypeError: ``clean`` is no uint8 tensor.
+        TypeError: ``clean`` is no uint8 tensor, or another argument has a wrong type.
         ValueError: wrong shape, seeds or margin, an unknown task, or one without a synthetic degradation.
         RuntimeError: the backend asked for cannot serve the call.
     """
+    if not isinstance(task, (str, Task)):
+        raise TypeError(f"{_OP}: task must be a name or a Task (got {type(task).__name__})")
     task = get_task(task)
-    _check(clean, task, seeds, margin, rain)
-    backend = _choose(impl, str(clean.device), task.scale)
+    _check(clean, task, generator, seeds, margin, rain)
+    backend = _BACKENDS.resolve(impl, _Call(str(clean.device), task.scale))
     if task.kind == "sr":
         seeds = clean.new_empty(0, dtype=torch.int64)  # nothing is drawn, and nothing need be sent to the device
     elif seeds is None:
         device = generator.device if generator is not None else "cpu"
         seeds = torch.randint(-(2**63), 2**63 - 1, (len(clean),), generator=generator, device=device)
-    make = _triton if backend == "triton" else degrade_reference
-    return make(clean, task, seeds.to(clean.device, non_blocking=True), margin, rain)
+    seeds = seeds.to(clean.device, non_blocking=True)
+    if backend.name == "eager":
+        return degrade_reference(clean, task, seeds, margin, rain)
+    layers = None if rain is None else rain(seeds, *clean.shape[2:])
+    return torch.ops.ipt_fast.degrade(clean, seeds, layers, task.kind, task.scale, task.sigma, margin, backend.name)
+
+
+def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
+    return _BACKENDS.reasons(_Call(str(device)))
 
 
 __all__ = ["Rain", "backend_status", "degrade", "degrade_reference"]

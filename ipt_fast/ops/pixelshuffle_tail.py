@@ -5,6 +5,7 @@ convolution at low resolution and a PixelShuffle, but for a frame of low-resolut
 own because the chain pads its inner features with zeros.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from ipt_fast.ops._common import FLOATS, any_requires_grad, autocast_dtype
 from ipt_fast.ops._pixelshuffle_tail_checks import check_input, checked_chain, tensors_of, unlike_plain
 from ipt_fast.ops._pixelshuffle_tail_collapse import Collapsed, apply_collapsed, collapse
-from ipt_fast.ops._pixelshuffle_tail_compose import Axis, Conv, axes_of, chain, class_kernels
+from ipt_fast.ops._pixelshuffle_tail_compose import Axis, Conv, axes_of, chain, class_kernels, composing_work
 from ipt_fast.ops._registry import Backend, Backends, triton_missing
 
 _OP = "pixelshuffle_tail"
-# Multiplications that a call has to save before composing the kernels pays. On a CPU measured (bench/notes); on a GPU
-# by count: composing is about a hundred launches, in which the chain does some 400,000 cells.
-_COMPOSING = {"cpu": 1 << 26, "cuda": 1 << 36}
+# What composing costs beyond its multiplications, in multiplications of the chain. On a CPU measured (bench/notes); on
+# a GPU by count: about a hundred launches, in whose time the chain does some 400,000 cells.
+_COMPOSING = {"cpu": 1 << 24, "cuda": 1 << 36}
 
 
 class _Call(NamedTuple):
@@ -145,7 +146,8 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], *, impl
 
 def _serve(x: Tensor, convs: list[Conv], scales: tuple[int, ...], impl: str | None) -> Tensor:
     axes, requires_grad = _axes(convs, scales), any_requires_grad([x, *tensors_of(convs)])
-    pays = _halves(convs, scales, axes, x.shape[0] * x.shape[2] * x.shape[3], _COMPOSING.get(x.device.type, 0))
+    composing = 2 * composing_work([w for w, _ in convs], *axes) + _COMPOSING.get(x.device.type, 0)
+    pays = _halves(convs, scales, axes, x.shape[0] * x.shape[2] * x.shape[3], composing)
     portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
     backend = _BACKENDS.resolve(impl, _Call(str(x.device), x.dtype, requires_grad, pays, portable))
     if backend.name == "eager" or not _has_inner(x, axes):
@@ -167,7 +169,9 @@ def _has_inner(x: Tensor, axes: tuple[Axis, Axis]) -> bool:
 
 
 def _axes(convs: Sequence[Conv], scales: Sequence[int]) -> tuple[Axis, Axis]:
-    return axes_of(tuple([w.shape[2] for w, _ in convs]), tuple([w.shape[3] for w, _ in convs]), tuple(scales))
+    # torch.jit.trace has tensors for sizes, and compilers symbols: neither is a key of a cache.
+    heights, widths = ([operator.index(w.shape[i]) for w, _ in convs] for i in (2, 3))
+    return axes_of(tuple(heights), tuple(widths), tuple(scales))
 
 
 def _wide(convs: Sequence[Conv]) -> list[Conv]:

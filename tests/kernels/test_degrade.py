@@ -163,22 +163,22 @@ def test_layers_of_the_caller_are_added(device, dtype, layers):
 def test_registration(device):
     ops, clean, seeds = torch.ops.ipt_fast, crops(2, 12, 24, device), SEEDS[:2].to(device)
     calls = (
-        (ops.degrade_sr, (clean, 3, 1)),
-        (ops.degrade_denoise, (clean, seeds, 30.0)),
-        (ops.degrade_derain, (clean, seeds)),
-        (ops.degrade_add_layers, (clean, torch.rand(2, 12, 24, device=device))),
+        (seeds, None, "sr", 3, 0.0, 1),
+        (seeds, None, "denoise", 1, 30.0, 0),
+        (seeds, None, "derain", 1, 0.0, 0),
+        (seeds, torch.rand(2, 12, 24, device=device), "derain", 1, 0.0, 0),
     )
     last = clean.contiguous(memory_format=torch.channels_last)
-    for op, arguments in calls:
+    for arguments in calls:
         for first in (clean, last):
             checks = ("test_schema", "test_faketensor")
-            torch.library.opcheck(op.default, (first, *arguments[1:]), test_utils=checks)
+            torch.library.opcheck(ops.degrade.default, (first, *arguments, "triton"), test_utils=checks)
 
 
 @pytest.mark.parametrize("task", ["sr2", "denoise50", "derain"])
 def test_compiled_without_a_graph_break_it_is_the_same(device, task):
     clean, seeds = crops(2, 12, 24, device), SEEDS[:2].to(device)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(lambda x, s: degrade(x, task, seeds=s, impl="triton"), fullgraph=True, backend="aot_eager")
     check_exact(compiled(clean, seeds), degrade(clean, task, seeds=seeds, impl="triton"))
 

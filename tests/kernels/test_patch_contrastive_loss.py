@@ -84,13 +84,15 @@ def test_images_of_other_ranks_are_negatives_and_no_anchors(device):
     want_values, want_grad = value_and_grad(patch_contrastive_loss_reference, whole.double(), weights)
     ops, here = torch.ops.ipt_fast, slice(0, 2)
     own, others = whole[:2], whole[2:]
-    sums, values, token_sum = ops.patch_contrastive_triton(own, others, "paper", 0.07)
+    sums, values, token_sum = ops.patch_contrastive_loss(own, others, "paper", 0.07, "triton")
     torch.testing.assert_close(values.double(), want_values[here], rtol=1e-5, atol=1e-5)
-    all_sums, _, _ = ops.patch_contrastive_triton(whole, None, "paper", 0.07)
+    all_sums, _, _ = ops.patch_contrastive_loss(whole, None, "paper", 0.07, "triton")
     torch.testing.assert_close(sums, all_sums[here])
-    rates = weights[:, None, None] / 20**2 / all_sums
-    pull = token_sum * (-2 / 20**2 * weights[here])[:, None]
-    grad = ops.patch_contrastive_triton_backward(own, rates[here], pull, others, rates[2:], "paper", 0.07)
+    coefficients = weights[:, None, None] / 20**2 / all_sums
+    positive_grad = token_sum * (-2 / 20**2 * weights[here])[:, None]
+    grad = ops.patch_contrastive_loss_backward(
+        own, coefficients[here], positive_grad, others, coefficients[2:], "paper", 0.07, "triton"
+    )
     assert relative(grad, want_grad[here]) < 1e-5
 
 
@@ -117,7 +119,7 @@ def test_zero_tokens_have_no_gradient_and_zero_weights_give_zero(device):
 def test_a_single_nan_is_never_hidden(device, value):
     features = torch.randn(3, 20, 16, device=device)
     features[1, 2, 5] = value
-    _, values, _ = torch.ops.ipt_fast.patch_contrastive_triton(features, None, "paper", 0.07)
+    _, values, _ = torch.ops.ipt_fast.patch_contrastive_loss(features, None, "paper", 0.07, "triton")
     assert values.isnan().all()
 
 
@@ -132,16 +134,18 @@ def test_strided_features_are_taken(device):
 def test_registration(device):
     ops, features = torch.ops.ipt_fast, torch.randn(2, 6, 9, device=device)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.patch_contrastive_triton.default, (features, None, "paper", 0.07), test_utils=checks)
-    rates, pull = torch.rand(2, 6, 6, device=device), torch.randn(2, 9, device=device)
-    arguments = (features, rates, pull, None, None, "paper", 0.07)
-    torch.library.opcheck(ops.patch_contrastive_triton_backward.default, arguments, test_utils=checks)
+    torch.library.opcheck(
+        ops.patch_contrastive_loss.default, (features, None, "paper", 0.07, "triton"), test_utils=checks
+    )
+    coefficients, positive_grad = torch.rand(2, 6, 6, device=device), torch.randn(2, 9, device=device)
+    arguments = (features, coefficients, positive_grad, None, None, "paper", 0.07, "triton")
+    torch.library.opcheck(ops.patch_contrastive_loss_backward.default, arguments, test_utils=checks)
 
 
 def test_compiled_without_a_graph_break_it_is_the_same(device):
     features, weights = torch.randn(3, 6, 9, device=device), torch.randn(3, device=device)
     want = value_and_grad(triton, features, weights)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(triton, fullgraph=True, backend="aot_eager")
     for got, w in zip(value_and_grad(compiled, features, weights), want, strict=True):
         torch.testing.assert_close(got, w)

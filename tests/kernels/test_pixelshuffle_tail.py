@@ -88,7 +88,7 @@ def test_any_layout(device, layout):
     assert relative(pixelshuffle_tail(x, convs, (2,), impl="triton"), expected) < 1e-5
 
 
-def test_kept_kernels_follow_the_weights(device):
+def test_kernels_follow_the_weights(device):
     convs = make_convs((2,), (3, 3), 16, 3, device, torch.float32)
     x = torch.randn(1, 16, 6, 6, device=device)
     for impl in ("triton", "collapsed", "triton"):

@@ -146,6 +146,11 @@ REFUSED = [
     ({"clean": crops(4, 48, 47)}, ValueError, r"multiples of 2 .*\(got 48 x 47\); cut the crops to that"),
     ({"seeds": torch.arange(3)}, ValueError, r"seeds must be int64 \[B\] with B=4, .* \(got torch.int64 \[3\]\)"),
     ({"seeds": torch.zeros(4)}, ValueError, r"\(got torch.float32 \[4\]\)"),
+    ({"task": 2}, TypeError, r"task must be a name or a Task \(got int\)"),
+    ({"seeds": [1, 2, 3, 4]}, TypeError, r"seeds must be an int64 tensor \[B\] \(got list\)"),
+    ({"margin": 1.5}, TypeError, r"margin must be a whole number \(got float\)"),
+    ({"generator": 7}, TypeError, r"generator must be a torch.Generator \(got int\)"),
+    ({"task": "derain", "rain": 3}, TypeError, r"rain must be a function"),
     ({"impl": "cuda"}, ValueError, 'impl="cuda" is not a backend; choose one of .*eager'),
 ]
 
@@ -161,3 +166,19 @@ def test_eager_serves_every_device():
     assert backend_status("cpu")["eager"] is None and backend_status("cuda")["eager"] is None
     expected = degrade(crops(), "denoise30", seeds=torch.arange(4))[0]
     assert torch.equal(degrade(crops(), "denoise30", seeds=torch.arange(4), impl="eager")[0], expected)
+
+
+@pytest.mark.parametrize("task", ["sr2", "denoise30", "derain"])
+def test_default_dtype_and_device_do_not_matter(task):
+    clean, seeds = crops(2, 28, 26), torch.arange(2)  # sides that no other test has: nothing is cached yet
+    with torch.device("meta"):
+        first = degrade(clean, task, seeds=seeds)
+    expected = degrade(clean, task, seeds=seeds)
+    torch.set_default_dtype(torch.float64)
+    try:
+        second = degrade(clean, task, seeds=seeds)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for got in (first, second):
+        for a, b in zip(got, expected, strict=True):
+            assert a.device.type == "cpu" and a.dtype == torch.float32 and torch.equal(a, b)

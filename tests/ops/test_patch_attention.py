@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from ipt_fast.ops import _patch_attention_cpu, patch_attention
@@ -26,6 +27,11 @@ def make(B=2, N=7, M=9, H=3, d=5, dtype=torch.float64, embeds=True):
 
 def call(inputs, num_heads, **options):
     return patch_attention(**dict(itertools.zip_longest(NAMES, inputs, fillvalue=None)), num_heads=num_heads, **options)
+
+
+def negated_view(x):
+    """Return -x as a view that PyTorch negates when it is read."""
+    return torch.complex(torch.zeros_like(x), x).conj().imag
 
 
 def relative(a, b):
@@ -272,3 +278,82 @@ def test_status_names_every_backend(monkeypatch):
     assert status["sdpa"] is None and status["cpu"] is None and status["eager"] is None
     assert "CUDA device" in status["xformers"]
     assert status["triton"]
+
+
+@pytest.mark.parametrize("impl", [None, *CPU])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_query_that_is_nan_or_inf_gives_nan_in_its_row_alone(impl, dtype, bad):
+    for M in (1, 2, 3, 8, 15, 16, 33):
+        q, k, v = torch.randn(2, 4, 16).to(dtype), torch.rand(2, M, 16).to(dtype), torch.randn(2, M, 16).to(dtype)
+        q[0, 1, :8] = bad
+        out = patch_attention(q, k, v, num_heads=2, impl=impl)
+        wanted = patch_attention_reference(q.double(), k.double(), v.double(), 2, None, None, 8**-0.5)
+        assert torch.equal(out.isnan(), wanted.isnan()) and out[0, 1, :8].isnan().all(), M
+
+
+@pytest.mark.parametrize("impl", CPU[1:])
+def test_torch_func_goes_through_and_what_it_cannot_do_is_refused(impl):
+    q, k, v, q_embed, k_embed = (x.detach() for x in make(N=9))
+
+    def loss(q, impl):
+        return call((q, k, v, q_embed, k_embed), 3, impl=impl).square().sum()
+
+    torch.testing.assert_close(torch.func.grad(loss)(q, impl), torch.func.grad(loss)(q, "eager"))
+    several = torch.stack([q, 2 * q])
+    each = torch.vmap(torch.func.grad(loss), (0, None))
+    torch.testing.assert_close(each(several, impl), each(several, "eager"))
+    with pytest.raises(RuntimeError, match="cannot differentiate twice"):
+        torch.func.grad(lambda q: torch.func.grad(loss)(q, impl).sum())(q)
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda q: loss(q, impl), (q,), (torch.ones_like(q),))
+    leaf = q.clone().requires_grad_()
+    out, _ = torch.ops.ipt_fast.patch_attention(leaf, k, v, None, None, 3, 0.4, impl)
+    with pytest.raises(RuntimeError, match=r"call the function in ipt_fast\.ops"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("impl", CPU[1:])
+def test_fakes_have_the_strides_of_what_they_stand_for(impl):
+    packed = torch.randn(3, 5, 48)
+    for q, k, v in (
+        packed.chunk(3, -1),
+        [torch.randn(5, 3, 16).transpose(0, 1) for _ in range(3)],
+        [torch.randn(3, 16, 5).transpose(1, 2) for _ in range(3)],
+        [torch.randn(1, 5, 16).expand(3, 5, 16), torch.randn(3, 5, 16), torch.randn(3, 5, 16)],
+    ):
+        real = torch.ops.ipt_fast.patch_attention(q, k, v, None, None, 2, 0.35, impl)
+        with FakeTensorMode() as mode:
+            fakes = [mode.from_tensor(x) for x in (q, k, v)]
+            fake = torch.ops.ipt_fast.patch_attention(*fakes, None, None, 2, 0.35, impl)
+        assert [(x.shape, x.stride()) for x in real] == [(x.shape, x.stride()) for x in fake]
+
+
+@pytest.mark.parametrize("impl", CPU)
+def test_scale_zero_negative_views_and_empty_batches(impl):
+    q, k, v = (x.detach() for x in make(embeds=False))
+    uniform = patch_attention(q, k, v, num_heads=3, scale=0, impl=impl)
+    torch.testing.assert_close(uniform, v.mean(1, keepdim=True).expand_as(q))
+    torch.testing.assert_close(
+        patch_attention(negated_view(-q), negated_view(-k), v, num_heads=3, impl=impl),
+        patch_attention(q, k, v, num_heads=3, impl=impl),
+    )
+    assert patch_attention(q[:0], k[:0], v[:0], num_heads=3, impl=impl).shape == (0, 7, 15)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"q": None}, TypeError, r"q must be a tensor \(got NoneType\)"),
+        ({"k_embed": [1.0]}, TypeError, r"k_embed must be a tensor \(got list\)"),
+        ({"num_heads": None}, TypeError, r"num_heads must be a whole number \(got NoneType\)"),
+        ({"num_heads": 0}, ValueError, r"num_heads must be at least 1 \(got 0\)"),
+        ({"scale": "a"}, TypeError, "scale must be a number without gradient \\(got 'a'\\)"),
+        ({"scale": torch.tensor(0.2)}, TypeError, r"scale must be a number without gradient \(got Tensor\)"),
+        ({"scale": math.nan}, ValueError, r"scale must be finite \(got nan\)"),
+    ],
+)
+def test_wrong_types_are_named(change, error, message):
+    x = torch.zeros(2, 7, 15)
+    with pytest.raises(error, match=f"patch_attention: {message}"):
+        patch_attention(**{"q": x, "k": x, "v": x, "num_heads": 3, **change})

@@ -1,11 +1,15 @@
-"""pixelshuffle_tail equals its chain: every shape, dtype, gradient; the kernels kept never outlive a weight."""
+"""pixelshuffle_tail equals its chain: every shape, dtype, gradient; it computes from the weights as they are."""
+
+import copy
+import io
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ipt_fast.ops import pixelshuffle_tail
+from ipt_fast.ops import collapse_tail, pixelshuffle_tail
 from ipt_fast.ops.pixelshuffle_tail import (
     PixelShuffleTail,
     pixelshuffle_tail_reference,
@@ -38,6 +42,11 @@ def make_convs(scales, kernels, bias=True, channels=5, out=3, dtype=torch.float6
         convs.append(tuple(None if t is None else t.to(dtype).requires_grad_(grad) for t in (weight, b)))
         c = width // (r * r)
     return convs
+
+
+def negated_view(x):
+    """Return -x as a view that PyTorch negates when it is read."""
+    return torch.complex(torch.zeros_like(x), x).conj().imag
 
 
 def relative(a, b):
@@ -128,7 +137,7 @@ def test_frozen_weights_still_give_the_gradient_of_x():
     "change",
     ["optimizer", "foreach", "fused", "load_state_dict", "in place", "through data", "bias", "new data", "half"],
 )
-def test_kept_kernels_follow_every_change_of_a_weight(change):
+def test_every_change_of_a_weight_counts_at_once(change):
     tail = PixelShuffleTail.from_convs(
         [nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)], (2,), impl="collapsed"
     )
@@ -221,3 +230,80 @@ def test_exported_graphs_hold_the_chain():
     program = torch.export.export(PixelShuffleTail(4, 3, (2,)).eval(), (torch.randn(1, 4, 6, 6),))
     assert "ipt_fast" not in str(program.graph)
     assert str(program.graph).count("pixel_shuffle") >= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scales", [(2,), (3,), (2, 2)])
+def test_a_collapsed_tail_gives_the_bits_of_the_op(scales, dtype):
+    convs = PixelShuffleTail(32, 3, scales).to(dtype).convs
+    tail = collapse_tail(convs, scales)
+    with torch.no_grad():
+        for H, W in ((12, 11), (1, 2)):
+            x = torch.randn(2, 32, H, W).to(dtype)
+            got = tail(x)
+            assert got.dtype == dtype and torch.equal(got, pixelshuffle_tail(x, convs, scales, impl="collapsed"))
+
+
+def test_a_collapsed_tail_is_frozen_and_can_be_copied_saved_compiled_exported_and_traced():
+    convs = make_convs((2,), (3, 3), channels=64, dtype=torch.float32, grad=True)
+    tail = collapse_tail(convs, (2,))
+    x = torch.randn(1, 64, 9, 8)
+    expected = tail(x)
+    assert not list(tail.parameters()) and not expected.requires_grad
+    stored = io.BytesIO()
+    torch.save(tail, stored)
+    stored.seek(0)
+    for other in (
+        copy.deepcopy(tail),
+        torch.load(stored, weights_only=False),
+        torch.compile(tail, fullgraph=True, backend="aot_eager"),
+        torch.export.export(tail, (x,)).module(),
+        torch.jit.trace(tail, (x,)),
+    ):
+        torch.testing.assert_close(other(x), expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        convs[0][0].mul_(2)
+    assert torch.equal(tail(x), expected)
+    x.requires_grad_()
+    with torch.no_grad():
+        convs[0][0].div_(2)
+    frozen, chain = (torch.autograd.grad(y.square().sum(), x)[0] for y in (tail(x), written_out(x, convs, (2,))))
+    assert relative(frozen, chain) < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tail(x).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match=r"x is torch.float64, a weight torch.float32; use one dtype"):
+        tail(x.double())
+    with pytest.raises(TypeError, match="collapse_tail: dtype must be float16"):
+        collapse_tail(convs, (2,), torch.int8)
+
+
+def test_empty_batches_odd_weights_and_fake_tensors():
+    convs = make_convs((2,), (3, 3), channels=8, dtype=torch.float32)
+    x = torch.randn(2, 8, 9, 7)
+    expected = written_out(x, convs, (2,))
+    for impl in (None, "eager", "collapsed"):
+        assert pixelshuffle_tail(x[:0], convs, (2,), impl=impl).shape == (0, 3, 18, 14)
+        last = [(w.to(memory_format=torch.channels_last), b) for w, b in convs]
+        assert relative(pixelshuffle_tail(x, last, (2,), impl=impl), expected) < 1e-5
+        negative = [(negated_view(-w), negated_view(-b)) for w, b in convs]
+        assert relative(pixelshuffle_tail(x, negative, (2,), impl=impl), expected) < 1e-5
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert pixelshuffle_tail(mode.from_tensor(x), convs, (2,), impl=impl).shape == (2, 3, 18, 14)
+        assert relative(pixelshuffle_tail(x, convs, (2,), impl=impl), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": None}, r"x must be a tensor \[B, C, H, W\] \(got NoneType\)"),
+        ({"x": torch.zeros(1, 5, 4, 4, dtype=torch.int64)}, r"x must be float16, .* \(got torch.int64\)"),
+        ({"scales": 2}, r"scales must be a sequence \(got int\)"),
+        ({"convs": None}, r"convs must be a sequence \(got NoneType\)"),
+        ({"convs": [None, torch.zeros(3, 4, 3, 3)]}, r"convs\[0\] must be an nn.Conv2d, .* \(got NoneType\)"),
+        ({"convs": [(torch.zeros(16, 5, 3, 3), 1.0), torch.zeros(3, 4, 3, 3)]}, r"bias of convs\[0\] must be a tensor"),
+    ],
+)
+def test_wrong_types_are_named(change, message):
+    call = {"x": torch.zeros(1, 5, 4, 4), "convs": make_convs((2,), (3, 3), dtype=torch.float32), "scales": (2,)}
+    with pytest.raises(TypeError, match=f"pixelshuffle_tail: .*{message}"):
+        pixelshuffle_tail(**{**call, **change})
