@@ -88,12 +88,23 @@ def accelerate(network: nn.Module, *, frozen: bool = False) -> Acceleration:
         raise TypeError(f"accelerate: needs an nn.Module that is not scripted (got {type(network).__name__})")
     if not isinstance(frozen, bool):
         raise TypeError(f"accelerate: frozen must be True or False (got {frozen!r})")
-    before = [tail for m in network.modules() if isinstance(m, TailSequential | TailStart) for tail in m._tails]
+    modules = [(p, m) for p, m in network.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = [tail for _, m in modules if isinstance(m, TailSequential | TailStart) for tail in m._tails]
     if frozen and any(tail.collapsed is None for tail in before):
         raise ValueError("accelerate: frozen=True, but tails of this network are accelerated already; undo that first")
     with contextlib.ExitStack() as undo:
         work = _Work(network, frozen, undo, decided={id(m) for tail in before for m in tail.members})
-        work.run({id(tail.members[0]) for tail in before})
+        for path, module in modules:
+            if isinstance(module, EmbeddedAttention) or any(module is tail.members[0] for tail in before):
+                work.report.already.append(path)
+                work.decided.add(id(module))
+            for name, match in adapters().items():
+                work.look_at(name, path, module, list(match(module) or ()))
+            if isinstance(module, nn.MultiheadAttention) and id(module) not in work.decided:
+                work.attention(path, module)
+        for path, module in modules:
+            if isinstance(module, nn.PixelShuffle) and id(module) not in work.decided:
+                work.report.refused.append((path, work.reason_not_followed(path)))
         return Acceleration(undo.pop_all(), work.report)
 
 
@@ -105,21 +116,7 @@ class _Work:
         self.report = Report()
         self.places = Counter(id(m) for _, m in network.named_modules(remove_duplicate=False))
 
-    def run(self, starts: set[int]) -> None:
-        """Ask all adapters, then say of every PixelShuffle that nobody spoke of why it is left alone."""
-        modules = [(p, m) for p, m in self.network.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
-        for path, module in modules:
-            if isinstance(module, EmbeddedAttention) or id(module) in starts:
-                self.report.already.append(path)
-            elif isinstance(module, nn.MultiheadAttention):
-                self._attention(path, module)
-            for name, match in adapters().items():
-                self._apply(name, path, module, list(match(module) or ()))
-        for path, module in modules:
-            if isinstance(module, nn.PixelShuffle) and id(module) not in self.decided:
-                self.report.refused.append((path, self._reason_not_followed(path)))
-
-    def _attention(self, path: str, module: nn.MultiheadAttention) -> None:
+    def attention(self, path: str, module: nn.MultiheadAttention) -> None:
         if reason := reason_not_served(module):
             self.report.refused.append((path, reason))
             return
@@ -128,10 +125,10 @@ class _Work:
         what = f"patch_attention where need_weights=False; its own forward otherwise, with {but}"
         self.report.swapped.append((path, what))
 
-    def _apply(self, name: str, path: str, module: nn.Module, findings: list[Finding]) -> None:
+    def look_at(self, name: str, path: str, module: nn.Module, findings: list[Finding]) -> None:
         tails: list[Tail] = []
         for finding in findings:
-            parts = finding.parts if isinstance(finding, LinearTail) else (finding.part,)
+            parts = finding.parts if isinstance(finding, LinearTail) else finding[:1]
             try:
                 members: list[Any] = [module.get_submodule(part) for part in parts]
             except AttributeError as error:
@@ -141,7 +138,7 @@ class _Work:
             self.decided.update(id(m) for m in members)
             paths = [".".join(filter(None, (path, part))) for part in parts]
             if not isinstance(finding, LinearTail):
-                self.report.refused.append((paths[0], finding.reason))
+                self.report.refused.append((paths[0], finding[1]))
             elif reason := self._reason_no_tail(module, finding, members):
                 self.report.refused.append((paths[min(1, len(paths) - 1)], reason))
             else:
@@ -154,11 +151,10 @@ class _Work:
             self._swap(module, TailSequential, _tails=tuple(tails), _steps=tuple(_steps(module, tails)))
         for tail in tails:
             if type(module) is not TailSequential:
-                image = tail.members[-1].out_channels
                 self._swap(tail.members[0], TailStart, _tails=(tail,))
                 for member in tail.members[1:]:
                     new = TailConv if isinstance(member, nn.Conv2d) else TailShuffle
-                    self._swap(member, new, _image_channels=image)
+                    self._swap(member, new, _image_channels=tail.members[-1].out_channels)
             tail.kinds = tuple((m, type(m)) for m, _ in tail.kinds)
 
     def _swap(self, module: nn.Module, new: type, **attributes: object) -> None:
@@ -191,8 +187,7 @@ class _Work:
         for name, module in (*named, *inner.items()):
             if self.places[id(module)] > 1:
                 return f"{name} is used more than once in the network"
-        for name, container in inner.items():
-            if reason := reason_not_fusable(container):
+            if name in inner and (reason := reason_not_fusable(module)):
                 return f"{name} around it {reason}"
         if len(members) < 3 or len(members) % 2 == 0:
             return f"its adapter names {len(members)} parts; a tail is convolution, PixelShuffle, ..., convolution"
@@ -208,7 +203,7 @@ class _Work:
             return "image and features have the same number of channels, by which its parts tell them apart"
         return None
 
-    def _reason_not_followed(self, path: str) -> str:
+    def reason_not_followed(self, path: str) -> str:
         owner = self.network.get_submodule(path.rpartition(".")[0])
         if isinstance(owner, nn.Sequential) and (reason := reason_not_fusable(owner)):
             return f"stands in a {type(owner).__name__} that {reason}"

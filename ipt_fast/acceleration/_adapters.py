@@ -24,15 +24,7 @@ class LinearTail:
     flags: Flags = ()
 
 
-@dataclass(frozen=True)
-class LeaveAlone:
-    """A part that looks as if it could be accelerated, and the reason why it is not."""
-
-    part: str
-    reason: str
-
-
-Finding = LinearTail | LeaveAlone
+Finding = LinearTail | tuple[str, str]  # or the name of a part that is left alone, and the reason
 Calls = Sequence[tuple[str, nn.Module | None]]  # modules by name, called one after the other
 Match = Callable[[nn.Module], Iterable[Finding] | None]
 _REGISTERED: dict[str, Match] = {}
@@ -42,10 +34,11 @@ def register_adapter(name: str, match: Match) -> None:
     """Add an architecture to what ``accelerate`` finds.
 
     ``match(module)`` is called with every module of a network, from the outside to the inside, before the adapters of
-    this package, and changes nothing: it returns what it found, or None: a ``LinearTail`` or ``LeaveAlone`` each, with
-    names of parts below ``module``. It vouches for what it says of its class's forward; hooks, shared modules,
-    parametrisations and convolutions that cannot be collapsed are looked for by ``accelerate``. For an architecture
-    that calls ``self.last(self.shuffle(self.up(x)))``::
+    this package, and changes nothing: it returns what it found, or None. What it may return, with names of parts below
+    ``module`` ("" is ``module`` itself): ``LinearTail``, and (part, reason) for what is to be left alone. It vouches
+    for what it says of its class's forward; hooks, shared modules, parametrisations and convolutions that cannot be
+    collapsed are looked for by ``accelerate``. For an architecture that calls
+    ``self.last(self.shuffle(self.up(x)))``::
 
         register_adapter("MyNet", lambda m: [LinearTail(("up", "shuffle", "last"))] if isinstance(m, MyNet) else None)
 
@@ -85,7 +78,7 @@ def _parts_of_a_class(module: nn.Module) -> Iterator[Finding]:
             continue
         found = follower(module, name)
         if isinstance(found, str):
-            yield LeaveAlone(named[-1][0], found)
+            yield named[-1][0], found
         else:
             last, flags = found
             yield from _tails([*named[run.start() :], (last, module._modules.get(last))], flags)
@@ -119,7 +112,7 @@ def _tails(named: Calls, flags: Flags = ()) -> Iterator[Finding]:
         served.update(range(*run.span()))
     for i, (name, module) in enumerate(named):
         if isinstance(module, nn.PixelShuffle) and i not in served:
-            yield LeaveAlone(name, _reason_no_tail(named, i))
+            yield name, _reason_no_tail(named, i)
 
 
 def _kinds(named: Calls) -> str:

@@ -29,16 +29,14 @@ class EmbeddedAttention(nn.MultiheadAttention):
         is_causal=False,
     ):
         """As in nn.MultiheadAttention."""
+        args = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         for proxy in (query, key, value):
             if isinstance(proxy, torch.fx.Proxy):  # one node of the graph, as nn.MultiheadAttention is
-                args = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
                 tracer: Any = proxy.tracer
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
         if need_weights or masked or not _serves(self, query, key, value):
-            return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            )
+            return super().forward(*args)
         return _attend(self, query, key, value), None
 
 

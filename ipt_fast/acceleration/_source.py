@@ -57,7 +57,7 @@ def follower(owner: nn.Module, part: str) -> tuple[str, Flags] | str:
 def _sources(kind: type, name: str) -> Iterator[ast.AST]:
     """Parse what ``name`` is in each class, all of which ``super`` may reach."""
     for base in kind.__mro__:
-        found = vars(base).get(name)
+        found: Any = vars(base).get(name)
         found = getattr(found, "fget", None) or getattr(found, "__func__", found)
         if hasattr(found, "__get__") and not base.__module__.startswith(("torch.nn", "builtins")):
             yield ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(found))))
@@ -109,13 +109,9 @@ def _call(node: Any) -> tuple[Any, Any]:
 
 def _only_use(now: ast.Assign, then: ast.stmt) -> Any:
     """Return ``self.other`` where line ``then`` calls it with the result of ``now``, the only use of that result."""
-    match now, then:
-        case ast.Assign([ast.Name(name)]), ast.Return():
-            pass
-        case ast.Assign([ast.Name(name)]), ast.Assign([ast.Name(again)]) if again == name:
-            pass
-        case _:
-            return None
+    name = ast.unparse(now.targets[0])
+    if len(now.targets) > 1 or not ast.unparse(then).startswith((f"{name} = ", "return ")):
+        return None
     loads = [n for n in ast.walk(then) if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
     calls = [part for part, argument in map(_call, ast.walk(then)) if argument in loads]
     return calls[0] if len(loads) == len(calls) == 1 else None
