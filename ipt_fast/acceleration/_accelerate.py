@@ -7,6 +7,7 @@ owner, with its methods and its own way to be pickled, is never touched.
 """
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -130,19 +131,21 @@ class _Work:
         for finding in findings:
             parts = finding.parts if isinstance(finding, LinearTail) else finding[:1]
             try:
-                members: list[Any] = [module.get_submodule(part) for part in parts]
+                names = [name for part in parts for name in itertools.accumulate(part.split("."), "{}.{}".format)]
+                along: dict[str, Any] = {name: module.get_submodule(name) for name in names}  # and what is around them
             except AttributeError as error:
                 raise ValueError(f"accelerate: adapter {name!r} names a part that is not there: {error}") from None
-            if any(id(m) in self.decided for m in members):
+            members = {id(along[part]) for part in parts}
+            if members & self.decided:
                 continue
-            self.decided.update(id(m) for m in members)
+            self.decided |= members
             paths = [".".join(filter(None, (path, part))) for part in parts]
             if not isinstance(finding, LinearTail):
                 self.report.refused.append((paths[0], finding[1]))
-            elif reason := self._reason_no_tail(module, finding, members):
+            elif reason := self._reason_no_tail(module, finding.parts, along):
                 self.report.refused.append((paths[min(1, len(paths) - 1)], reason))
             else:
-                tails.append(self._tail(path, module, finding, members))
+                tails.append(self._tail(path, module, finding, along))
                 frozen = "frozen, " if self.frozen else ""
                 scales = "x".join(map(str, tails[-1].scales))
                 what = f"x{scales} tail up to {paths[-1]} as one convolution, {frozen}{name}"
@@ -163,37 +166,35 @@ class _Work:
         module.__dict__.update(attributes)
         module.__class__ = new
 
-    def _tail(self, path: str, owner: nn.Module, finding: LinearTail, members: list[nn.Module]) -> Tail:
-        inner = _containers(owner, finding.parts)
-        callers = {"": owner, **inner}
+    def _tail(self, path: str, owner: nn.Module, finding: LinearTail, along: dict[str, nn.Module]) -> Tail:
+        members, callers = tuple(along[part] for part in finding.parts), {"": owner, **along}
         orders = tuple((m, list(m)) for m in callers.values() if isinstance(m, nn.Sequential))
         flags = list(finding.flags)
-        for name in (*inner, *finding.parts):
+        for name, module in along.items():
             caller, _, child = name.rpartition(".")
             if not isinstance(callers[caller], nn.Sequential):
-                flags.append((callers[caller], child, owner.get_submodule(name)))
+                flags.append((callers[caller], child, module))
         if path and isinstance(owner, nn.Sequential):  # cut to pieces, it would stand there no more
             parent, _, child = path.rpartition(".")
             flags.append((self.network.get_submodule(parent), child, owner))
         holder = owner if type(owner) is nn.Sequential else members[0]
-        kinds = tuple((m, type(m)) for m in (*members, *inner.values()))
-        tail = Tail(holder, tuple(members), orders, tuple(flags), kinds)
+        tail = Tail(holder, members, orders, tuple(flags), tuple((m, type(m)) for m in along.values()))
         if self.frozen:
             tail.collapsed = collapse_tail(tail.pairs(), tail.scales)
         return tail
 
-    def _reason_no_tail(self, owner: nn.Module, finding: LinearTail, members: list[Any]) -> str | None:
-        inner, named = _containers(owner, finding.parts), [*zip(finding.parts, members, strict=True)]
-        for name, module in (*named, *inner.items()):
+    def _reason_no_tail(self, owner: nn.Module, parts: tuple[str, ...], along: dict[str, Any]) -> str | None:
+        for name, module in along.items():
             if self.places[id(module)] > 1:
                 return f"{name} is used more than once in the network"
-            if name in inner and (reason := reason_not_fusable(module)):
+            if name not in parts and (reason := reason_not_fusable(module)):
                 return f"{name} around it {reason}"
-        if len(members) < 3 or len(members) % 2 == 0:
-            return f"its adapter names {len(members)} parts; a tail is convolution, PixelShuffle, ..., convolution"
-        for i, (name, module) in enumerate(named):
+        if len(parts) < 3 or len(parts) % 2 == 0:
+            return f"its adapter names {len(parts)} parts; a tail is convolution, PixelShuffle, ..., convolution"
+        members = [along[part] for part in parts]
+        for i, module in enumerate(members):
             if reason := reason_not_plain(module, nn.PixelShuffle) if i % 2 else reason_no_conv(module):
-                return f"{name} {reason}"
+                return f"{parts[i]} {reason}"
         takes = []
         for conv, shuffle, then in zip(members[:-1:2], members[1::2], members[2::2], strict=True):
             if then.in_channels * shuffle.upscale_factor**2 != conv.out_channels:
@@ -208,12 +209,6 @@ class _Work:
         if isinstance(owner, nn.Sequential) and (reason := reason_not_fusable(owner)):
             return f"stands in a {type(owner).__name__} that {reason}"
         return f"is called by the forward of {type(owner).__name__}; no adapter knows it"
-
-
-def _containers(owner: nn.Module, parts: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Return what stands between ``owner`` and the parts, by name."""
-    names = [part[:i] for part in parts for i, letter in enumerate(part) if letter == "."]
-    return {name: owner.get_submodule(name) for name in names}
 
 
 def _steps(module: Any, tails: list[Tail]) -> Iterator[nn.Module | Tail]:
