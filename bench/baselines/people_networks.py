@@ -21,15 +21,16 @@ class Block(nn.Module):
 
 
 class Upsampler(nn.Sequential):
-    """EDSR's and RCAN's: conv, PixelShuffle once or twice; an activation after each on demand."""
+    """EDSR's, RCAN's and BasicSR's: conv, PixelShuffle once or twice; an activation after each on demand."""
 
     def __init__(self, scale, n, act=False):
         stages = []
         for r in [3] if scale == 3 else [2] * int(math.log2(scale)):
-            stages += [nn.Conv2d(n, n * r * r, 3, padding=1), nn.PixelShuffle(r)]
-            if act:
-                stages.append(nn.ReLU(True))
+            stages += [nn.Conv2d(n, n * r * r, 3, padding=1), nn.PixelShuffle(r), *([nn.ReLU(True)] if act else [])]
         super().__init__(*stages)
+
+
+Upsample = Upsampler  # its name in BasicSR, and so in SwinIR and HAT
 
 
 class EDSR(nn.Module):
@@ -49,79 +50,52 @@ class EDSR(nn.Module):
 class ChannelAttention(nn.Module):
     def __init__(self, n):
         super().__init__()
-        self.conv_du = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(n, 2, 1), nn.ReLU(True), nn.Conv2d(2, n, 1), nn.Sigmoid()
-        )
+        self.conv_du = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(n, n, 1), nn.Sigmoid())
 
     def forward(self, x):
         return x * self.conv_du(x)
 
 
-class RCAN(nn.Module):
-    """RCAN: the body has channel attention, the tail is a list unpacked into a Sequential."""
+class RCAN(EDSR):
+    """RCAN: as EDSR, with channel attention in the body."""
 
     def __init__(self, scale=2, n=8):
-        super().__init__()
-        self.head = nn.Sequential(nn.Conv2d(3, n, 3, padding=1))
+        super().__init__(scale, n)
         self.body = nn.Sequential(Block(n), ChannelAttention(n), nn.Conv2d(n, n, 3, padding=1))
-        modules_tail = [Upsampler(scale, n), nn.Conv2d(n, 3, 3, padding=1)]
-        self.tail = nn.Sequential(*modules_tail)
-
-    def forward(self, x):
-        x = self.head(x)
-        return self.tail(self.body(x) + x)
-
-
-class Upsample(nn.Sequential):
-    """BasicSR's, used by SwinIR and HAT."""
-
-    def __init__(self, scale, num_feat):
-        m = []
-        for r in [3] if scale == 3 else [2] * int(math.log2(scale)):
-            m.append(nn.Conv2d(num_feat, r * r * num_feat, 3, 1, 1))
-            m.append(nn.PixelShuffle(r))
-        super().__init__(*m)
 
 
 class SwinIR(nn.Module):
-    """SwinIR classical: the tail is called as two attributes, in one branch of three."""
+    """SwinIR classical: the tail is called as two attributes, in one branch of several."""
 
     def __init__(self, scale=2, dim=12, num_feat=8, upsampler="pixelshuffle"):
         super().__init__()
-        self.upscale, self.upsampler = scale, upsampler
+        self.upsampler = upsampler
         self.register_buffer("mean", torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, dim, 3, 1, 1)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.GroupNorm(1, dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, 1, 1)
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, num_feat, 3, 1, 1), nn.LeakyReLU(inplace=True))
         self.upsample = Upsample(scale, num_feat)
         self.conv_last = nn.Conv2d(num_feat, 3, 3, 1, 1)
 
-    def forward_features(self, x):
-        B, C, H, W = x.shape
-        return self.norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).view(B, C, H, W)
-
     def forward(self, x):
-        x = x - self.mean
+        x = self.conv_first(x - self.mean)
+        x = self.conv_after_body(self.norm(x)) + x
+        x = self.conv_before_upsample(x)
         if self.upsampler == "pixelshuffle":
-            x = self.conv_first(x)
-            x = self.conv_after_body(self.forward_features(x)) + x
-            x = self.conv_before_upsample(x)
             x = self.conv_last(self.upsample(x))
         elif self.upsampler == "seen":  # the result of upsample serves twice
-            x = self.conv_before_upsample(self.conv_first(x))
             up = self.upsample(x)
             x = self.conv_last(up) + up.mean(1, keepdim=True)
         elif self.upsampler == "activated":
-            x = self.conv_before_upsample(self.conv_first(x))
             x = self.conv_last(torch.relu(self.upsample(x)))
         elif self.upsampler == "written":
-            x = self.conv_before_upsample(self.conv_first(x))
             up = self.upsample(x)
             up.mul_(2)
-            up[:, 0] = 1
             x = self.conv_last(up)
-        return x + self.mean.repeat(1, 1, 1, 1)
+        elif self.upsampler == "pixelshuffledirect":  # there upsample is one step that gives the image
+            x = self.upsample(x)
+        return x + self.mean
 
 
 class LBNet(nn.Module):
@@ -140,11 +114,7 @@ class LBNet(nn.Module):
 
 
 class HAT(SwinIR):
-    """HAT and other BasicSR networks: activations of its own, x4, rearranged features before."""
-
-    def __init__(self, scale=4, **kwargs):
-        super().__init__(scale, **kwargs)
-        self.conv_before_upsample = nn.Sequential(nn.Conv2d(12, 8, 3, 1, 1), nn.LeakyReLU(0.01, inplace=True))
+    """HAT and other BasicSR networks: the tail is SwinIR's."""
 
 
 class EDT(nn.Module):
@@ -156,7 +126,7 @@ class EDT(nn.Module):
         self.body = nn.Conv2d(dim, dim, 3, 1, 1)
         for s in scales:
             head = [nn.Conv2d(3, n, 3, 1, 1), Block(n), nn.Conv2d(n, dim, 3, 1, 1)]
-            tail = [SkipBlock(dim, n), Upsample(s, n), nn.Conv2d(n, 3, 3, 1, 1)]
+            tail = [nn.Conv2d(dim, n, 3, 1, 1), Upsample(s, n), nn.Conv2d(n, 3, 3, 1, 1)]
             setattr(self, f"head_sr_x{s}", nn.ModuleList(head))
             setattr(self, f"tail_sr_x{s}", nn.ModuleList(tail))
 
@@ -165,20 +135,11 @@ class EDT(nn.Module):
         for s in self.scales:
             first, skip, last = getattr(self, f"head_sr_x{s}")
             skipped = skip(first(x))
-            y, tail = self.body(last(skipped)), getattr(self, f"tail_sr_x{s}")
-            for i, block in enumerate(tail):
-                y = block(y, skipped) if i == 0 else block(y)
+            y = self.body(last(skipped))
+            for i, block in enumerate(getattr(self, f"tail_sr_x{s}")):
+                y = block(y) + skipped if i == 0 else block(y)
             outs.append(y + nn.functional.interpolate(x, scale_factor=s, mode="bilinear"))
         return torch.cat([y.flatten(1) for y in outs], 1)
-
-
-class SkipBlock(nn.Module):
-    def __init__(self, dim, n):
-        super().__init__()
-        self.conv = nn.Conv2d(dim, n, 3, 1, 1)
-
-    def forward(self, x, skip):
-        return self.conv(x) + skip
 
 
 class SpandrelIPT(nn.Module):
@@ -197,8 +158,7 @@ class SpandrelIPT(nn.Module):
         tokens = nn.functional.unfold(x, 3, stride=3).permute(2, 0, 1)  # [N, B, 9 n]
         embed = self.query_embed.weight[self.scale_idx].view(tokens.shape[0], 1, -1)
         y = self.body(tokens, tokens, query_pos=embed).permute(1, 2, 0)
-        res = nn.functional.fold(y, self.size, 3, stride=3) + x
-        return self.tail[self.scale_idx](res)
+        return self.tail[self.scale_idx](nn.functional.fold(y, self.size, 3, stride=3) + x)
 
 
 class DetrEncoderLayer(nn.Module):
@@ -209,10 +169,9 @@ class DetrEncoderLayer(nn.Module):
         self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout)
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, src, src_mask=None, src_key_padding_mask=None, pos=None):
+    def forward(self, src, src_key_padding_mask=None, pos=None):
         q = k = src if pos is None else src + pos
-        options = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "need_weights": False}
-        return self.norm(src + self.self_attn(q, k, value=src, **options)[0])
+        return self.norm(src + self.self_attn(q, k, src, src_key_padding_mask, need_weights=False)[0])
 
 
 class DetrDecoderLayer(nn.Module):
@@ -223,7 +182,7 @@ class DetrDecoderLayer(nn.Module):
         options = {"dropout": dropout, "batch_first": batch_first, "bias": bias}
         self.self_attn = nn.MultiheadAttention(d_model, nhead, **options)
         self.multihead_attn = nn.MultiheadAttention(d_model, nhead, **options)
-        self.linear1, self.linear2 = nn.Linear(d_model, dim_feedforward), nn.Linear(dim_feedforward, d_model)
+        self.ffn = nn.Sequential(nn.Linear(d_model, dim_feedforward), nn.ReLU(), nn.Linear(dim_feedforward, d_model))
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 
@@ -235,12 +194,7 @@ class DetrDecoderLayer(nn.Module):
         q = k = self.with_pos_embed(tgt, query_pos)
         tgt2 = self.self_attn(q, k, value=tgt, attn_mask=tgt_mask)[0]
         tgt = self.norm1(tgt + self.dropout(tgt2))
-        tgt2 = self.multihead_attn(
-            query=self.with_pos_embed(tgt, query_pos),
-            key=self.with_pos_embed(memory, pos),
-            value=memory,
-            key_padding_mask=memory_key_padding_mask,
-        )[0]
+        query, key = self.with_pos_embed(tgt, query_pos), self.with_pos_embed(memory, pos)
+        tgt2 = self.multihead_attn(query, key, value=memory, key_padding_mask=memory_key_padding_mask)[0]
         tgt = self.norm2(tgt + self.dropout(tgt2))
-        tgt2 = self.linear2(self.dropout(torch.relu(self.linear1(tgt))))
-        return self.norm3(tgt + self.dropout(tgt2))
+        return self.norm3(tgt + self.dropout(self.ffn(tgt)))

@@ -1,7 +1,6 @@
 """Make a network that exists faster, in place, without changing what it computes."""
 
-from ipt_fast.acceleration._accelerate import Acceleration, accelerate
-from ipt_fast.acceleration._adapters import LeaveAlone, LinearTail, Swap, register_adapter
-from ipt_fast.acceleration._swap import Report
+from ipt_fast.acceleration._accelerate import Acceleration, Report, accelerate
+from ipt_fast.acceleration._adapters import LinearTail, register_adapter
 
-__all__ = ["Acceleration", "LeaveAlone", "LinearTail", "Report", "Swap", "accelerate", "register_adapter"]
+__all__ = ["Acceleration", "LinearTail", "Report", "accelerate", "register_adapter"]

@@ -1,37 +1,52 @@
-"""``accelerate``: ask every adapter about every module, check what they found, swap it, and write the report."""
+"""``accelerate``: ask every adapter about every module, check what they found, swap it, and write the report.
 
+A module is swapped in place: its class becomes a subclass written in this package, and nothing else changes. So
+parameters, buffers, hooks, names and the state dict stay what they are, pickle and deepcopy need nothing special, and
+undoing is giving the class back. Only modules of exactly a class of torch.nn are swapped: a class of the network's
+owner, with its methods and its own way to be pickled, is never touched.
+"""
+
+import contextlib
+import itertools
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ipt_fast.acceleration._adapters import (
-    Finding,
-    LinearTail,
-    Swap,
-    adapters,
-    is_plain_sequential,
-    reason_no_conv,
-)
-from ipt_fast.acceleration._attention import EmbeddedAttention
-from ipt_fast.acceleration._hooks import reason_not_fusable
-from ipt_fast.acceleration._swap import Report, Swapped
-from ipt_fast.acceleration._tail import Layout, Tail, TailConv, TailSequential, TailShuffle, TailStart
+from ipt_fast.acceleration._adapters import Finding, LinearTail, adapters
+from ipt_fast.acceleration._attention import EmbeddedAttention, reason_not_served
+from ipt_fast.acceleration._plain import reason_no_conv, reason_not_fusable, reason_not_plain
+from ipt_fast.acceleration._tail import Tail, TailConv, TailSequential, TailShuffle, TailStart
 from ipt_fast.ops.pixelshuffle_tail import collapse_tail
+
+
+@dataclass
+class Report:
+    """What ``accelerate`` did: paths of modules with what runs in their place, or with the reason why not."""
+
+    swapped: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    already: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"swapped  {path}: {what}" for path, what in self.swapped]
+        lines += [f"already  {path}" for path in self.already]
+        lines += [f"refused  {path}: {reason}" for path, reason in self.refused]
+        return "\n".join(lines) or "nothing to accelerate was found"
 
 
 class Acceleration:
     """What ``accelerate`` returns: call it to undo; ``report`` lists what was swapped and what not, and why."""
 
-    def __init__(self, swapped: list[Swapped], report: Report):
-        self._swapped, self.report = swapped, report
+    def __init__(self, undo: contextlib.ExitStack, report: Report):
+        self._undo, self.report = undo, report
 
     def __call__(self) -> None:
         """Give every module that this call of ``accelerate`` swapped its class back; a second time does nothing."""
-        for swapped in self._swapped:
-            swapped.undo()
-        self._swapped = []
+        self._undo.close()
 
     def __repr__(self) -> str:
         return f"Acceleration of {len(self.report.swapped)} parts; call it to undo\n{self.report}"
@@ -74,126 +89,112 @@ def accelerate(network: nn.Module, *, frozen: bool = False) -> Acceleration:
         raise TypeError(f"accelerate: needs an nn.Module that is not scripted (got {type(network).__name__})")
     if not isinstance(frozen, bool):
         raise TypeError(f"accelerate: frozen must be True or False (got {frozen!r})")
-    work = _Work(network, frozen)
-    if frozen and any(not tail.collapsed for tail in work.tails_before()):
+    modules = [(p, m) for p, m in network.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = [tail for _, m in modules if isinstance(m, TailSequential | TailStart) for tail in m._tails]
+    if frozen and any(tail.collapsed is None for tail in before):
         raise ValueError("accelerate: frozen=True, but tails of this network are accelerated already; undo that first")
-    try:
-        work.run()
-    except BaseException:
-        Acceleration(work.swapped, work.report)()
-        raise
-    return Acceleration(work.swapped, work.report)
+    with contextlib.ExitStack() as undo:
+        work = _Work(network, frozen, undo, decided={id(m) for tail in before for m in tail.members})
+        for path, module in modules:
+            if isinstance(module, EmbeddedAttention) or any(module is tail.members[0] for tail in before):
+                work.report.already.append(path)
+                work.decided.add(id(module))
+            for name, match in adapters().items():
+                work.look_at(name, path, module, list(match(module) or ()))
+            if isinstance(module, nn.MultiheadAttention) and id(module) not in work.decided:
+                work.attention(path, module)
+        for path, module in modules:
+            if isinstance(module, nn.PixelShuffle) and id(module) not in work.decided:
+                work.report.refused.append((path, work.reason_not_followed(path)))
+        return Acceleration(undo.pop_all(), work.report)
 
 
 class _Work:
-    """One call of ``accelerate``."""
+    """One call of ``accelerate``; ``decided`` are the modules that the report has spoken of, by id."""
 
-    def __init__(self, network: nn.Module, frozen: bool):
-        self.network, self.frozen = network, frozen
-        self.report, self.swapped = Report(), list[Swapped]()
+    def __init__(self, network: nn.Module, frozen: bool, undo: contextlib.ExitStack, decided: set[int]):
+        self.network, self.frozen, self.undo, self.decided = network, frozen, undo, decided
+        self.report = Report()
         self.places = Counter(id(m) for _, m in network.named_modules(remove_duplicate=False))
-        self.decided: set[int] = set()  # modules that the report has spoken of
 
-    def tails_before(self) -> list[Tail]:
-        """Return the tails of modules that are swapped already."""
-        held = [m for m in self.network.modules() if isinstance(m, TailSequential | TailStart)]
-        return [tail for module in held for tail in module._own_tails()]
+    def attention(self, path: str, module: nn.MultiheadAttention) -> None:
+        if reason := reason_not_served(module):
+            self.report.refused.append((path, reason))
+            return
+        self._swap(module, EmbeddedAttention)
+        but = "masks, q = k = v" + (" and training with dropout" if module.dropout else "")
+        what = f"patch_attention where need_weights=False; its own forward otherwise, with {but}"
+        self.report.swapped.append((path, what))
 
-    def run(self) -> None:
-        """Ask all adapters, then say of every PixelShuffle that nobody spoke of why it is left alone."""
-        modules = [(p, m) for p, m in self.network.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
-        tails = self.tails_before()
-        starts = {id(tail.members[0]) for tail in tails}
-        self.decided.update(id(m) for tail in tails for m in tail.members)
-        for path, module in modules:
-            if isinstance(module, EmbeddedAttention) or id(module) in starts:
-                self.report.already.append(path)
-                self.decided.add(id(module))
-        for path, module in modules:
-            for name, match in adapters().items():
-                self._apply(name, path, module, list(match(module) or ()))
-        for path, module in modules:
-            if isinstance(module, nn.PixelShuffle) and id(module) not in self.decided:
-                self.report.refused.append((path, self._reason_not_followed(path)))
-
-    def _apply(self, name: str, path: str, module: nn.Module, findings: list[Finding]) -> None:
+    def look_at(self, name: str, path: str, module: nn.Module, findings: list[Finding]) -> None:
         tails: list[Tail] = []
         for finding in findings:
-            parts = finding.parts if isinstance(finding, LinearTail) else (finding.part,)
+            parts = finding.parts if isinstance(finding, LinearTail) else finding[:1]
             try:
-                members: list[Any] = [module.get_submodule(part) for part in parts]
+                names = [name for part in parts for name in itertools.accumulate(part.split("."), "{}.{}".format)]
+                along: dict[str, Any] = {name: module.get_submodule(name) for name in names}  # and what is around them
             except AttributeError as error:
                 raise ValueError(f"accelerate: adapter {name!r} names a part that is not there: {error}") from None
-            if any(id(m) in self.decided for m in members):
+            members = {id(along[part]) for part in parts}
+            if members & self.decided:
                 continue
+            self.decided |= members
             paths = [".".join(filter(None, (path, part))) for part in parts]
-            if isinstance(finding, LinearTail):
-                reason, where = self._reason_no_tail(module, finding, members), paths[min(1, len(paths) - 1)]
-            elif isinstance(finding, Swap):
-                reason, where = self._reason_no_swap(members[0], finding), paths[0]
+            if not isinstance(finding, LinearTail):
+                self.report.refused.append((paths[0], finding[1]))
+            elif reason := self._reason_no_tail(module, finding.parts, along):
+                self.report.refused.append((paths[min(1, len(paths) - 1)], reason))
             else:
-                reason, where = finding.reason, paths[0]
-            self.decided.update(id(m) for m in members)
-            if reason:
-                self.report.refused.append((where, reason))
-            elif isinstance(finding, LinearTail):
-                tail = self._tail(path, module, finding, members)
-                tails.append(tail)
+                tails.append(self._tail(path, module, finding, along))
                 frozen = "frozen, " if self.frozen else ""
-                scales = "x".join(map(str, tail.scales))
-                self.report.swapped.append(
-                    (paths[0], f"x{scales} tail up to {paths[-1]} as one convolution, {frozen}{name}")
-                )
-            elif isinstance(finding, Swap):
-                self.swapped.append(Swapped.swap(members[0], finding.new))
-                self.report.swapped.append((where, finding.what))
+                scales = "x".join(map(str, tails[-1].scales))
+                what = f"x{scales} tail up to {paths[-1]} as one convolution, {frozen}{name}"
+                self.report.swapped.append((paths[0], what))
         if tails and type(module) is nn.Sequential:
-            self.swapped.append(Swapped.swap(module, TailSequential, _steps=tuple(_steps(module, tails))))
+            self._swap(module, TailSequential, _tails=tuple(tails), _steps=tuple(_steps(module, tails)))
         for tail in tails:
             if type(module) is not TailSequential:
-                self._swap_members(tail)
-            tail.kinds = tuple(type(m) for m in (*tail.members, *tail.inner))
+                self._swap(tail.members[0], TailStart, _tails=(tail,))
+                for member in tail.members[1:]:
+                    new = TailConv if isinstance(member, nn.Conv2d) else TailShuffle
+                    self._swap(member, new, _image_channels=tail.members[-1].out_channels)
+            tail.kinds = tuple((m, type(m)) for m, _ in tail.kinds)
 
-    def _swap_members(self, tail: Tail) -> None:
-        first, image = tail.members[0], tail.convs[-1].out_channels
-        self.swapped.append(Swapped.swap(first, TailStart, _tail=tail))
-        for member in tail.members[1:]:
-            new = TailConv if isinstance(member, nn.Conv2d) else TailShuffle
-            self.swapped.append(Swapped.swap(member, new, _image_channels=image))
+    def _swap(self, module: nn.Module, new: type, **attributes: object) -> None:
+        """Give ``module`` the class ``new``, a subclass of its own, and the attributes that ``new`` reads."""
+        self.undo.callback(_give_back, module, new, type(module), attributes)
+        module.__dict__.update(attributes)
+        module.__class__ = new
 
-    def _tail(self, path: str, owner: nn.Module, finding: LinearTail, members: list[nn.Module]) -> Tail:
-        inner, layouts = _containers(owner, finding.parts), [_layout(owner, "", finding.parts)]
-        layouts += [_layout(container, name, finding.parts) for name, container in inner.items()]
+    def _tail(self, path: str, owner: nn.Module, finding: LinearTail, along: dict[str, nn.Module]) -> Tail:
+        members, callers = tuple(along[part] for part in finding.parts), {"": owner, **along}
+        orders = tuple((m, list(m)) for m in callers.values() if isinstance(m, nn.Sequential))
+        flags = list(finding.flags)
+        for name, module in along.items():
+            caller, _, child = name.rpartition(".")
+            if not isinstance(callers[caller], nn.Sequential):
+                flags.append((callers[caller], child, module))
         if path and isinstance(owner, nn.Sequential):  # cut to pieces, it would stand there no more
-            parent, _, name = path.rpartition(".")
-            layouts.append(Layout(self.network.get_submodule(parent), ((name, owner),), whole=False))
-        tail = Tail(tuple(members), tuple(layouts), tuple(inner.values()), finding.flags)
+            parent, _, child = path.rpartition(".")
+            flags.append((self.network.get_submodule(parent), child, owner))
+        holder = owner if type(owner) is nn.Sequential else members[0]
+        tail = Tail(holder, members, orders, tuple(flags), tuple((m, type(m)) for m in along.values()))
         if self.frozen:
-            tail.collapsed = (collapse_tail(tail.pairs(), tail.scales),)
+            tail.collapsed = collapse_tail(tail.pairs(), tail.scales)
         return tail
 
-    def _reason_no_tail(self, owner: nn.Module, finding: LinearTail, members: list[Any]) -> str | None:
-        inner = _containers(owner, finding.parts)
-        named = [*zip(finding.parts, members, strict=True), *inner.items()]
-        for name, module in named:
+    def _reason_no_tail(self, owner: nn.Module, parts: tuple[str, ...], along: dict[str, Any]) -> str | None:
+        for name, module in along.items():
             if self.places[id(module)] > 1:
                 return f"{name} is used more than once in the network"
-        for name, container in inner.items():
-            reason = reason_not_fusable(container)
-            if reason is None and isinstance(container, nn.Sequential) and not is_plain_sequential(container):
-                reason = "has a forward of its own"
-            if reason:
+            if name not in parts and (reason := reason_not_fusable(module)):
                 return f"{name} around it {reason}"
-        if len(members) < 3 or len(members) % 2 == 0:
-            return f"its adapter names {len(members)} parts; a tail is convolution, PixelShuffle, ..., convolution"
-        for name, conv in list(zip(finding.parts, members, strict=True))[::2]:
-            if reason := reason_no_conv(conv):
-                return f"{name} {reason}"
-        for name, shuffle in list(zip(finding.parts, members, strict=True))[1::2]:
-            if type(shuffle) is not nn.PixelShuffle:
-                return f"{name} is a {type(shuffle).__name__}, not a plain PixelShuffle"
-            if reason := reason_not_fusable(shuffle):
-                return f"{name} {reason}"
+        if len(parts) < 3 or len(parts) % 2 == 0:
+            return f"its adapter names {len(parts)} parts; a tail is convolution, PixelShuffle, ..., convolution"
+        members = [along[part] for part in parts]
+        for i, module in enumerate(members):
+            if reason := reason_not_plain(module, nn.PixelShuffle) if i % 2 else reason_no_conv(module):
+                return f"{parts[i]} {reason}"
         takes = []
         for conv, shuffle, then in zip(members[:-1:2], members[1::2], members[2::2], strict=True):
             if then.in_channels * shuffle.upscale_factor**2 != conv.out_channels:
@@ -203,45 +204,37 @@ class _Work:
             return "image and features have the same number of channels, by which its parts tell them apart"
         return None
 
-    def _reason_no_swap(self, module: nn.Module, swap: Swap) -> str | None:
-        if swap.new.__base__ is not type(module):
-            return f"is a {type(module).__name__}, of which {swap.new.__name__} is no direct subclass"
-        return reason_not_fusable(module)
-
-    def _reason_not_followed(self, path: str) -> str:
+    def reason_not_followed(self, path: str) -> str:
         owner = self.network.get_submodule(path.rpartition(".")[0])
         if isinstance(owner, nn.Sequential) and (reason := reason_not_fusable(owner)):
             return f"stands in a {type(owner).__name__} that {reason}"
         return f"is called by the forward of {type(owner).__name__}; no adapter knows it"
 
 
-def _containers(owner: nn.Module, parts: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Return what stands between ``owner`` and the parts, by name."""
-    names = []
-    for part in parts:
-        steps = part.split(".")
-        names += [".".join(steps[:i]) for i in range(1, len(steps))]
-    return {name: owner.get_submodule(name) for name in dict.fromkeys(names)}
-
-
-def _layout(container: nn.Module, name: str, parts: tuple[str, ...]) -> Layout:
-    prefix = f"{name}." if name else ""
-    used = dict.fromkeys(part[len(prefix) :].split(".")[0] for part in parts if part.startswith(prefix))
-    whole = isinstance(container, nn.Sequential)
-    children = container._modules.items() if whole else ((n, container._modules[n]) for n in used)
-    return Layout(container, tuple((n, m) for n, m in children if m is not None), whole)
-
-
-def _steps(module: nn.Module, tails: list[Tail]):
+def _steps(module: Any, tails: list[Tail]) -> Iterator[nn.Module | Tail]:
     starts = {id(tail.members[0]): tail for tail in tails}
-    members = {id(m) for tail in tails for m in tail.members}
-    inner = {id(m) for tail in tails for m in tail.inner}
+    watched = {id(m) for tail in tails for m, _ in tail.kinds}
     for child in module._modules.values():
-        if child is None:
-            continue
         if id(child) in starts:
             yield starts[id(child)]
-        elif id(child) in inner:
-            yield from _steps(child, tails)
-        elif id(child) not in members:
+        elif id(child) not in watched:
             yield child
+        elif len(child._modules):  # a container around a tail
+            yield from _steps(child, tails)
+
+
+def _give_back(module: nn.Module, new: type, old: type, attributes: dict[str, object]) -> None:
+    """Give the old class back; what a parametrization or FSDP derived from the new one is derived from the old."""
+    module.__class__ = _rebased(type(module), new, old)
+    for name in attributes:
+        module.__dict__.pop(name, None)
+
+
+def _rebased(kind: type, new: type, old: type) -> type:
+    if kind is new:
+        return old
+    bases = tuple(_rebased(base, new, old) for base in kind.__bases__)
+    if bases == kind.__bases__:
+        return kind
+    namespace = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    return type(kind.__name__.replace(new.__name__, old.__name__), bases, namespace)

@@ -10,9 +10,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.acceleration._hooks import reason_not_fusable
-from ipt_fast.acceleration._tail import negated, traced
-from ipt_fast.ops._common import autocast_dtype
+from ipt_fast.acceleration._plain import plain_tensors, reason_not_plain, traced
 from ipt_fast.ops.patch_attention import patch_attention
 
 
@@ -31,41 +29,28 @@ class EmbeddedAttention(nn.MultiheadAttention):
         is_causal=False,
     ):
         """As in nn.MultiheadAttention."""
+        args = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
         for proxy in (query, key, value):
             if isinstance(proxy, torch.fx.Proxy):  # one node of the graph, as nn.MultiheadAttention is
-                args = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
                 tracer: Any = proxy.tracer
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
         if need_weights or masked or not _serves(self, query, key, value):
-            return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            )
+            return super().forward(*args)
         return _attend(self, query, key, value), None
 
 
-def _serves(module: nn.MultiheadAttention, query: object, key: object, value: object) -> bool:
+def _serves(module: nn.MultiheadAttention, query: Any, key: Any, value: Any) -> bool:
     if type(module) is not EmbeddedAttention or traced(query) or (query is key and key is value):
         return False
-    inputs, plain = (query, key, value), (Tensor, nn.Parameter)
-    if any(type(t) is not Tensor or t.is_nested or t.dim() != 3 or negated(t) for t in inputs):  # type: ignore[attr-defined]
-        return False
-    assert isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
     if module.training and module.dropout > 0:
         return False
     weights = [module.in_proj_weight, module.in_proj_bias, module.out_proj.weight, module.out_proj.bias]
-    weights = [t for t in weights if t is not None]
-    if any(type(t) not in plain or t.device != query.device or negated(t) for t in weights):
-        return False
-    cast = autocast_dtype(query.device.type) is not None
-    if query.device.type not in ("cpu", "cuda") or not query.is_floating_point():
-        return False
-    if any(t.dtype != query.dtype for t in (key, value)) or any(t.dtype != query.dtype for t in weights if not cast):
+    if not plain_tensors((query, key, value), weights, dims=3):
         return False
     batch = 0 if module.batch_first else 1
-    if any(t.shape[2] != module.embed_dim or t.shape[batch] != query.shape[batch] for t in (query, key, value)):
-        return False
-    return key.shape == value.shape and not any(0 in t.shape for t in (query, key))
+    same = all(t.shape[2] == module.embed_dim and t.shape[batch] == query.shape[batch] for t in (query, key))
+    return same and key.shape == value.shape
 
 
 def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -92,13 +77,10 @@ def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Te
 
 def reason_not_served(module: nn.MultiheadAttention) -> str | None:
     """Return why an attention is left alone, or None."""
-    if type(module) is not nn.MultiheadAttention:
-        parametrized = " (its weight is parametrised)" if hasattr(module, "parametrizations") else ""
-        return f"is a {type(module).__name__}, not a plain MultiheadAttention{parametrized}"
-    if "forward" in module.__dict__:
-        return "has a forward of its own"
+    if reason := reason_not_plain(module, nn.MultiheadAttention):
+        return reason
     if not module._qkv_same_embed_dim:
         return "has keys or values of another size than its queries"
     if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
         return "adds a key and value of its own (add_bias_kv or add_zero_attn)"
-    return reason_not_fusable(module)
+    return None

@@ -1,6 +1,7 @@
 """accelerate on linear pixelshuffle tails: what it finds, what it refuses, and what changes afterwards."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -106,15 +107,39 @@ class Calls(nn.Module):
             return self.last(self.up(x) * self.scale)
         if self.between == "twice":
             return self.last(self.up(self.last(self.up(x)).mean(1, keepdim=True).repeat(1, 4, 1, 1)))
+        if self.between == "partial":
+            return self.last(self.up(x)) + self._relu(x)
+        if self.between == "property":
+            return self.last(self.up(x)) + self.same(x).mean()
         return self.last(self.up(x)) if self.scale > 1 else self.last(torch.relu(self.up(x)))
 
     def _end(self, x):
         return self.last(self.up(x))
 
+    def _through(self, function, x):
+        return self.last(function(self.up(x)))
+
+    _relu = functools.partialmethod(_through, torch.relu)
+
+    @property
+    def same(self):
+        return self.up
+
 
 @pytest.mark.parametrize(
     "between,found",
-    [("none", 1), ("method", 1), ("kept", 0), ("alias", 0), ("name", 0), ("scaled", 0), ("twice", 1), ("two ways", 1)],
+    [
+        ("none", 1),
+        ("method", 1),
+        ("kept", 0),
+        ("alias", 0),
+        ("name", 0),
+        ("scaled", 0),
+        ("twice", 1),
+        ("two ways", 1),
+        ("partial", 0),
+        ("property", 0),
+    ],
 )
 def test_what_a_forward_shows(between, found):
     network, x = Calls(between), torch.rand(1, 4, 6, 7)
