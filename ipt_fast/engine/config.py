@@ -9,6 +9,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ipt_fast.model import IPTConfig
 from ipt_fast.tasks import get_task
 
+# Settings that may differ from those of the resumed run without changing a single weight.
+_FREE = {
+    "workers", "prefetch", "loader", "checkpoint_every", "keep_every", "log_every", "max_bad_steps", "preset",
+    "compile", "recompute",
+}  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -156,6 +161,17 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
         done = (step - config.warmup_steps) / max(1, total - 1 - config.warmup_steps)
         return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * min(1.0, done))) / 2
     return config.lr
+
+
+def log_differences(then: Mapping[str, Any], config: TrainConfig) -> None:
+    """Warn of the settings in which a resumed run differs from ``then``, its settings before."""
+    differing = [
+        f"{key} was {then.get(key)!r}, is {value!r}"
+        for key, value in config.to_dict().items()
+        if key not in _FREE and then.get(key) != value and key != "model"
+    ]
+    if differing:
+        _log.warning("the run goes on with other settings: %s", "; ".join(differing))
 
 
 def check(

@@ -15,14 +15,15 @@ from rich.console import Console
 
 from ipt_fast.checkpoint import (
     LATEST,
+    CheckpointError,
     generator_states,
     load_training_state,
     newest_good,
-    restore_state,
+    restore_generators,
     save_checkpoint,
 )
 from ipt_fast.data.types import Batch
-from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, total_steps
+from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, log_differences, total_steps
 from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters
 from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer, write_config
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
@@ -150,6 +151,9 @@ class Trainer:
     def resume(self, choice: str | Path) -> bool:
         """Go on from a checkpoint: a path, or "auto" for the newest good one in ``out``. False where there is none.
 
+        The settings of this run win over those of the file, and are logged where they differ; moments and counts come
+        from the file. Everything is compared before anything is loaded.
+
         Raises:
             FileNotFoundError, CheckpointError: it cannot be read, or is of another network; nothing is loaded then.
         """
@@ -160,18 +164,15 @@ class Trainer:
             path, state = found
         else:
             path, state = Path(choice), load_training_state(choice)
-        restore_state(
-            str(path),
-            state,
-            model=self.training.model,
-            ema=self.training.ema,
-            optimizer=self.training.optimizer,
-            scaler=self.training.scale,
-            loader=self.loader,
-            config=self.config.to_dict(),
-            device=self.dist_info.device,
-            rank=self.dist_info.rank,
-        )
+        self.training.check_state(str(path), state)
+        try:
+            self.loader.load_state_dict(state["loader"])
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        log_differences(state["config"], self.config)
+        self.training.load_state_dict(state)
+        states = state["rng"]  # a rank that the checkpoint does not have starts as its last one
+        restore_generators(states[min(self.dist_info.rank, len(states) - 1)], self.dist_info.device)
         self.step = int(state["step"])
         self.saved_at = self.step if path.parent == self.out else -1
         _log.info("goes on from %s at step %d of %d", path, self.step, self.total)
