@@ -54,22 +54,14 @@ def resolve_precision(choice: str, device: torch.device) -> Precision:
 def resolve_recompute(choice: str, model: IPTConfig, batch_size: int, precision: Precision, memory: int) -> bool:
     """Return whether the backward recomputes hidden layers: "on", "off", or "auto", where they would not fit well.
 
-    Args:
-        choice: of the settings.
-        model: sizes of the network.
-        batch_size: of this rank.
-        precision: of the forward.
-        memory: bytes of the device, as ``device_memory`` gives them.
+    ``batch_size`` is that of this rank, ``memory`` the bytes of ``device_memory``.
     """
-    if choice != "auto":
-        return choice == "on"
-    return batch_size * hidden_bytes(model, precision) > _HIDDEN_SHARE * memory
+    return choice == "on" or (choice == "auto" and batch_size * hidden_bytes(model, precision) > _HIDDEN_SHARE * memory)
 
 
 def hidden_bytes(model: IPTConfig, precision: Precision) -> int:
     """Return the bytes of one sample's hidden layers."""
-    layers = 2 * model.num_layers + model.mlp
-    elements = layers * model.num_tokens * model.ffn_ratio * model.embed_dim
+    elements = (2 * model.num_layers + model.mlp) * model.num_tokens * model.ffn_ratio * model.embed_dim
     return elements * (4 if precision == "fp32" else 2)
 
 

@@ -1,10 +1,11 @@
 """The training loop: batches in, steps, log lines and checkpoints out; callable in-process."""
 
+import json
 import logging
 import signal as signals
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,9 +26,10 @@ from ipt_fast.checkpoint import (
 from ipt_fast.data.types import Batch
 from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, log_differences, total_steps
 from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters
-from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer, write_config
+from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
 from ipt_fast.engine.terminal import StopRequest, TrainingProgress
+from ipt_fast.io.atomic import atomic_write
 from ipt_fast.model import IPT
 from ipt_fast.ops import degrade as degrade_op
 
@@ -187,19 +189,25 @@ class Trainer:
             NotSavedError: the last checkpoint could not be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        log = None
-        if self.dist_info.is_main:
-            log = RunLog(self.out, self.step)
-            self._write_config()
         self.meter = Meter(self.dist_info.device)
-        with StopRequest() as request:
-            try:
-                self._train(request, log)
-            finally:
-                self.loader.close()
-                if log is not None:
-                    log.close()
-        return self._summary(request.signal)
+        with ExitStack() as stack:
+            request = stack.enter_context(StopRequest())
+            stack.callback(self.loader.close)
+            log = None
+            if self.dist_info.is_main:
+                self._write_config()
+                log = stack.enter_context(closing(RunLog(self.out, self.step)))
+            self._train(request, log)
+        return Summary(
+            step=self.step,
+            total_steps=self.total,
+            epoch=self.epoch,
+            **{key: self.last.get(key, float("nan")) for key in ("loss", "l1", "contrastive")},
+            skipped=self.meter.skipped,
+            signal=(request.signal or signals.SIGTERM) if self.step < self.total else None,
+            checkpoint=self.out / LATEST,
+            **self.meter.whole_run.rates(),
+        )
 
     def _train(self, request: StopRequest, log: RunLog | None) -> None:
         batches = iter(self.loader)
@@ -210,7 +218,7 @@ class Trainer:
                 if trace:
                     trace.step()
                 self.progress.step(self.step, self.epoch)
-                if self.step % self.config.log_every == 0 or self.meter.all_batches == 1:
+                if self.step % self.config.log_every == 0 or self.meter.whole_run.batches == 1:
                     self._log_record(log)
                 due = self.step % self.config.checkpoint_every == 0 or self._is_kept()
                 if due and self.step < self.total and (reason := self._save()):
@@ -220,7 +228,7 @@ class Trainer:
                 self._stop_if_diverged()
             self._flush()
             self._stop_if_diverged()
-            if self.meter.batches:
+            if self.meter.since.batches:
                 self._log_record(log)
             if reason := self._save():
                 raise NotSavedError(
@@ -239,8 +247,10 @@ class Trainer:
             raise self._loader_error(error) from error
         request.hold_child_signal()
         self.meter.batch(time.perf_counter() - started, len(batch.gt) * self.dist_info.world_size)
-        with DeviceTimer(self.dist_info.device) as timer:
-            x, target = self.training.prepare(batch)
+        timer = DeviceTimer(self.dist_info.device)
+        timer.mark()
+        x, target = self.training.prepare(batch)
+        timer.mark()
         rate = learning_rate(self.config, self.step, self.total)
         outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
         self.step += 1
@@ -287,7 +297,7 @@ class Trainer:
 
     def _log_record(self, log: RunLog | None) -> None:
         self._flush()
-        stats = self.loader.stats()
+        stats, whole_run = self.loader.stats(), self.meter.whole_run
         self.last = {
             "step": self.step,
             "epoch": self.epoch,
@@ -296,7 +306,7 @@ class Trainer:
             **self.meter.record(),
             "decode_ms": stats.get("decode_ms"),
             "bad_files": stats.get("bad_files", 0),
-            "eta_s": self.meter.seconds_left(self.total - self.step),
+            "eta_s": (self.total - self.step) * whole_run.rates()["seconds"] / max(1, whole_run.batches),
         }
         if log is not None:
             log.write(self.last)
@@ -354,6 +364,7 @@ class Trainer:
         }
 
     def _write_config(self) -> None:
+        """Write ``config.json``: the settings of the run, and what they came to on this machine."""
         device = self.dist_info.device
         run = {
             "precision": self.training.precision,
@@ -365,17 +376,5 @@ class Trainer:
             "steps_per_epoch": self.loader.batches_per_epoch,
             "total_steps": self.total,
         }
-        write_config(self.out, self.config.to_dict(), run)
-
-    def _summary(self, signal: int | None) -> Summary:
-        whole = self.meter.whole_run()
-        return Summary(
-            step=self.step,
-            total_steps=self.total,
-            epoch=self.epoch,
-            **{key: self.last.get(key, float("nan")) for key in ("loss", "l1", "contrastive")},
-            skipped=self.meter.skipped,
-            signal=(signal or signals.SIGTERM) if self.step < self.total else None,
-            checkpoint=self.out / LATEST,
-            **whole,
-        )
+        with atomic_write(self.out / "config.json", "w") as file:
+            file.write(json.dumps({"config": self.config.to_dict(), "run": run}, indent=2) + "\n")
