@@ -26,7 +26,7 @@ from ipt_fast.engine.precision import resolve
 from ipt_fast.engine.recipe import apply_changes, finetune_recipe, recipe
 from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError, Trainer
-from ipt_fast.model import IPT, PRESETS, IPTConfig
+from ipt_fast.model import IPT, PRESETS
 
 _EXIT_CODES = {DivergedError: 1, NotSavedError: 3, LoaderError: 4}
 _log = logging.getLogger(__name__)
@@ -80,11 +80,13 @@ def check_usage(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: they do not go together.
     """
-    if args.finetune is None and args.pairs:
-        raise ConfigError("--pairs is for fine-tuning: name the task with --finetune, or give clean photos with --data")
-    if args.finetune is None and not args.data:
-        raise ConfigError("--data is missing: give a folder of photos")
     if args.finetune is None:
+        if args.pairs:
+            raise ConfigError(
+                "--pairs is for fine-tuning: name the task with --finetune, or give clean photos with --data"
+            )
+        if not args.data:
+            raise ConfigError("--data is missing: give a folder of photos")
         if args.init and args.resume not in (None, "auto"):
             raise ConfigError("--init starts a run and --resume FILE goes on with one; give one of them")
         return
@@ -96,28 +98,16 @@ def check_usage(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--finetune takes network and task from --init and --finetune; leave --preset and --tasks out"
         )
+    if given := [change for change in args.set if change.strip().startswith("model.")]:
+        raise ConfigError(f"--set {given[0]}: fine-tuning takes the network as it is in --init")
 
 
 def changes_of(args: argparse.Namespace) -> list[str]:
     """Return all changes of the recipe that the command line asks for, as KEY=VALUE; those of ``--set`` come last."""
     changes = [f"model.tasks={','.join(args.tasks)}"] if args.tasks else []
-    for name in ("loader", "precision", "crops_per_image", "workers", "data_fraction"):
-        value = getattr(args, name)
-        if value is not None:
-            changes.append(f"{name}={value}")
+    named = ("loader", "precision", "crops_per_image", "workers", "data_fraction")
+    changes += [f"{name}={value}" for name in named if (value := getattr(args, name)) is not None]
     return changes + args.set
-
-
-def config_of(args: argparse.Namespace, network: IPTConfig | None = None) -> TrainConfig:
-    """Return the recipe of the preset, or of fine-tuning ``network``, changed by the command line."""
-    changes = changes_of(args)
-    if args.finetune is None:
-        return recipe(args.preset or "base", changes)
-    if network is None:
-        raise ConfigError("--finetune starts from a trained network: give its checkpoint with --init")
-    if given := [change for change in args.set if change.strip().startswith("model.")]:
-        raise ConfigError(f"--set {given[0]}: fine-tuning takes the network as it is in --init")
-    return apply_changes(finetune_recipe(network, args.finetune), changes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,10 +123,14 @@ def run(args: argparse.Namespace, program: str) -> int:
         program: its name, in front of messages.
     """
     console = Console(stderr=True, highlight=False)
+
+    def print_error(error: Exception) -> None:
+        console.print(f"{program}: {error}", markup=False, soft_wrap=True)
+
     try:
         dist_info = init_distributed()
     except RuntimeError as error:
-        _print_error(console, program, error)
+        print_error(error)
         return 2
     try:
         with show_logs(console, dist_info.is_main):
@@ -147,11 +141,11 @@ def run(args: argparse.Namespace, program: str) -> int:
     except (DivergedError, NotSavedError, LoaderError) as error:
         # A loader fails on one rank alone, so that each speaks for itself.
         if dist_info.is_main or isinstance(error, LoaderError):
-            _print_error(console, program, error)
+            print_error(error)
         return _EXIT_CODES[type(error)]
     except (ValueError, OSError, CheckpointError, ModuleNotFoundError) as error:
         if dist_info.is_main:
-            _print_error(console, program, error)
+            print_error(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -160,16 +154,16 @@ def run(args: argparse.Namespace, program: str) -> int:
     return 0 if summary.signal is None else 128 + summary.signal
 
 
-def _print_error(console: Console, program: str, error: Exception) -> None:
-    console.print(f"{program}: {error}", markup=False, soft_wrap=True)
-
-
 def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) -> Trainer | None:
     """Do everything up to the first step; returns None for a dry run."""
     check_usage(args)
     initial = None if args.init is None else load_checkpoint(args.init)
-    config = config_of(args, None if initial is None else initial.config)
-    given = {change.partition("=")[0].strip() for change in changes_of(args)}
+    changes = changes_of(args)
+    if initial is not None and args.finetune:
+        config = apply_changes(finetune_recipe(initial.config, args.finetune), changes)
+    else:
+        config = recipe(args.preset or "base", changes)
+    given = {change.partition("=")[0].strip() for change in changes}
     check(config, dist_info.world_size, pairs=bool(args.pairs), given=given)
     resolve(config, dist_info)
     if args.resume is None and not args.dry_run and (args.out / LATEST).exists():
@@ -244,9 +238,6 @@ def _dry_run_table(config: TrainConfig, photos: str, loader: CropLoader, dist_in
         parameters = sum(p.numel() for p in IPT(config.model).parameters())
     precision, recompute = resolve(config, dist_info)
     steps = total_steps(config, loader.batches_per_epoch)
-    table = Table(title="dry run: nothing is trained or written but the image index", title_justify="left")
-    table.add_column("setting")
-    table.add_column("value", overflow="fold")
     rows = {
         "photos": photos,
         "loader": loader.description,
@@ -257,11 +248,12 @@ def _dry_run_table(config: TrainConfig, photos: str, loader: CropLoader, dist_in
         "activation recomputation": "on" if recompute else "off",
     }
     settings = config.to_dict()
-    network = settings.pop("model")
-    for name in ("preset", "precision", "batch_size", "loader", "recompute"):
-        settings.pop(name)
-    rows |= {name: str(value) for name, value in settings.items()}
-    rows |= {f"model.{name}": str(value) for name, value in network.items()}
+    settings |= {f"model.{name}": value for name, value in settings.pop("model").items()}
+    table = Table(title="dry run: nothing is trained or written but the image index", title_justify="left")
+    table.add_column("setting")
+    table.add_column("value", overflow="fold")
+    said = {"preset", "precision", "batch_size", "loader", "recompute"}
+    rows |= {name: str(value) for name, value in settings.items() if name not in said}
     for name, value in rows.items():
         table.add_row(name, value)
     return table
