@@ -149,3 +149,8 @@ def any_rank(flag: bool, dist_info: DistInfo) -> bool:
         dist.all_reduce(count)
         flag = bool(count)
     return flag
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Return whether an error of a collective says that another rank is gone. Those of gloo have no class."""
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("by peer", "Broken pipe"))

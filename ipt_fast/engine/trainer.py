@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,9 @@ from ipt_fast.checkpoint import (
     restore_generators,
     save_checkpoint,
 )
-from ipt_fast.data.types import Batch
+from ipt_fast.data import Batch, CropLoader
 from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, log_differences, total_steps
-from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters
+from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters, lost_rank
 from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
 from ipt_fast.engine.terminal import StopRequest, TrainingProgress
@@ -34,19 +34,6 @@ from ipt_fast.model import IPT
 from ipt_fast.ops import degrade as degrade_op
 
 _log = logging.getLogger(__name__)
-
-
-class Loader(Protocol):
-    """What the trainer needs of a loader (``ipt_fast.data.CropLoader``)."""
-
-    batches_per_epoch: int
-    description: str
-
-    def __iter__(self) -> Iterator[Batch]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-    def stats(self) -> dict[str, Any]: ...
-    def close(self) -> None: ...
 
 
 class DivergedError(RuntimeError):
@@ -58,7 +45,7 @@ class NotSavedError(RuntimeError):
 
 
 class LoaderError(RuntimeError):
-    """The loader failed, as where the system has killed one of its workers; the steps before it are saved."""
+    """The loader failed, as where the system has killed one of its workers, or another rank has left the run."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +94,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        loader: Loader,
+        loader: CropLoader,
         out: str | Path,
         *,
         dist_info: DistInfo | None = None,
@@ -252,7 +239,15 @@ class Trainer:
         x, target = self.training.prepare(batch)
         timer.mark()
         rate = learning_rate(self.config, self.step, self.total)
-        outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
+        try:
+            outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
+        except RuntimeError as error:
+            if not lost_rank(error):
+                raise
+            raise LoaderError(
+                f"another rank has left the run after step {self.step} of {self.total}, its own message says why "
+                f"({str(error).splitlines()[0]:.120}); --resume auto goes on from the last checkpoint"
+            ) from error
         self.step += 1
         self._flush()  # the step before: the device works on this one meanwhile
         self.unread = (outcome, batch.task, timer)
@@ -327,25 +322,19 @@ class Trainer:
         if self.saved_at == self.step:
             return None
         state = self._state(alone)
-        reason = self._write(state) if self.dist_info.is_main else None
-        if alone:
-            failed = reason is not None
-        else:
-            failed = any_rank(reason is not None, self.dist_info)
+        reason = None
+        if self.dist_info.is_main:
+            kept = [f"checkpoint_epoch{self.epoch:04}.pt"] if self._is_kept() else []
+            for path in (self.out / name for name in (LATEST, *kept)):
+                try:
+                    save_checkpoint(path, state)
+                except (OSError, RuntimeError) as error:
+                    reason = f"{path}: {error}"
+                    break
+        failed = reason is not None if alone else any_rank(reason is not None, self.dist_info)
         if failed:
             return reason or "rank 0 could not write it"
         self.saved_at = self.step
-        return None
-
-    def _write(self, state: dict[str, Any]) -> str | None:
-        paths = [self.out / LATEST]
-        if self._is_kept():
-            paths.append(self.out / f"checkpoint_epoch{self.epoch:04}.pt")
-        for path in paths:
-            try:
-                save_checkpoint(path, state)
-            except (OSError, RuntimeError) as error:
-                return f"{path}: {error}"
         return None
 
     def _state(self, alone: bool) -> dict[str, Any]:
