@@ -74,9 +74,7 @@ class Meter:
         ms_per_batch = 1000 / max(1, self.since.batches)
         record = {
             "loss": _mean([r.total for r in self.results]),
-            "l1": _mean([r.l1 for r in self.results]),
-            "contrastive": _mean([r.contrastive for r in self.results]),
-            "grad_norm": _mean([r.grad_norm for r in self.results]),
+            **{key: _mean([getattr(r, key) for r in self.results]) for key in ("l1", "contrastive", "grad_norm")},
             "patches_per_s": rates["patches_per_s"],
             "step_ms": ms_per_batch * rates["seconds"],
             "data_stall_pct": rates["data_stall_pct"],

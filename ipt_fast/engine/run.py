@@ -1,8 +1,8 @@
 """``train.py``: arguments to a run, and a run to an exit code.
 
 Exit codes: 0 the run is done (or ``--dry-run``), 1 it diverged, 2 wrong usage or input, 3 its last checkpoint could not
-be written, 4 the loader failed (a worker was killed), 130 stopped by Ctrl-C and 143 by SIGTERM, all three after a
-checkpoint.
+be written, 4 the loader failed (a worker was killed) or another rank has left the run, 130 stopped by Ctrl-C and 143 by
+SIGTERM, all three after a checkpoint (with several ranks, where one fails, the last one written).
 """
 
 import argparse
@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="check everything, print what would be done, and end")
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of ``train.py``."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``train.py``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Pre-train an image processing transformer on a folder of photos, or fine-tune one (--finetune).",
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--preset", choices=PRESETS, help="network and recipe (default base, the paper's)")
     add("--tasks", nargs="+", metavar="TASK", help="tasks to train (default: those of the preset)")
     add("--finetune", metavar="TASK", help="train one task from --init: sr2, derain, denoise70, deblur (--pairs), ...")
-    return parser.parse_args(argv)
+    return run(parser.parse_args(argv), "train.py")
 
 
 def check_usage(args: argparse.Namespace) -> None:
@@ -110,16 +110,11 @@ def changes_of(args: argparse.Namespace) -> list[str]:
     return changes + args.set
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``train.py``; returns the exit code."""
-    return run(parse(argv), "train.py")
-
-
 def run(args: argparse.Namespace, program: str) -> int:
     """Train as the parsed command line says, with the log on stderr. Returns the exit code.
 
     Args:
-        args: of ``parse``, or of a parser with the options of ``add_arguments``.
+        args: of a parser with the options of ``add_arguments``.
         program: its name, in front of messages.
     """
     console = Console(stderr=True, highlight=False)
@@ -190,29 +185,24 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
 
 def _loader(args: argparse.Namespace, config: TrainConfig, dist_info: DistInfo) -> tuple[CropLoader, str]:
     """Return the loader and what it reads. Rank 0 checks the photos and writes the index; then the others read it."""
-    shared: dict[str, Any] = {
-        "batch_size": config.batch_size // dist_info.world_size,
-        "rank": dist_info.rank,
-        "world_size": dist_info.world_size,
-        "seed": config.seed,
-        "patch_size": config.model.patch_size,
-        "crops_per_image": config.crops_per_image,
-        "workers": config.workers,
-        "prefetch": config.prefetch,
-        "data_fraction": config.data_fraction,
-    }
+    ranks, patch_size = dist_info.world_size, config.model.patch_size
+    names = ("seed", "crops_per_image", "workers", "prefetch", "data_fraction")
+    shared: dict[str, Any] = {name: getattr(config, name) for name in names}
+    shared |= {"batch_size": config.batch_size // ranks, "rank": dist_info.rank, "world_size": ranks}
     progress = dist_info.is_main and sys.stderr.isatty()
     if not dist_info.is_main:
         dist.barrier()
     if args.pairs:
         clean, degraded = args.pairs
-        loader: CropLoader = make_pair_loader(clean, degraded, args.finetune, progress=progress, **shared)
+        loader: CropLoader = make_pair_loader(
+            clean, degraded, args.finetune, patch_size=patch_size, progress=progress, **shared
+        )
         photos = f"pairs of {clean} and {degraded}"
     else:
-        index = build_index(args.data, min_size=config.model.patch_size, progress=progress)
-        loader = make_loader(index, loader=config.loader, tasks=config.model.tasks, **shared)
+        index = build_index(args.data, min_size=patch_size, progress=progress)
+        loader = make_loader(index, loader=config.loader, tasks=config.model.tasks, patch_size=patch_size, **shared)
         photos = f"{len(index.usable)} photos, {len(index.refused)} refused"
-    if dist_info.is_main and dist_info.world_size > 1:
+    if dist_info.is_main and ranks > 1:
         dist.barrier()
     return loader, photos
 

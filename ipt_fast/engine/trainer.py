@@ -123,9 +123,8 @@ class Trainer:
         self.profile_steps = profile_steps
         self.unread: tuple[StepOutcome, str, DeviceTimer] | None = None
         self.bad_in_a_row = 0
-        self.progress = TrainingProgress(
-            console if self.dist_info.is_main else None, config.preset, self.total, config.lam
-        )
+        seen = console if self.dist_info.is_main else None
+        self.progress = TrainingProgress(seen, config.preset, self.total, config.lam)
 
     @property
     def model(self) -> IPT:
@@ -146,13 +145,10 @@ class Trainer:
         Raises:
             FileNotFoundError, CheckpointError: it cannot be read, or is of another network; nothing is loaded then.
         """
-        if choice == "auto":
-            found = newest_good(self.out)
-            if found is None:
-                return False
-            path, state = found
-        else:
-            path, state = Path(choice), load_training_state(choice)
+        found = newest_good(self.out) if choice == "auto" else (Path(choice), load_training_state(choice))
+        if found is None:
+            return False
+        path, state = found
         self.training.check_state(str(path), state)
         try:
             self.loader.load_state_dict(state["loader"])
@@ -321,7 +317,19 @@ class Trainer:
         self._flush()
         if self.saved_at == self.step:
             return None
-        state = self._state(alone)
+        own = generator_states(self.dist_info.device)
+        rng: list[Any] = [own] * self.dist_info.world_size
+        if self.dist_info.world_size > 1 and not alone:
+            dist.all_gather_object(rng, own)
+        state = {
+            "config": self.config.to_dict(),
+            **self.training.state_dict(),
+            "schedule": {"step": self.step, "total": self.total},
+            "rng": rng,
+            "loader": self.loader.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+        }
         reason = None
         if self.dist_info.is_main:
             kept = [f"checkpoint_epoch{self.epoch:04}.pt"] if self._is_kept() else []
@@ -336,21 +344,6 @@ class Trainer:
             return reason or "rank 0 could not write it"
         self.saved_at = self.step
         return None
-
-    def _state(self, alone: bool) -> dict[str, Any]:
-        own = generator_states(self.dist_info.device)
-        rng: list[Any] = [own] * self.dist_info.world_size
-        if self.dist_info.world_size > 1 and not alone:
-            dist.all_gather_object(rng, own)
-        return {
-            "config": self.config.to_dict(),
-            **self.training.state_dict(),
-            "schedule": {"step": self.step, "total": self.total},
-            "rng": rng,
-            "loader": self.loader.state_dict(),
-            "step": self.step,
-            "epoch": self.epoch,
-        }
 
     def _write_config(self) -> None:
         """Write ``config.json``: the settings of the run, and what they came to on this machine."""
