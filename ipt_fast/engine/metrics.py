@@ -132,7 +132,14 @@ class RunLog:
     def __init__(self, out: Path, step: int):
         self.path = out / LOG
         self._failed = False
-        _drop_after(self.path, step)
+        if self.path.exists():
+            kept = []
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with suppress(json.JSONDecodeError, AttributeError):  # a line cut off by a kill
+                    if json.loads(line).get("step", 0) <= step:
+                        kept.append(line + "\n")
+            with atomic_write(self.path, "w") as file:
+                file.writelines(kept)
         self._board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -171,17 +178,6 @@ def _scalars(record: dict[str, Any], prefix: str = "train/"):
             yield from _scalars(value, f"{key}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("step", "time"):
             yield prefix + key, value
-
-
-def _drop_after(path: Path, step: int) -> None:
-    if path.exists():
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError, AttributeError):  # a line cut off by a kill
-                if json.loads(line).get("step", 0) <= step:
-                    kept.append(line + "\n")
-        with atomic_write(path, "w") as file:
-            file.writelines(kept)
 
 
 def tracer(steps: int, left: int, out: Path, rank: int) -> profile | None:

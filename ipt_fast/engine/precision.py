@@ -1,7 +1,7 @@
 """How a step computes on its device: fp32, bf16 or fp16, the loss scale of fp16, and activation recomputation."""
 
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,19 +17,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _HIDDEN_SHARE = 1 / 6
 
 
-class Execution(NamedTuple):
-    """What the settings "auto" come to on a device."""
-
-    precision: Precision
-    recompute: bool
-
-
-def resolve(config: TrainConfig, dist_info: DistInfo) -> Execution:
+def resolve(config: TrainConfig, dist_info: DistInfo) -> tuple[Precision, bool]:
     """Return precision and activation recomputation of this rank's share of the batch on its device."""
     precision = resolve_precision(config.precision, dist_info.device)
     batch_size = config.batch_size // dist_info.world_size
     memory = device_memory(dist_info.device)
-    return Execution(precision, resolve_recompute(config.recompute, config.model, batch_size, precision, memory))
+    return precision, resolve_recompute(config.recompute, config.model, batch_size, precision, memory)
 
 
 def resolve_precision(choice: str, device: torch.device) -> Precision:

@@ -189,18 +189,17 @@ def _loader(args: argparse.Namespace, config: TrainConfig, dist_info: DistInfo) 
     names = ("seed", "crops_per_image", "workers", "prefetch", "data_fraction")
     shared: dict[str, Any] = {name: getattr(config, name) for name in names}
     shared |= {"batch_size": config.batch_size // ranks, "rank": dist_info.rank, "world_size": ranks}
+    shared["patch_size"] = patch_size
     progress = dist_info.is_main and sys.stderr.isatty()
     if not dist_info.is_main:
         dist.barrier()
     if args.pairs:
         clean, degraded = args.pairs
-        loader: CropLoader = make_pair_loader(
-            clean, degraded, args.finetune, patch_size=patch_size, progress=progress, **shared
-        )
+        loader: CropLoader = make_pair_loader(clean, degraded, args.finetune, progress=progress, **shared)
         photos = f"pairs of {clean} and {degraded}"
     else:
         index = build_index(args.data, min_size=patch_size, progress=progress)
-        loader = make_loader(index, loader=config.loader, tasks=config.model.tasks, patch_size=patch_size, **shared)
+        loader = make_loader(index, loader=config.loader, tasks=config.model.tasks, **shared)
         photos = f"{len(index.usable)} photos, {len(index.refused)} refused"
     if dist_info.is_main and ranks > 1:
         dist.barrier()
