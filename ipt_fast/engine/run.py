@@ -2,7 +2,7 @@
 
 Exit codes: 0 the run is done (or ``--dry-run``), 1 it diverged, 2 wrong usage or input, 3 its last checkpoint could not
 be written, 4 the loader failed (a worker was killed) or another rank has left the run, 130 stopped by Ctrl-C and 143 by
-SIGTERM, all three after a checkpoint (with several ranks, where one fails, the last one written).
+SIGTERM, all three after a checkpoint; only where the loader of another rank than 0 fails, it is the last one due.
 """
 
 import argparse

@@ -168,7 +168,8 @@ class Trainer:
 
         Raises:
             DivergedError: ``max_bad_steps`` steps in a row were not finite.
-            LoaderError: the loader failed; a checkpoint of the steps before that has been written.
+            LoaderError: the loader failed, and rank 0 has written a checkpoint of the steps before that; or another
+                rank has left the run, and the last checkpoint due is there.
             NotSavedError: the last checkpoint could not be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)
