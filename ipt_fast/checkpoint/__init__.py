@@ -1,14 +1,14 @@
 """Files that hold weights or training state: the released ones, our own, and safetensors."""
 
-from ipt_fast.checkpoint.load import load_checkpoint
-from ipt_fast.checkpoint.read import FORMAT, CheckpointError
-from ipt_fast.checkpoint.resume import generator_states, restore_generators, restore_state
-from ipt_fast.checkpoint.tasks import keep_one_task, nearest_task
+from ipt_fast.checkpoint.load import keep_one_task, load_checkpoint, nearest_task
+from ipt_fast.checkpoint.read import FORMAT, CheckpointError, check_weights
 from ipt_fast.checkpoint.training_state import (
     LATEST,
     PREVIOUS,
+    generator_states,
     load_training_state,
     newest_good,
+    restore_generators,
     save_checkpoint,
 )
 from ipt_fast.checkpoint.write import LAYOUTS, Layout, save_network
@@ -20,6 +20,7 @@ __all__ = [
     "PREVIOUS",
     "CheckpointError",
     "Layout",
+    "check_weights",
     "generator_states",
     "keep_one_task",
     "load_checkpoint",
@@ -27,7 +28,6 @@ __all__ = [
     "nearest_task",
     "newest_good",
     "restore_generators",
-    "restore_state",
     "save_checkpoint",
     "save_network",
 ]

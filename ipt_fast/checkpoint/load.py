@@ -1,22 +1,25 @@
-"""A network out of a file: the released ones, single-task ones and our own; every size is read off the weights."""
+"""A network out of a file, the released ones, single-task ones and our own, and one task out of a network.
+
+Every size is read off the weights.
+"""
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ipt_fast.checkpoint.read import CheckpointError, read_weights
-from ipt_fast.checkpoint.tasks import EMBEDDING, task_weights
+from ipt_fast.checkpoint.read import CheckpointError, check_weights, read_weights
 from ipt_fast.model import IPT, IPTConfig
 from ipt_fast.model.ipt import MeanShift
 from ipt_fast.tasks import TASKS, get_task
 
 _ENCODER = "body.encoder.layers.0"
 _POSITION = "body.position_encoding.pe.weight"
+_EMBEDDING = "body.query_embed.weight"
 # Of the released networks (features, tokens, layers); the weights themselves do not say heads and patch.
 _RELEASED = (64, 576, 12)
 RELEASED_HEADS = 12
@@ -45,27 +48,32 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
     path = Path(path)
     if task is not None:
         get_task(task)
-    file = read_weights(path)
-    config = _stated_config(path, file.config)
-    if config is not None and num_heads not in (None, config.num_heads):
-        raise ValueError(f"{path}: says that its network has {config.num_heads} attention heads, not {num_heads}")
-    try:
-        config = config or _config_from_weights(path, file.weights, task, num_heads)
-    except KeyError as error:
-        raise CheckpointError(f"{path}: incomplete weights of an IPT, without {error.args[0]}") from error
-    weights = file.weights
+    weights, stated = read_weights(path)
+    if stated is None:
+        try:
+            config = _config_from_weights(path, weights, task, num_heads)
+        except KeyError as error:
+            raise CheckpointError(f"{path}: incomplete weights of an IPT, without {error.args[0]}") from error
+    else:
+        try:
+            config = IPTConfig.from_dict(stated)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: its configuration does not fit this version: {error}") from error
+        if num_heads not in (None, config.num_heads):
+            raise ValueError(f"{path}: says that its network has {config.num_heads} attention heads, not {num_heads}")
     if task is not None and len(config.tasks) > 1:
         if task not in config.tasks:
             raise ValueError(f"{path}: has no task {task}; it has {', '.join(config.tasks)}")
-        weights = task_weights(weights, config.tasks.index(task))
+        weights = _task_weights(weights, config.tasks.index(task))
         config = replace(config, tasks=(task,))
     elif task is not None and config.tasks != (task,):
         raise ValueError(f"{path}: has the task {config.tasks[0]}, not {task}")
-    _check_fit(path, config, weights)
     with torch.device("meta"):
         model = IPT(config)
+    expected = model.state_dict()
+    check_weights(path, weights, expected, "does not fit an IPT")
     # Copies, so that a network from a float16 file is float32, and none shares its memory with the file's.
-    own = {key: value.to(model.state_dict()[key].dtype, copy=True) for key, value in weights.items()}
+    own = {key: value.to(expected[key].dtype, copy=True) for key, value in weights.items()}
     model.load_state_dict(own, assign=True)
     for part, sign in ((model.sub_mean, -1), (model.add_mean, 1)):
         exact = MeanShift(sign)
@@ -74,15 +82,6 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
             part.load_state_dict(exact.state_dict())
         part.requires_grad_(False)
     return model.eval()
-
-
-def _stated_config(path: Path, values: dict[str, Any] | None) -> IPTConfig | None:
-    if values is None:
-        return None
-    try:
-        return IPTConfig.from_dict(values)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: its configuration does not fit this version: {error}") from error
 
 
 def _config_from_weights(path: Path, weights: dict[str, Tensor], task: str | None, num_heads: int | None) -> IPTConfig:
@@ -94,8 +93,8 @@ def _config_from_weights(path: Path, weights: dict[str, Tensor], task: str | Non
         raise CheckpointError(f"{path}: tokens of {D} values do not go with {n_feats} features of an IPT")
     if _POSITION in weights:
         num_tokens = weights[_POSITION].shape[0]
-    elif EMBEDDING in weights:
-        num_tokens = weights[EMBEDDING].shape[-1] // D
+    elif _EMBEDDING in weights:
+        num_tokens = weights[_EMBEDDING].shape[-1] // D
     else:
         num_tokens = (_RELEASED_PATCH // patch_dim) ** 2
     num_layers = len({key.split(".")[3] for key in weights if key.startswith("body.encoder.layers.")})
@@ -116,7 +115,7 @@ def _config_from_weights(path: Path, weights: dict[str, Tensor], task: str | Non
         tasks=_tasks(path, weights, n_feats, task),
         ffn_ratio=weights[f"{_ENCODER}.linear1.weight"].shape[0] // D,
         position_embed=_POSITION in weights,
-        task_embed=EMBEDDING in weights,
+        task_embed=_EMBEDDING in weights,
         mlp="body.linear_encoding.weight" in weights,
         memory_norm="body.decoder.memory_norm.weight" in weights,
     )
@@ -161,20 +160,46 @@ def _named_in(path: Path, scale: int) -> str:
     )
 
 
-def _check_fit(path: Path, config: IPTConfig, weights: dict[str, Tensor]) -> None:
-    """Refuse a missing or unknown key, another shape, and values that are not finite."""
-    with torch.device("meta"):
-        expected = {key: list(value.shape) for key, value in IPT(config).state_dict().items()}
-    wrong = []
-    for key, shape in expected.items():
-        if key not in weights:
-            wrong.append(f"{key} is missing, expected {shape}")
-        elif list(weights[key].shape) != shape:
-            wrong.append(f"{key} is {list(weights[key].shape)}, expected {shape}")
-    wrong += [f"{key} is not a weight of this network" for key in weights if key not in expected]
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{path}: does not fit an IPT: {'; '.join(wrong[:3])}{more}")
+def nearest_task(task: str, tasks: tuple[str, ...]) -> str:
+    """Return the task of a network whose head is the best start for another task.
+
+    The same one, otherwise one of the same kind, otherwise one of the same scale; among those the one with the nearest
+    noise level: ``denoise70`` starts from ``denoise50``, ``denoise10`` from ``denoise30``, ``deblur`` from ``derain``.
+    """
+    wanted = get_task(task)
+
+    def distance(name: str) -> tuple:
+        other = get_task(name)
+        far = abs(other.scale - wanted.scale), abs(other.sigma - wanted.sigma)
+        return name != task, other.kind != wanted.kind, *far
+
+    return min(tasks, key=distance)
+
+
+def _task_weights(weights: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Keep the body and the head, tail and embedding of task ``index``, which becomes task 0; nothing is copied."""
+    kept = {}
     for key, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: {key} holds values that are not finite")
+        part, _, rest = key.partition(".")
+        if part in ("head", "tail"):
+            number, _, rest = rest.partition(".")
+            if number == str(index):
+                kept[f"{part}.0.{rest}"] = value
+        else:
+            kept[key] = value[index : index + 1] if key == _EMBEDDING else value
+    return kept
+
+
+def keep_one_task(model: IPT, task: str) -> tuple[IPT, str]:
+    """Return a network for ``task`` alone with the weights of ``model``, and the name of the task whose parts it took.
+
+    Head, body, embedding and tail are copied. A tail of another scale does not fit: that one is initialised anew.
+    """
+    source = nearest_task(task, model.config.tasks)
+    own = IPT(replace(model.config, tasks=(task,)))
+    kept = _task_weights(model.state_dict(), model.task_index(source))
+    if get_task(source).scale != get_task(task).scale:
+        kept = {key: value for key, value in kept.items() if not key.startswith("tail.")}
+        kept |= {key: value for key, value in own.state_dict().items() if key.startswith("tail.")}
+    own.load_state_dict(kept)
+    return own, source

@@ -2,8 +2,9 @@
 
 import json
 import pickle
+import re
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,15 @@ from torch import Tensor
 FORMAT = "ipt-fast/1"
 # Where projects put the weights inside a file; the averaged weights first, as they are the better ones.
 _CONTAINERS = ("ema", "params_ema", "params", "state_dict", "model_state_dict", "model", "net", "net_g", "generator")
-_PREFIXES = ("module.", "model.", "net.", "net_g.", "generator.", "_orig_mod.")
-_PROBE = "head.0.0.weight"
+_FIRST = re.compile(r"((?:(?:module|model|net|net_g|generator|_orig_mod)\.)*)head\.0\.0\.weight")
 
 
 class CheckpointError(RuntimeError):
     """A file that cannot be used; the message names it."""
 
 
-@dataclass
-class WeightFile:
-    """Weights under the released key names, and what the file says about the network (None: nothing)."""
-
-    weights: dict[str, Tensor]
-    config: dict[str, Any] | None = None
-
-
-def read_weights(path: str | Path) -> WeightFile:
-    """Read the weights in a file, onto the CPU.
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the weights in a file, under the released key names, and its network's settings where it holds them.
 
     Takes safetensors and torch.save files: bare, or under ``params_ema``, ``params``, ``state_dict``, ``model``, with
     or without prefixes such as ``module.``, ``model.`` and ``net_g.``, and this project's checkpoints (their moving
@@ -41,7 +33,6 @@ def read_weights(path: str | Path) -> WeightFile:
         FileNotFoundError: no such file.
         CheckpointError: damaged, foreign, or it needs code to load; the message names the file and says why.
     """
-    path = Path(path)
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
     content = read_torch_file(path)
@@ -54,7 +45,7 @@ def read_weights(path: str | Path) -> WeightFile:
         config = config.get("model", config) if isinstance(config, dict) else None
     elif str(content.get("format", "")).startswith("ipt-fast/"):
         raise CheckpointError(f"{path}: has format {content['format']}, this version reads {FORMAT}; update ipt-fast")
-    return WeightFile(_state_dict(path, content), config)
+    return _state_dict(path, content), config
 
 
 def read_torch_file(path: Path) -> Any:
@@ -106,7 +97,7 @@ def _check_kind(path: Path) -> None:
         raise CheckpointError(f"{path}: a Git LFS pointer instead of a checkpoint; fetch the file itself: git lfs pull")
 
 
-def _read_safetensors(path: Path) -> WeightFile:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     _check_kind(path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
@@ -115,16 +106,16 @@ def _read_safetensors(path: Path) -> WeightFile:
         config = json.loads(notes["config"]) if "config" in notes else None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
-    return WeightFile(_state_dict(path, content), config)
+    return _state_dict(path, content), config
 
 
 def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the dict of weights inside ``content``, prefixes taken off."""
+    """Return the dict of weights inside ``content``, prefixes taken off; other networks are left out."""
     candidates = [content[name] for name in _CONTAINERS if isinstance(content.get(name), dict)]
     for candidate in [*candidates, content]:
         weights = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
-        if (stripped := _without_prefix(weights)) is not None:
-            return stripped
+        if match := next(filter(None, map(_FIRST.fullmatch, weights)), None):
+            return {key.removeprefix(match[1]): value for key, value in weights.items() if key.startswith(match[1])}
     first = [str(key) for key in (candidates[0] if candidates else content)][:3]
     raise CheckpointError(
         f"{path}: these are not the weights of an IPT; its first keys are {', '.join(first) or 'none'}, "
@@ -132,15 +123,24 @@ def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     )
 
 
-def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Take off what stands before ``head.0.0.weight``, and leave other networks out; None where no such key is."""
-    prefix = next((key[: -len(_PROBE)] for key in weights if key.endswith(_PROBE)), None)
-    if prefix is None:
-        return None
-    rest = prefix
-    while rest:
-        known = next((p for p in _PREFIXES if rest.startswith(p)), None)
-        if known is None:
-            return None
-        rest = rest[len(known) :]
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+def check_weights(
+    path: str | Path, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str, advice: str = ""
+) -> None:
+    """Refuse a missing or unknown key, another shape, and values that are not finite.
+
+    Raises:
+        CheckpointError: names the file, ``what`` is wrong with it, the first keys that differ, and the advice.
+    """
+    wrong = []
+    for key, value in wanted.items():
+        if key not in given:
+            wrong.append(f"{key} is missing, expected {list(value.shape)}")
+        elif given[key].shape != value.shape:
+            wrong.append(f"{key} is {list(given[key].shape)}, expected {list(value.shape)}")
+    wrong += [f"{key} is not a weight of this network" for key in given if key not in wanted]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{path}: {what}: {'; '.join(wrong[:3])}{more}{advice}")
+    for key, value in given.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {key} holds values that are not finite")

@@ -6,9 +6,12 @@ A file holds {"format", "config", "model", "ema", "optimizer", "scaler", "schedu
 
 import logging
 import os
+import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ipt_fast.checkpoint.read import FORMAT, CheckpointError, read_torch_file
@@ -92,3 +95,30 @@ def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             f"no checkpoint in {folder} can be read; move them away to start anew: {'; '.join(errors)}"
         )
     return None
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of the generators of torch (CPU, and the GPU of this rank), Python and NumPy.
+
+    All in plain types that a weights-only load takes.
+    """
+    name, keys, position, has_gauss, cached = cast(tuple, np.random.get_state(legacy=True))
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    """Set all generators as ``generator_states`` found them."""
+    torch.set_rng_state(states["torch"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -2,13 +2,19 @@
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ipt_fast.model import IPTConfig
 from ipt_fast.tasks import get_task
 
+# Settings that may differ from those of the resumed run without changing a single weight; the model is compared by
+# its weights.
+_FREE = {
+    "workers", "prefetch", "loader", "checkpoint_every", "keep_every", "log_every", "max_bad_steps", "preset",
+    "compile", "recompute", "model",
+}  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -101,13 +107,12 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be one of {', '.join(get_args(kind))} (got {getattr(self, name)!r})")
         at_least: dict[str, float] = {
             "batch_size": 1, "warmup_steps": 0, "clip_grad": 0, "lam": 0, "prefetch": 1, "crops_per_image": 1,
-            "weight_decay": 0, "checkpoint_every": 1, "keep_every": 0, "log_every": 1, "max_bad_steps": 1,
+            "weight_decay": 0, "checkpoint_every": 1, "keep_every": 0, "log_every": 1, "max_bad_steps": 1, "workers": 0,
         }  # fmt: skip
         for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"{name} must be at least {least} (got {getattr(self, name)})")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers must be at least 0 (got {self.workers})")
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name} must be at least {least} (got {value})")
         for name in ("epochs", "steps", "lr", "lr_final", "eps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -132,7 +137,7 @@ class TrainConfig:
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"unknown settings {unknown}; known are {sorted(known)}")
         model = IPTConfig.from_dict(dict(values.get("model", {})))
-        return cls(**{**values, "model": model, "betas": tuple(values.get("betas", (0.9, 0.999)))})
+        return cls(**{**values, "model": model, "betas": tuple(values.get("betas", cls.betas))})
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -158,6 +163,13 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     return config.lr
 
 
+def log_differences(then: Mapping[str, Any], config: TrainConfig) -> None:
+    """Warn of the settings in which a resumed run differs from ``then``, its settings before."""
+    now = {key: value for key, value in config.to_dict().items() if key not in _FREE and then.get(key) != value}
+    if differing := [f"{key} was {then.get(key)!r}, is {value!r}" for key, value in now.items()]:
+        _log.warning("the run goes on with other settings: %s", "; ".join(differing))
+
+
 def check(
     config: TrainConfig,
     ranks: int = 1,
@@ -178,20 +190,6 @@ def check(
     Raises:
         ConfigError: what does not go together, and what to do.
     """
-    _check_batch(config, ranks)
-    if pairs is False:
-        _check_synthetic(config)
-    _check_effective(config, pairs, given)
-    if total is not None and config.warmup_steps >= total:
-        _log.warning(
-            "warmup_steps=%d does not end within the %d steps of the run: the learning rate ends at %.3g, and "
-            "lr, lr_final and schedule have no effect beyond that; set warmup_steps below %d, or 0",
-            config.warmup_steps, total, learning_rate(config, total - 1, total), total,
-        )  # fmt: skip
-
-
-def _check_batch(config: TrainConfig, ranks: int) -> None:
-    """Refuse a batch that cannot be split over the ranks, or whose images have no others to be told apart from."""
     if config.batch_size % ranks:
         raise ConfigError(
             f"batch_size={config.batch_size} does not divide by {ranks} ranks; choose a multiple of {ranks}"
@@ -203,36 +201,37 @@ def _check_batch(config: TrainConfig, ranks: int) -> None:
             f"(batch_size={config.batch_size} over {ranks} ranks, contrastive_scope={config.contrastive_scope}); "
             "choose a larger batch_size, or lam=0 to leave the loss out"
         )
-
-
-def _check_synthetic(config: TrainConfig) -> None:
-    """Refuse tasks without a synthetic degradation."""
     for task in map(get_task, config.model.tasks):
-        if task.kind == "deblur":
+        if task.kind == "deblur" and pairs is False:
             raise ConfigError(
                 f"task {task.name}: there is no synthetic blur; fine-tune it on pairs of photos "
                 f"(--finetune {task.name} --init FILE --pairs GT LQ)"
             )
-
-
-def _check_effective(config: TrainConfig, pairs: bool | None, given: Collection[str]) -> None:
-    """Refuse a setting that is asked for, by name or by another value than the default, and would be ignored."""
     asked = {f.name for f in fields(config) if getattr(config, f.name) != f.default} - {"lr_final"} | set(given)
+    for name, is_ignored, reason in _ignored(config, pairs):
+        if is_ignored and name in asked:
+            raise ConfigError(f"{name}={getattr(config, name)} {reason}")
+    if total is not None and config.warmup_steps >= total:
+        _log.warning(
+            "warmup_steps=%d does not end within the %d steps of the run: the learning rate ends at %.3g, and "
+            "lr, lr_final and schedule have no effect beyond that; set warmup_steps below %d, or 0",
+            config.warmup_steps, total, learning_rate(config, total - 1, total), total,
+        )  # fmt: skip
+
+
+def _ignored(config: TrainConfig, pairs: bool | None) -> Iterable[tuple[str, bool | None, str]]:
+    """Yield settings, whether they would have no effect beside the others, and why."""
     tasks = ", ".join(config.model.tasks)
     derains = any(get_task(task).kind == "derain" for task in config.model.tasks)
     loss = "is a setting of the contrastive loss, which lam=0 leaves out; leave it out, or set lam (0.1 in the paper)"
-    ignored = (
-        ("contrastive", config.lam == 0, loss),
-        ("contrastive_scope", config.lam == 0, loss),
-        ("rain", pairs, "needs clean photos, and --pairs bring their own rain; leave it out"),
-        ("rain", not derains, f"is of the task derain, and this run has {tasks}; add derain, or leave it out"),
-        ("loader", pairs and config.loader == "dali", "does not serve pairs, which are read by the torch loader alone; "
-         "leave it out"),
-        ("lr_drop_at", config.schedule != "step", f"is of schedule=step; leave it out with schedule={config.schedule}"),
-        ("lr_final", config.schedule == "constant" and config.lr_final != config.lr, "is never reached with "
-         f"schedule=constant, which stays at lr={config.lr:g}; leave it out, or choose schedule=step or cosine"),
-        ("prefetch", config.workers == 0, "needs workers to make batches ahead; leave it out, or set workers"),
-    )  # fmt: skip
-    for name, is_ignored, reason in ignored:
-        if is_ignored and name in asked:
-            raise ConfigError(f"{name}={getattr(config, name)} {reason}")
+    yield "contrastive", config.lam == 0, loss
+    yield "contrastive_scope", config.lam == 0, loss
+    yield "rain", pairs, "needs clean photos, and --pairs bring their own rain; leave it out"
+    yield "rain", not derains, f"is of the task derain, and this run has {tasks}; add derain, or leave it out"
+    served = "does not serve pairs, which are read by the torch loader alone; leave it out"
+    yield "loader", pairs and config.loader == "dali", served
+    schedule = f"is of schedule=step; leave it out with schedule={config.schedule}"
+    yield "lr_drop_at", config.schedule != "step", schedule
+    never = f"is never reached with schedule=constant, which stays at lr={config.lr:g}; leave it out, or choose "
+    yield "lr_final", config.schedule == "constant" and config.lr_final != config.lr, never + "schedule=step or cosine"
+    yield "prefetch", config.workers == 0, "needs workers to make batches ahead; leave it out, or set workers"

@@ -6,10 +6,8 @@ ones are known from the task, so only the used ones are exchanged, in fixed buck
 """
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -65,14 +63,6 @@ def destroy_process_group() -> None:
         dist.destroy_process_group()
 
 
-class _Sent(NamedTuple):
-    """A bucket on its way: its gradients, the flat copy that is summed over the ranks, and the running collective."""
-
-    grads: list[Tensor]
-    flat: Tensor
-    work: dist.Work
-
-
 class GradientAllReduce:
     """Averages the gradients of the parameters that a step uses over all ranks, while backward is running.
 
@@ -87,7 +77,8 @@ class GradientAllReduce:
         self._bucket_of: dict[nn.Parameter, int] = {}
         self._pending: list[int] = []  # per bucket, the gradients that are not there yet
         self._next = 0  # bucket to send
-        self._sent: list[_Sent] = []
+        # Buckets on their way: gradients, the flat copy that is summed over the ranks, the running collective.
+        self._sent: list[tuple[list[Tensor], Tensor, dist.Work]] = []
         if world_size > 1:
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -99,7 +90,7 @@ class GradientAllReduce:
             return
         if task not in self._buckets_of:
             used = [p for p in self.model.parameters_of(task) if p.requires_grad]
-            self._buckets_of[task] = list(_split(reversed(used)))
+            self._buckets_of[task] = _split(used[::-1])
         self._buckets = self._buckets_of[task]
         self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
         self._pending = [len(bucket) for bucket in self._buckets]
@@ -118,11 +109,10 @@ class GradientAllReduce:
             torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
     def _on_grad(self, parameter: nn.Parameter) -> None:
-        if parameter not in self._bucket_of:
-            return
-        self._pending[self._bucket_of[parameter]] -= 1
-        while self._next < len(self._buckets) and self._pending[self._next] == 0:
-            self._send()
+        if parameter in self._bucket_of:
+            self._pending[self._bucket_of[parameter]] -= 1
+            while self._next < len(self._buckets) and self._pending[self._next] == 0:
+                self._send()
 
     def _send(self) -> None:
         """Begin the all-reduce of the next bucket. What the graph did not reach has no gradient on any rank."""
@@ -130,27 +120,26 @@ class GradientAllReduce:
         self._next += 1
         if grads:
             flat = torch.cat([grad.reshape(-1) for grad in grads])
-            self._sent.append(_Sent(grads, flat, dist.all_reduce(flat, async_op=True)))
+            self._sent.append((grads, flat, dist.all_reduce(flat, async_op=True)))
 
 
-def _split(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    bucket: list[nn.Parameter] = []
+def _split(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    buckets: list[list[nn.Parameter]] = []
     size = 0
     for parameter in parameters:
-        if bucket and size + parameter.nbytes > _BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(parameter)
         size += parameter.nbytes
-    if bucket:
-        yield bucket
+        if not buckets or size > _BUCKET_BYTES:
+            buckets.append([])
+            size = parameter.nbytes
+        buckets[-1].append(parameter)
+    return buckets
 
 
 def broadcast_parameters(model: nn.Module, world_size: int) -> None:
     """Give rank 0's weights and buffers to all ranks."""
     if world_size > 1:
-        for tensor in [*model.parameters(), *model.buffers()]:
-            dist.broadcast(tensor.data, 0)
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 def any_rank(flag: bool, dist_info: DistInfo) -> bool:
@@ -160,3 +149,8 @@ def any_rank(flag: bool, dist_info: DistInfo) -> bool:
         dist.all_reduce(count)
         flag = bool(count)
     return flag
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Return whether an error of a collective says that another rank is gone. Those of gloo have no class."""
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("by peer", "Broken pipe"))

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,42 @@ _TRACE_WARMUP = 2  # steps that the profiler needs before those of the trace
 _log = logging.getLogger(__name__)
 
 
-class Meter:
-    """Adds up losses, times and counts. ``skipped`` and ``rescaled`` are of the whole run, the rest since a line.
+class Pace:
+    """Counts batches, patches and the seconds that the host waited for them, since it was made."""
 
-    ``data_stall_pct`` is the share of the wall time that the host waited for a batch.
-    """
+    def __init__(self) -> None:
+        self.begun = time.perf_counter()
+        self.batches = self.patches = 0
+        self.waited = 0.0
+
+    def rates(self) -> dict[str, float]:
+        """Return the seconds since the beginning, patches a second, and the share of the time spent waiting."""
+        seconds = max(time.perf_counter() - self.begun, 1e-9)
+        rates = {"patches_per_s": self.patches / seconds, "data_stall_pct": 100 * self.waited / seconds}
+        return {"seconds": seconds, **rates}
+
+
+class Meter:
+    """Adds up losses, times and counts; ``skipped``, ``rescaled``, ``whole_run`` of the run, the rest since a line."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.skipped = self.rescaled = 0
-        self.begun = time.perf_counter()
-        self.all_patches = self.all_batches = 0
-        self.all_waited = 0.0
+        self.whole_run = Pace()
         self._reset()
 
     def _reset(self) -> None:
-        self.started = time.perf_counter()
-        self.waited = self.degraded = 0.0
-        self.patches = self.batches = 0
+        self.since = Pace()
+        self.degraded = 0.0
         self.results: list[StepResult] = []
         self.per_task: dict[str, list[float]] = defaultdict(list)
 
     def batch(self, waited: float, patches: int) -> None:
         """Count a batch, fetched in ``waited`` seconds; ``patches`` over all ranks."""
-        self.waited += waited
-        self.patches += patches
-        self.batches += 1
-        self.all_waited += waited
-        self.all_patches += patches
-        self.all_batches += 1
+        for pace in (self.since, self.whole_run):
+            pace.batches += 1
+            pace.patches += patches
+            pace.waited += waited
 
     def result(self, result: StepResult, task: str, degraded: float) -> None:
         """Take in a step's numbers; ``degraded`` seconds went into its degradation."""
@@ -62,16 +70,15 @@ class Meter:
 
     def record(self) -> dict[str, Any]:
         """Return the log record since the last one, and start anew."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
+        rates = self.since.rates()
+        ms_per_batch = 1000 / max(1, self.since.batches)
         record = {
             "loss": _mean([r.total for r in self.results]),
-            "l1": _mean([r.l1 for r in self.results]),
-            "contrastive": _mean([r.contrastive for r in self.results]),
-            "grad_norm": _mean([r.grad_norm for r in self.results]),
-            "patches_per_s": self.patches / seconds,
-            "step_ms": 1000 * seconds / max(1, self.batches),
-            "data_stall_pct": 100 * self.waited / seconds,
-            "degrade_ms": 1000 * self.degraded / max(1, self.batches),
+            **{key: _mean([getattr(r, key) for r in self.results]) for key in ("l1", "contrastive", "grad_norm")},
+            "patches_per_s": rates["patches_per_s"],
+            "step_ms": ms_per_batch * rates["seconds"],
+            "data_stall_pct": rates["data_stall_pct"],
+            "degrade_ms": ms_per_batch * self.degraded,
             "memory_gib": memory_gib(self.device),
             "skipped": self.skipped,
             "rescaled": self.rescaled,
@@ -80,46 +87,26 @@ class Meter:
         self._reset()
         return record
 
-    def whole_run(self) -> dict[str, float]:
-        """Return seconds, patches/s and data-stall % since the meter was made."""
-        seconds = max(time.perf_counter() - self.begun, 1e-9)
-        return {
-            "seconds": seconds,
-            "patches_per_s": self.all_patches / seconds,
-            "data_stall_pct": 100 * self.all_waited / seconds,
-        }
-
-    def seconds_left(self, steps: int) -> float:
-        """Estimate how long that many steps will take, at the pace of the run so far."""
-        return steps * (time.perf_counter() - self.begun) / max(1, self.all_batches)
-
 
 class DeviceTimer:
-    """Seconds of device time between ``with`` and its end; read after the device is known to be done."""
+    """Seconds of device time between two marks; read after the device is known to be done."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
+        self.marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Begin, and the second time end, the time to measure."""
         if self.cuda:
-            self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        self.times = [0.0, 0.0]
-
-    def __enter__(self) -> "DeviceTimer":
-        self._mark(0)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._mark(1)
-
-    def _mark(self, i: int) -> None:
-        if self.cuda:
-            self.events[i].record()
-        self.times[i] = time.perf_counter()
+            self.marks.append(torch.cuda.Event(enable_timing=True))
+            self.marks[-1].record()
+        else:
+            self.marks.append(time.perf_counter())
 
     def seconds(self) -> float:
         """Return the time between the two marks."""
-        if self.cuda:
-            return self.events[0].elapsed_time(self.events[1]) / 1000
-        return self.times[1] - self.times[0]
+        begin, end = self.marks
+        return begin.elapsed_time(end) / 1000 if self.cuda else end - begin
 
 
 def _mean(values: list[float]) -> float:
@@ -145,23 +132,29 @@ class RunLog:
     def __init__(self, out: Path, step: int):
         self.path = out / LOG
         self._failed = False
-        _drop_after(self.path, step)
-        self._board = self._open_board(out / "tensorboard", step)
-
-    def _open_board(self, folder: Path, step: int):
+        if self.path.exists():
+            kept = []
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with suppress(json.JSONDecodeError, AttributeError):  # a line cut off by a kill
+                    if json.loads(line).get("step", 0) <= step:
+                        kept.append(line + "\n")
+            with atomic_write(self.path, "w") as file:
+                file.writelines(kept)
+        self._board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
         except ImportError:
             _log.info('no TensorBoard log: tensorboard is not installed (pip install "ipt-fast[train]")')
-            return None
-        return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one line. Numbers also go to TensorBoard, nested ones as group/name."""
+        finite = json.loads(json.dumps(record), parse_constant=lambda name: None)  # JSON has no nan and inf
         try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(record)) + "\n")
-            if self._board is not None and "step" in record:
+                file.write(json.dumps(finite) + "\n")
+            if self._board is not None:
                 for name, value in _scalars(record):
                     self._board.add_scalar(name, value, record["step"])
         except OSError as error:
@@ -187,47 +180,18 @@ def _scalars(record: dict[str, Any], prefix: str = "train/"):
             yield prefix + key, value
 
 
-def _finite(value: Any) -> Any:
-    """Replace nan and inf, which JSON does not have, by null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
-
-
-def _drop_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line).get("step", 0) <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, AttributeError):
-            continue  # a line cut off by a kill
-    with atomic_write(path, "w") as file:
-        file.write("".join(line + "\n" for line in kept))
-
-
-def write_config(out: Path, config: dict[str, Any], run: dict[str, Any]) -> None:
-    """Write ``config.json``: the settings of a run, and what they came to on this machine."""
-    text = json.dumps({"config": config, "run": run}, indent=2)
-    with atomic_write(out / "config.json", "w") as file:
-        file.write(text + "\n")
-
-
 def tracer(steps: int, left: int, out: Path, rank: int) -> profile | None:
     """Return a profiler to be entered and stepped, None for 0 steps or, with a warning, too few steps ``left``.
 
     It writes ``trace_rank<r>.json`` after ``steps`` steps, for https://ui.perfetto.dev or chrome://tracing.
     """
-    if steps + _TRACE_WARMUP > left and steps:
+    if steps == 0:
+        return None
+    if steps + _TRACE_WARMUP > left:
         _log.warning(
             "no trace: one of %d steps needs %d, and the run has %d left; profile fewer, or train longer",
             steps, steps + _TRACE_WARMUP, left,
         )  # fmt: skip
-    if steps <= 0 or steps + _TRACE_WARMUP > left:
         return None
     path = out / f"trace_rank{rank}.json"
 
@@ -236,8 +200,5 @@ def tracer(steps: int, left: int, out: Path, rank: int) -> profile | None:
         _log.info("trace of %d steps: %s (opens at https://ui.perfetto.dev)", steps, path)
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-    return profile(
-        activities=activities,
-        schedule=schedule(wait=0, warmup=_TRACE_WARMUP, active=steps, repeat=1),
-        on_trace_ready=write,
-    )
+    plan = schedule(wait=0, warmup=_TRACE_WARMUP, active=steps, repeat=1)
+    return profile(activities=activities, schedule=plan, on_trace_ready=write)

@@ -1,7 +1,7 @@
 """How a step computes on its device: fp32, bf16 or fp16, the loss scale of fp16, and activation recomputation."""
 
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,19 +17,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _HIDDEN_SHARE = 1 / 6
 
 
-class Execution(NamedTuple):
-    """What the settings "auto" come to on a device."""
-
-    precision: Precision
-    recompute: bool
-
-
-def resolve(config: TrainConfig, dist_info: DistInfo) -> Execution:
+def resolve(config: TrainConfig, dist_info: DistInfo) -> tuple[Precision, bool]:
     """Return precision and activation recomputation of this rank's share of the batch on its device."""
     precision = resolve_precision(config.precision, dist_info.device)
     batch_size = config.batch_size // dist_info.world_size
     memory = device_memory(dist_info.device)
-    return Execution(precision, resolve_recompute(config.recompute, config.model, batch_size, precision, memory))
+    return precision, resolve_recompute(config.recompute, config.model, batch_size, precision, memory)
 
 
 def resolve_precision(choice: str, device: torch.device) -> Precision:
@@ -54,22 +47,14 @@ def resolve_precision(choice: str, device: torch.device) -> Precision:
 def resolve_recompute(choice: str, model: IPTConfig, batch_size: int, precision: Precision, memory: int) -> bool:
     """Return whether the backward recomputes hidden layers: "on", "off", or "auto", where they would not fit well.
 
-    Args:
-        choice: of the settings.
-        model: sizes of the network.
-        batch_size: of this rank.
-        precision: of the forward.
-        memory: bytes of the device, as ``device_memory`` gives them.
+    ``batch_size`` is that of this rank, ``memory`` the bytes of ``device_memory``.
     """
-    if choice != "auto":
-        return choice == "on"
-    return batch_size * hidden_bytes(model, precision) > _HIDDEN_SHARE * memory
+    return choice == "on" or (choice == "auto" and batch_size * hidden_bytes(model, precision) > _HIDDEN_SHARE * memory)
 
 
 def hidden_bytes(model: IPTConfig, precision: Precision) -> int:
     """Return the bytes of one sample's hidden layers."""
-    layers = 2 * model.num_layers + model.mlp
-    elements = layers * model.num_tokens * model.ffn_ratio * model.embed_dim
+    elements = (2 * model.num_layers + model.mlp) * model.num_tokens * model.ffn_ratio * model.embed_dim
     return elements * (4 if precision == "fp32" else 2)
 
 

@@ -3,7 +3,7 @@
 import difflib
 import types
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ipt_fast.engine.config import ConfigError, TrainConfig
@@ -58,41 +58,28 @@ def apply_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
 
     Setting ``steps`` clears ``epochs`` and the other way round.
     """
-    own: dict[str, Any] = {}
-    model: dict[str, Any] = {}
-    types_own, types_model = _settable(TrainConfig), _settable(IPTConfig)
+    kinds = get_type_hints(TrainConfig) | {f"model.{key}": kind for key, kind in get_type_hints(IPTConfig).items()}
+    del kinds["model"], kinds["preset"]
+    values: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         key = key.strip()
         if not equals:
             raise ConfigError(f"--set {change!r}: write it as KEY=VALUE")
-        if key in types_own:
-            own[key] = _parse(key, text.strip(), types_own[key])
-        elif key.startswith("model.") and key[6:] in types_model:
-            model[key[6:]] = _parse(key, text.strip(), types_model[key[6:]])
-        else:
-            raise ConfigError(_unknown(key, [*types_own, *(f"model.{name}" for name in types_model)]))
-    if own.get("steps") is not None and "epochs" not in own:
-        own["epochs"] = None
-    if own.get("epochs") is not None and "steps" not in own:
-        own["steps"] = None
+        if key not in kinds:
+            full = {name.removeprefix("model."): name for name in kinds}  # "num_layers" means "model.num_layers"
+            near = [full[name] for name in difflib.get_close_matches(key.removeprefix("model."), full)]
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(kinds)}"
+            raise ConfigError(f"--set {key}: no such setting; {hint}")
+        values[key] = _parse(key, text.strip(), kinds[key])
+    for key, other in (("steps", "epochs"), ("epochs", "steps")):
+        if values.get(key) is not None:
+            values.setdefault(other, None)
+    model = {key[6:]: values.pop(key) for key in list(values) if key.startswith("model.")}
     try:
-        return replace(config, **own, model=replace(config.model, **model))
+        return replace(config, **values, model=replace(config.model, **model))
     except ValueError as error:
         raise ConfigError(f"--set {' '.join(changes)}: {error}") from error
-
-
-def _settable(cls: type) -> dict[str, Any]:
-    hints = get_type_hints(cls)
-    return {f.name: hints[f.name] for f in fields(cls) if f.name not in ("model", "preset")}
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    full = {name.removeprefix("model."): name for name in known}  # "num_layers" is meant for "model.num_layers"
-    near = difflib.get_close_matches(key.removeprefix("model."), full, n=3, cutoff=0.6)
-    if near:
-        return f"--set {key}: no such setting; did you mean {' or '.join(full[name] for name in near)}?"
-    return f"--set {key}: no such setting; known are {', '.join(known)}"
 
 
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

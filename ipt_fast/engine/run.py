@@ -1,8 +1,8 @@
 """``train.py``: arguments to a run, and a run to an exit code.
 
 Exit codes: 0 the run is done (or ``--dry-run``), 1 it diverged, 2 wrong usage or input, 3 its last checkpoint could not
-be written, 4 the loader failed (a worker was killed), 130 stopped by Ctrl-C and 143 by SIGTERM, all three after a
-checkpoint.
+be written, 4 the loader failed (a worker was killed) or another rank has left the run, 130 stopped by Ctrl-C and 143 by
+SIGTERM, all three after a checkpoint; only where the loader of another rank than 0 fails, it is the last one due.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from ipt_fast.engine.precision import resolve
 from ipt_fast.engine.recipe import apply_changes, finetune_recipe, recipe
 from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError, Trainer
-from ipt_fast.model import IPT, PRESETS, IPTConfig
+from ipt_fast.model import IPT, PRESETS
 
 _EXIT_CODES = {DivergedError: 1, NotSavedError: 3, LoaderError: 4}
 _log = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="check everything, print what would be done, and end")
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of ``train.py``."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``train.py``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Pre-train an image processing transformer on a folder of photos, or fine-tune one (--finetune).",
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--preset", choices=PRESETS, help="network and recipe (default base, the paper's)")
     add("--tasks", nargs="+", metavar="TASK", help="tasks to train (default: those of the preset)")
     add("--finetune", metavar="TASK", help="train one task from --init: sr2, derain, denoise70, deblur (--pairs), ...")
-    return parser.parse_args(argv)
+    return run(parser.parse_args(argv), "train.py")
 
 
 def check_usage(args: argparse.Namespace) -> None:
@@ -80,11 +80,13 @@ def check_usage(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: they do not go together.
     """
-    if args.finetune is None and args.pairs:
-        raise ConfigError("--pairs is for fine-tuning: name the task with --finetune, or give clean photos with --data")
-    if args.finetune is None and not args.data:
-        raise ConfigError("--data is missing: give a folder of photos")
     if args.finetune is None:
+        if args.pairs:
+            raise ConfigError(
+                "--pairs is for fine-tuning: name the task with --finetune, or give clean photos with --data"
+            )
+        if not args.data:
+            raise ConfigError("--data is missing: give a folder of photos")
         if args.init and args.resume not in (None, "auto"):
             raise ConfigError("--init starts a run and --resume FILE goes on with one; give one of them")
         return
@@ -96,47 +98,34 @@ def check_usage(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--finetune takes network and task from --init and --finetune; leave --preset and --tasks out"
         )
+    if given := [change for change in args.set if change.strip().startswith("model.")]:
+        raise ConfigError(f"--set {given[0]}: fine-tuning takes the network as it is in --init")
 
 
 def changes_of(args: argparse.Namespace) -> list[str]:
     """Return all changes of the recipe that the command line asks for, as KEY=VALUE; those of ``--set`` come last."""
     changes = [f"model.tasks={','.join(args.tasks)}"] if args.tasks else []
-    for name in ("loader", "precision", "crops_per_image", "workers", "data_fraction"):
-        value = getattr(args, name)
-        if value is not None:
-            changes.append(f"{name}={value}")
+    named = ("loader", "precision", "crops_per_image", "workers", "data_fraction")
+    changes += [f"{name}={value}" for name in named if (value := getattr(args, name)) is not None]
     return changes + args.set
-
-
-def config_of(args: argparse.Namespace, network: IPTConfig | None = None) -> TrainConfig:
-    """Return the recipe of the preset, or of fine-tuning ``network``, changed by the command line."""
-    changes = changes_of(args)
-    if args.finetune is None:
-        return recipe(args.preset or "base", changes)
-    if network is None:
-        raise ConfigError("--finetune starts from a trained network: give its checkpoint with --init")
-    if given := [change for change in args.set if change.strip().startswith("model.")]:
-        raise ConfigError(f"--set {given[0]}: fine-tuning takes the network as it is in --init")
-    return apply_changes(finetune_recipe(network, args.finetune), changes)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``train.py``; returns the exit code."""
-    return run(parse(argv), "train.py")
 
 
 def run(args: argparse.Namespace, program: str) -> int:
     """Train as the parsed command line says, with the log on stderr. Returns the exit code.
 
     Args:
-        args: of ``parse``, or of a parser with the options of ``add_arguments``.
+        args: of a parser with the options of ``add_arguments``.
         program: its name, in front of messages.
     """
     console = Console(stderr=True, highlight=False)
+
+    def print_error(error: Exception) -> None:
+        console.print(f"{program}: {error}", markup=False, soft_wrap=True)
+
     try:
         dist_info = init_distributed()
     except RuntimeError as error:
-        _print_error(console, program, error)
+        print_error(error)
         return 2
     try:
         with show_logs(console, dist_info.is_main):
@@ -147,11 +136,11 @@ def run(args: argparse.Namespace, program: str) -> int:
     except (DivergedError, NotSavedError, LoaderError) as error:
         # A loader fails on one rank alone, so that each speaks for itself.
         if dist_info.is_main or isinstance(error, LoaderError):
-            _print_error(console, program, error)
+            print_error(error)
         return _EXIT_CODES[type(error)]
     except (ValueError, OSError, CheckpointError, ModuleNotFoundError) as error:
         if dist_info.is_main:
-            _print_error(console, program, error)
+            print_error(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -160,16 +149,16 @@ def run(args: argparse.Namespace, program: str) -> int:
     return 0 if summary.signal is None else 128 + summary.signal
 
 
-def _print_error(console: Console, program: str, error: Exception) -> None:
-    console.print(f"{program}: {error}", markup=False, soft_wrap=True)
-
-
 def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) -> Trainer | None:
     """Do everything up to the first step; returns None for a dry run."""
     check_usage(args)
     initial = None if args.init is None else load_checkpoint(args.init)
-    config = config_of(args, None if initial is None else initial.config)
-    given = {change.partition("=")[0].strip() for change in changes_of(args)}
+    changes = changes_of(args)
+    if initial is not None and args.finetune:
+        config = apply_changes(finetune_recipe(initial.config, args.finetune), changes)
+    else:
+        config = recipe(args.preset or "base", changes)
+    given = {change.partition("=")[0].strip() for change in changes}
     check(config, dist_info.world_size, pairs=bool(args.pairs), given=given)
     resolve(config, dist_info)
     if args.resume is None and not args.dry_run and (args.out / LATEST).exists():
@@ -196,17 +185,11 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
 
 def _loader(args: argparse.Namespace, config: TrainConfig, dist_info: DistInfo) -> tuple[CropLoader, str]:
     """Return the loader and what it reads. Rank 0 checks the photos and writes the index; then the others read it."""
-    shared: dict[str, Any] = {
-        "batch_size": config.batch_size // dist_info.world_size,
-        "rank": dist_info.rank,
-        "world_size": dist_info.world_size,
-        "seed": config.seed,
-        "patch_size": config.model.patch_size,
-        "crops_per_image": config.crops_per_image,
-        "workers": config.workers,
-        "prefetch": config.prefetch,
-        "data_fraction": config.data_fraction,
-    }
+    ranks, patch_size = dist_info.world_size, config.model.patch_size
+    names = ("seed", "crops_per_image", "workers", "prefetch", "data_fraction")
+    shared: dict[str, Any] = {name: getattr(config, name) for name in names}
+    shared |= {"batch_size": config.batch_size // ranks, "rank": dist_info.rank, "world_size": ranks}
+    shared["patch_size"] = patch_size
     progress = dist_info.is_main and sys.stderr.isatty()
     if not dist_info.is_main:
         dist.barrier()
@@ -215,10 +198,10 @@ def _loader(args: argparse.Namespace, config: TrainConfig, dist_info: DistInfo) 
         loader: CropLoader = make_pair_loader(clean, degraded, args.finetune, progress=progress, **shared)
         photos = f"pairs of {clean} and {degraded}"
     else:
-        index = build_index(args.data, min_size=config.model.patch_size, progress=progress)
+        index = build_index(args.data, min_size=patch_size, progress=progress)
         loader = make_loader(index, loader=config.loader, tasks=config.model.tasks, **shared)
         photos = f"{len(index.usable)} photos, {len(index.refused)} refused"
-    if dist_info.is_main and dist_info.world_size > 1:
+    if dist_info.is_main and ranks > 1:
         dist.barrier()
     return loader, photos
 
@@ -244,9 +227,6 @@ def _dry_run_table(config: TrainConfig, photos: str, loader: CropLoader, dist_in
         parameters = sum(p.numel() for p in IPT(config.model).parameters())
     precision, recompute = resolve(config, dist_info)
     steps = total_steps(config, loader.batches_per_epoch)
-    table = Table(title="dry run: nothing is trained or written but the image index", title_justify="left")
-    table.add_column("setting")
-    table.add_column("value", overflow="fold")
     rows = {
         "photos": photos,
         "loader": loader.description,
@@ -257,11 +237,12 @@ def _dry_run_table(config: TrainConfig, photos: str, loader: CropLoader, dist_in
         "activation recomputation": "on" if recompute else "off",
     }
     settings = config.to_dict()
-    network = settings.pop("model")
-    for name in ("preset", "precision", "batch_size", "loader", "recompute"):
-        settings.pop(name)
-    rows |= {name: str(value) for name, value in settings.items()}
-    rows |= {f"model.{name}": str(value) for name, value in network.items()}
+    settings |= {f"model.{name}": value for name, value in settings.pop("model").items()}
+    table = Table(title="dry run: nothing is trained or written but the image index", title_justify="left")
+    table.add_column("setting")
+    table.add_column("value", overflow="fold")
+    said = {"preset", "precision", "batch_size", "loader", "recompute"}
+    rows |= {name: str(value) for name, value in settings.items() if name not in said}
     for name, value in rows.items():
         table.add_row(name, value)
     return table

@@ -7,8 +7,7 @@ the outcome later (``StepOutcome.read``).
 
 import copy
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ipt_fast.checkpoint import CheckpointError, check_weights
 from ipt_fast.data.plan import SR_MARGIN
 from ipt_fast.data.types import Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
@@ -49,11 +49,11 @@ class StepResult:
     stop: bool
 
 
+@dataclass(frozen=True)
 class StepOutcome:
-    """The numbers of a step, still on the device."""
+    """The numbers of a step, still on the device: [6] total, l1, contrastive, stop, grad_norm, scale."""
 
-    def __init__(self, numbers: Tensor):
-        self.numbers = numbers  # [6] total, l1, contrastive, stop, grad_norm, scale
+    numbers: Tensor
 
     def read(self) -> StepResult:
         """Wait for the step to be done, and return them."""
@@ -95,17 +95,12 @@ class TrainStep:
         self.model, self.config, self.dist_info, self.degrade = model, config, dist_info, degrade
         self.rain = StreakFolder(config.rain) if config.rain else None
         self.precision, self.recompute = resolve(config, dist_info)
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]  # of autocast
         model.set_recompute(self.recompute)
         self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(model) if config.compile else model
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            trained,
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        settings: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.Adam(trained, lr=config.lr, fused=True, **settings)
         self.gradients = GradientAllReduce(model, dist_info.world_size)
         self.scale = LossScale(self.precision == "fp16", dist_info.device)
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
@@ -124,9 +119,9 @@ class TrainStep:
             lq = None if lq is None else orient(lq, orientation)
         if lq is not None:
             return lq.float(), gt.float()
-        margin = SR_MARGIN if get_task(batch.task).kind == "sr" else 0
-        rain = {"rain": self.rain} if self.rain is not None and get_task(batch.task).kind == "derain" else {}
-        return self.degrade(gt, batch.task, seeds=batch.seeds, margin=margin, **rain)
+        kind = get_task(batch.task).kind
+        rain = {"rain": self.rain} if self.rain is not None and kind == "derain" else {}
+        return self.degrade(gt, batch.task, seeds=batch.seeds, margin=SR_MARGIN if kind == "sr" else 0, **rain)
 
     def __call__(self, x: Tensor, target: Tensor, task: str, lr: float, stop: bool = False) -> StepOutcome:
         """Take one step. x [B, 3, S, S], target [B, 3, rS, rS]: of this rank; ``stop`` is passed on to all ranks."""
@@ -134,7 +129,12 @@ class TrainStep:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         self.gradients.begin(self.model.task_index(task))
-        total, l1, contrastive = self._loss(x, target, task)
+        config = self.config
+        with torch.autocast(self.dist_info.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            y, feats = self.forward(x, task, return_features=True)
+        total, l1, contrastive = pretrain_loss(
+            y, target, feats, lam=config.lam, mode=config.contrastive, scope=config.contrastive_scope
+        )
         (total * self.scale.factor if self.scale.enabled else total).backward()
         self.gradients.finish()
 
@@ -154,18 +154,32 @@ class TrainStep:
             "scaler": self.scale.state_dict(),
         }
 
-    def _loss(self, x: Tensor, target: Tensor, task: str) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
-        with self._autocast():
-            y, feats = self.forward(x, task, return_features=True)
-        loss = pretrain_loss(y, target, feats, lam=config.lam, mode=config.contrastive, scope=config.contrastive_scope)
-        return loss.total, loss.l1, loss.contrastive
+    def check_state(self, name: str, state: Mapping[str, Any]) -> None:
+        """Refuse the training state of another network or optimizer; nothing is loaded.
 
-    def _autocast(self):
-        if self.precision == "fp32":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.dist_info.device.type, dtype=dtype)
+        Raises:
+            CheckpointError: names the file by ``name``, and the first keys that differ.
+        """
+        advice = "; give the same preset, tasks and settings"
+        for own, given in ((self.model, state["model"]), (self.ema, state.get("ema"))):
+            if own is not None and given is not None:
+                check_weights(name, given, own.state_dict(), "holds another network", advice)
+        groups = (state["optimizer"]["param_groups"], self.optimizer.state_dict()["param_groups"])
+        parameters, own_parameters = ([len(group["params"]) for group in part] for part in groups)
+        if parameters != own_parameters:
+            raise CheckpointError(f"{name}: its optimizer has {parameters} parameters, this run {own_parameters}")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` has returned, but for the optimizer's settings, which stay those of this run.
+
+        Where the state has no moving average, it starts from the state's weights.
+        """
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["model"] if state.get("ema") is None else state["ema"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        self.scale.load_state_dict(state["scaler"])
 
     def _update(self, numbers: Tensor) -> Tensor:
         """Step Adam, unless anything is not finite. Returns the norm of the (unscaled) gradient."""

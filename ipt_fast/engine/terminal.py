@@ -1,14 +1,16 @@
 """The person at the terminal: a bar or plain lines to see, log records as lines, and Ctrl-C to stop a run with."""
 
 import logging
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
@@ -25,9 +27,8 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        warning = record.levelno >= logging.WARNING
-        text = f"{'WARNING: ' if warning else ''}{self.format(record)}"
-        self.console.print(text, style="yellow" if warning else None, markup=False, soft_wrap=True)
+        mark, style = ("WARNING: ", "yellow") if record.levelno >= logging.WARNING else ("", None)
+        self.console.print(f"{mark}{self.format(record)}", style=style, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -52,22 +53,14 @@ def show_logs(console: Console, is_main: bool = True) -> Iterator[None]:
 
 def seconds_text(seconds: float) -> str:
     """Return h:mm:ss, with days in front where there are any."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return (f"{days} d " if days else "") + f"{h}:{m:02}:{s:02}"
+    return re.sub(" days?,", " d", str(timedelta(seconds=round(seconds))))
 
 
 def describe(record: dict[str, Any], lam: float) -> str:
     """Return a log record as one line: loss and its parts, speed, waiting, memory."""
-    parts = []
-    if lam:
-        parts.append(
-            f"loss {record['loss']:.3f} = L1 {record['l1']:.3f} + {lam:g} × contrastive {record['contrastive']:.3f}"
-        )
-    else:
-        parts.append(f"loss {record['loss']:.3f} (L1)")
-    parts += [
+    terms = f"= L1 {record['l1']:.3f} + {lam:g} × contrastive {record['contrastive']:.3f}" if lam else "(L1)"
+    parts = [
+        f"loss {record['loss']:.3f} {terms}",
         f"{record['patches_per_s']:.0f} patches/s",
         f"data wait {record['data_stall_pct']:.1f} %",
         f"memory {record['memory_gib']:.1f} GiB",
@@ -91,19 +84,21 @@ class TrainingProgress:
 
     def __init__(self, console: Console | None, title: str, total: int, lam: float):
         self.total, self.lam, self.line = total, lam, ""
-        self.live: Live | None = None
-        if console is None or not console.is_terminal:
-            return
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("steps · epoch {task.fields[epoch]} · ETA {task.fields[eta]}"),
-            console=console,
             expand=True,
         )
         self.task = self.bar.add_task(title, total=total, epoch=0, eta="?")
-        self.live = Live(get_renderable=self.render, console=console, refresh_per_second=4, redirect_stderr=False)
+        self.live: Live | None = None
+        if console is not None and console.is_terminal:
+            self.live = Live(
+                get_renderable=lambda: Group(self.bar, Text(self.line, style="dim")),
+                console=console,
+                redirect_stderr=False,
+            )
 
     def __enter__(self) -> "TrainingProgress":
         if self.live is not None:
@@ -114,22 +109,16 @@ class TrainingProgress:
         if self.live is not None:
             self.live.stop()
 
-    def render(self) -> RenderableType:
-        """Return the two rows: the bar, and the numbers of the last log line."""
-        return Group(self.bar, Text(self.line, style="dim"))
-
     def step(self, step: int, epoch: int) -> None:
         """Show that a step is done."""
-        if self.live is not None:
-            self.bar.update(self.task, completed=step, epoch=epoch)
+        self.bar.update(self.task, completed=step, epoch=epoch)
 
     def update(self, record: dict[str, Any]) -> None:
         """Show a log record."""
         self.line = describe(record, self.lam)
         step, epoch, eta = record["step"], record["epoch"], seconds_text(record["eta_s"])
-        if self.live is not None:
-            self.bar.update(self.task, completed=step, epoch=epoch, eta=eta)
-        else:
+        self.bar.update(self.task, completed=step, epoch=epoch, eta=eta)
+        if self.live is None:
             _log.info("step %d/%d · epoch %d · %s · ETA %s", step, self.total, epoch, self.line, eta)
 
 
@@ -144,8 +133,8 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._handle(signal.SIGTERM, self._on_signal)
-        self._handle(signal.SIGINT, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handle(number, self._on_signal)
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -1,13 +1,14 @@
 """The training loop: batches in, steps, log lines and checkpoints out; callable in-process."""
 
+import json
 import logging
 import signal as signals
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,35 +16,24 @@ from rich.console import Console
 
 from ipt_fast.checkpoint import (
     LATEST,
+    CheckpointError,
     generator_states,
     load_training_state,
     newest_good,
-    restore_state,
+    restore_generators,
     save_checkpoint,
 )
-from ipt_fast.data.types import Batch
-from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, total_steps
-from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters
-from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer, write_config
+from ipt_fast.data import Batch, CropLoader
+from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, log_differences, total_steps
+from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters, lost_rank
+from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
 from ipt_fast.engine.terminal import StopRequest, TrainingProgress
+from ipt_fast.io.atomic import atomic_write
 from ipt_fast.model import IPT
 from ipt_fast.ops import degrade as degrade_op
 
 _log = logging.getLogger(__name__)
-
-
-class Loader(Protocol):
-    """What the trainer needs of a loader (``ipt_fast.data.CropLoader``)."""
-
-    batches_per_epoch: int
-    description: str
-
-    def __iter__(self) -> Iterator[Batch]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-    def stats(self) -> dict[str, Any]: ...
-    def close(self) -> None: ...
 
 
 class DivergedError(RuntimeError):
@@ -55,7 +45,7 @@ class NotSavedError(RuntimeError):
 
 
 class LoaderError(RuntimeError):
-    """The loader failed, as where the system has killed one of its workers; the steps before it are saved."""
+    """The loader failed, as where the system has killed one of its workers, or another rank has left the run."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        loader: Loader,
+        loader: CropLoader,
         out: str | Path,
         *,
         dist_info: DistInfo | None = None,
@@ -133,9 +123,8 @@ class Trainer:
         self.profile_steps = profile_steps
         self.unread: tuple[StepOutcome, str, DeviceTimer] | None = None
         self.bad_in_a_row = 0
-        self.progress = TrainingProgress(
-            console if self.dist_info.is_main else None, config.preset, self.total, config.lam
-        )
+        seen = console if self.dist_info.is_main else None
+        self.progress = TrainingProgress(seen, config.preset, self.total, config.lam)
 
     @property
     def model(self) -> IPT:
@@ -150,28 +139,25 @@ class Trainer:
     def resume(self, choice: str | Path) -> bool:
         """Go on from a checkpoint: a path, or "auto" for the newest good one in ``out``. False where there is none.
 
+        The settings of this run win over those of the file, and are logged where they differ; moments and counts come
+        from the file. Everything is compared before anything is loaded.
+
         Raises:
             FileNotFoundError, CheckpointError: it cannot be read, or is of another network; nothing is loaded then.
         """
-        if choice == "auto":
-            found = newest_good(self.out)
-            if found is None:
-                return False
-            path, state = found
-        else:
-            path, state = Path(choice), load_training_state(choice)
-        restore_state(
-            str(path),
-            state,
-            model=self.training.model,
-            ema=self.training.ema,
-            optimizer=self.training.optimizer,
-            scaler=self.training.scale,
-            loader=self.loader,
-            config=self.config.to_dict(),
-            device=self.dist_info.device,
-            rank=self.dist_info.rank,
-        )
+        found = newest_good(self.out) if choice == "auto" else (Path(choice), load_training_state(choice))
+        if found is None:
+            return False
+        path, state = found
+        self.training.check_state(str(path), state)
+        try:
+            self.loader.load_state_dict(state["loader"])
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        log_differences(state["config"], self.config)
+        self.training.load_state_dict(state)
+        states = state["rng"]  # a rank that the checkpoint does not have starts as its last one
+        restore_generators(states[min(self.dist_info.rank, len(states) - 1)], self.dist_info.device)
         self.step = int(state["step"])
         self.saved_at = self.step if path.parent == self.out else -1
         _log.info("goes on from %s at step %d of %d", path, self.step, self.total)
@@ -182,23 +168,30 @@ class Trainer:
 
         Raises:
             DivergedError: ``max_bad_steps`` steps in a row were not finite.
-            LoaderError: the loader failed; a checkpoint of the steps before that has been written.
+            LoaderError: the loader failed, and rank 0 has written a checkpoint of the steps before that; or another
+                rank has left the run, and the last checkpoint due is there.
             NotSavedError: the last checkpoint could not be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        log = None
-        if self.dist_info.is_main:
-            log = RunLog(self.out, self.step)
-            self._write_config()
         self.meter = Meter(self.dist_info.device)
-        with StopRequest() as request:
-            try:
-                self._train(request, log)
-            finally:
-                self.loader.close()
-                if log is not None:
-                    log.close()
-        return self._summary(request.signal)
+        with ExitStack() as stack:
+            request = stack.enter_context(StopRequest())
+            stack.callback(self.loader.close)
+            log = None
+            if self.dist_info.is_main:
+                self._write_config()
+                log = stack.enter_context(closing(RunLog(self.out, self.step)))
+            self._train(request, log)
+        return Summary(
+            step=self.step,
+            total_steps=self.total,
+            epoch=self.epoch,
+            **{key: self.last.get(key, float("nan")) for key in ("loss", "l1", "contrastive")},
+            skipped=self.meter.skipped,
+            signal=(request.signal or signals.SIGTERM) if self.step < self.total else None,
+            checkpoint=self.out / LATEST,
+            **self.meter.whole_run.rates(),
+        )
 
     def _train(self, request: StopRequest, log: RunLog | None) -> None:
         batches = iter(self.loader)
@@ -209,7 +202,7 @@ class Trainer:
                 if trace:
                     trace.step()
                 self.progress.step(self.step, self.epoch)
-                if self.step % self.config.log_every == 0 or self.meter.all_batches == 1:
+                if self.step % self.config.log_every == 0 or self.meter.whole_run.batches == 1:
                     self._log_record(log)
                 due = self.step % self.config.checkpoint_every == 0 or self._is_kept()
                 if due and self.step < self.total and (reason := self._save()):
@@ -219,7 +212,7 @@ class Trainer:
                 self._stop_if_diverged()
             self._flush()
             self._stop_if_diverged()
-            if self.meter.batches:
+            if self.meter.since.batches:
                 self._log_record(log)
             if reason := self._save():
                 raise NotSavedError(
@@ -238,10 +231,20 @@ class Trainer:
             raise self._loader_error(error) from error
         request.hold_child_signal()
         self.meter.batch(time.perf_counter() - started, len(batch.gt) * self.dist_info.world_size)
-        with DeviceTimer(self.dist_info.device) as timer:
-            x, target = self.training.prepare(batch)
+        timer = DeviceTimer(self.dist_info.device)
+        timer.mark()
+        x, target = self.training.prepare(batch)
+        timer.mark()
         rate = learning_rate(self.config, self.step, self.total)
-        outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
+        try:
+            outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
+        except RuntimeError as error:
+            if not lost_rank(error):
+                raise
+            raise LoaderError(
+                f"another rank has left the run after step {self.step} of {self.total}, its own message says why "
+                f"({str(error).splitlines()[0]:.120}); --resume auto goes on from the last checkpoint"
+            ) from error
         self.step += 1
         self._flush()  # the step before: the device works on this one meanwhile
         self.unread = (outcome, batch.task, timer)
@@ -286,7 +289,7 @@ class Trainer:
 
     def _log_record(self, log: RunLog | None) -> None:
         self._flush()
-        stats = self.loader.stats()
+        stats, whole_run = self.loader.stats(), self.meter.whole_run
         self.last = {
             "step": self.step,
             "epoch": self.epoch,
@@ -295,7 +298,7 @@ class Trainer:
             **self.meter.record(),
             "decode_ms": stats.get("decode_ms"),
             "bad_files": stats.get("bad_files", 0),
-            "eta_s": self.meter.seconds_left(self.total - self.step),
+            "eta_s": (self.total - self.step) * whole_run.rates()["seconds"] / max(1, whole_run.batches),
         }
         if log is not None:
             log.write(self.last)
@@ -315,34 +318,11 @@ class Trainer:
         self._flush()
         if self.saved_at == self.step:
             return None
-        state = self._state(alone)
-        reason = self._write(state) if self.dist_info.is_main else None
-        if alone:
-            failed = reason is not None
-        else:
-            failed = any_rank(reason is not None, self.dist_info)
-        if failed:
-            return reason or "rank 0 could not write it"
-        self.saved_at = self.step
-        return None
-
-    def _write(self, state: dict[str, Any]) -> str | None:
-        paths = [self.out / LATEST]
-        if self._is_kept():
-            paths.append(self.out / f"checkpoint_epoch{self.epoch:04}.pt")
-        for path in paths:
-            try:
-                save_checkpoint(path, state)
-            except (OSError, RuntimeError) as error:
-                return f"{path}: {error}"
-        return None
-
-    def _state(self, alone: bool) -> dict[str, Any]:
         own = generator_states(self.dist_info.device)
         rng: list[Any] = [own] * self.dist_info.world_size
         if self.dist_info.world_size > 1 and not alone:
             dist.all_gather_object(rng, own)
-        return {
+        state = {
             "config": self.config.to_dict(),
             **self.training.state_dict(),
             "schedule": {"step": self.step, "total": self.total},
@@ -351,8 +331,23 @@ class Trainer:
             "step": self.step,
             "epoch": self.epoch,
         }
+        reason = None
+        if self.dist_info.is_main:
+            kept = [f"checkpoint_epoch{self.epoch:04}.pt"] if self._is_kept() else []
+            for path in (self.out / name for name in (LATEST, *kept)):
+                try:
+                    save_checkpoint(path, state)
+                except (OSError, RuntimeError) as error:
+                    reason = f"{path}: {error}"
+                    break
+        failed = reason is not None if alone else any_rank(reason is not None, self.dist_info)
+        if failed:
+            return reason or "rank 0 could not write it"
+        self.saved_at = self.step
+        return None
 
     def _write_config(self) -> None:
+        """Write ``config.json``: the settings of the run, and what they came to on this machine."""
         device = self.dist_info.device
         run = {
             "precision": self.training.precision,
@@ -364,17 +359,5 @@ class Trainer:
             "steps_per_epoch": self.loader.batches_per_epoch,
             "total_steps": self.total,
         }
-        write_config(self.out, self.config.to_dict(), run)
-
-    def _summary(self, signal: int | None) -> Summary:
-        whole = self.meter.whole_run()
-        return Summary(
-            step=self.step,
-            total_steps=self.total,
-            epoch=self.epoch,
-            **{key: self.last.get(key, float("nan")) for key in ("loss", "l1", "contrastive")},
-            skipped=self.meter.skipped,
-            signal=(signal or signals.SIGTERM) if self.step < self.total else None,
-            checkpoint=self.out / LATEST,
-            **whole,
-        )
+        with atomic_write(self.out / "config.json", "w") as file:
+            file.write(json.dumps({"config": self.config.to_dict(), "run": run}, indent=2) + "\n")

@@ -99,7 +99,12 @@ def read_image(source: str | Path | bytes, *, exif: bool = True, alpha: Alpha = 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             image = from_pil(opened, exif=exif, alpha=alpha)
-            return replace(image, notes=(*_frames(opened), *image.notes))
+            try:
+                count = getattr(opened, "n_frames", 1)
+                frames = (f"first of {count} frames",) if count > 1 else ()
+            except DECODE_ERRORS:
+                frames = ("first of several frames, of which others are damaged",)
+            return replace(image, notes=frames + image.notes)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}not an image") from error
     except DECODE_ERRORS as error:
@@ -122,49 +127,41 @@ def from_pil(image: Image.Image, *, exif: bool = True, alpha: Alpha = "keep") ->
     notes: list[str] = []
     if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I"):  # known until it is loaded
         notes.append("16 bits a channel, of which Pillow reads the upper 8")
-    turn = _turn(image, notes) if exif else None
     profile = image.info.get("icc_profile")
-    upright = image if turn is None else image.transpose(turn)
-    if upright.mode.startswith(("I", "F")):
-        upright = _to_eight_bits(upright, notes)
-    elif upright.mode in ("1", "L", "LA"):
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1)) if exif else None
+    except DECODE_ERRORS:
+        turn = None
+        notes.append("its EXIF data are damaged, so it is taken as stored")
+    if turn is not None:
+        image = image.transpose(turn)
+        notes.append("turned upright as its EXIF tag says")
+    if image.mode.startswith(("I", "F")):
+        image = _to_eight_bits(image, notes)
+    elif image.mode in ("1", "L", "LA"):
         notes.append("gray")
-    elif upright.mode == "CMYK":
+    elif image.mode == "CMYK":
         notes.append("CMYK, converted")
     opacity = None
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        opacity = np.array(upright.getchannel("A")) if alpha == "keep" else None
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        opacity = np.array(image.getchannel("A")) if alpha == "keep" else None
     if profile and profile[16:20] != b"RGB ":
         profile = None
         notes.append("its colour profile is not one of RGB and is left out")
-    return LoadedImage(np.array(upright.convert("RGB")), opacity, tuple(notes), profile)
-
-
-def _turn(image: Image.Image, notes: list[str]) -> Image.Transpose | None:
-    try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except DECODE_ERRORS:
-        notes.append("its EXIF data are damaged, so it is taken as stored")
-        return None
-    if turn is not None:
-        notes.append("turned upright as its EXIF tag says")
-    return turn
-
-
-def _frames(image: Image.Image) -> list[str]:
-    try:
-        count = getattr(image, "n_frames", 1)
-    except DECODE_ERRORS:
-        return ["first of several frames, of which others are damaged"]
-    return [f"first of {count} frames"] if count > 1 else []
+    return LoadedImage(np.array(image.convert("RGB")), opacity, tuple(notes), profile)
 
 
 def _to_eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     """16-bit and float gray images as 8-bit gray; Pillow's own conversion would clip them."""
     values = np.array(image).astype(np.float64)
-    largest, smallest = values.max(), values.min()
-    if image.mode == "F":
+    smallest, largest = values.min(), values.max()
+    if image.mode != "F":
+        if smallest < 0 or largest > 65535:
+            raise ValueError(f"integer pixels {smallest:.0f}..{largest:.0f}; needed are those of 16 bits, 0..65535")
+        top = 65535
+        notes.append("16 bits a channel, rounded to 8")
+    else:
         if not np.isfinite(values).all():
             raise ValueError("float pixels that are nan or infinite")
         over = float((values > 1).mean())
@@ -174,13 +171,7 @@ def _to_eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
             )
         top = 1 if over <= 0.01 else 255
         notes.append(f"float values 0..{top}, taken to 8 bits" + ("; larger ones clipped" if largest > top else ""))
-        values = values * (255 / top)
-    else:
-        if smallest < 0 or largest > 65535:
-            raise ValueError(f"integer pixels {smallest:.0f}..{largest:.0f}; needed are those of 16 bits, 0..65535")
-        notes.append("16 bits a channel, rounded to 8")
-        values = values / 257
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
 
 
 def write_image(
@@ -218,10 +209,8 @@ def array_to_tensor(image: np.ndarray) -> Tensor:
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
         raise ValueError(f"needs a uint8 image [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}")
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.shape[2] == 1:
-        image = image.repeat(3, axis=2)
+    if image.ndim == 2 or image.shape[2] == 1:
+        image = image.reshape(*image.shape[:2], 1).repeat(3, axis=2)
     if image.shape[2] != 3:
         raise ValueError(f"needs an image of 1 or 3 channels, got {list(image.shape)}; keep the alpha channel apart")
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

@@ -35,18 +35,18 @@ def match_pairs(
     below_gt, below_lq = ({p: _below(p, root) for p in paths} for paths, root in ((gt, gt_root), (lq, lq_root)))
     partner: dict[str, str] = {}  # degraded -> clean
 
-    def match(names: Callable[[str, int], set[str]], certain: bool) -> None:
+    def match(names: Callable[[str], set[str]], certain: bool) -> None:
         taken = set(partner.values())
         by_name: dict[str, set[str]] = defaultdict(set)
         for path in gt:
             if path not in taken:
-                for name in names(below_gt[path], scale):
+                for name in names(below_gt[path]):
                     by_name[name].add(path)
         wanted: dict[str, list[str]] = defaultdict(list)
         for path in lq:
             if path in partner:
                 continue
-            found = sorted({p for name in names(below_lq[path], scale) for p in by_name.get(name, ())})
+            found = sorted({p for name in names(below_lq[path]) for p in by_name.get(name, ())})
             if len(found) > 1 and certain:
                 raise PairError(f"{found[0]} and {found[1]} would both be the clean image of {path}; remove one")
             if len(found) == 1:
@@ -57,14 +57,9 @@ def match_pairs(
             if len(degraded) == 1:
                 partner[degraded[0]] = clean
 
-    match(lambda name, scale: {name}, certain=True)
-    match(_shared_names, certain=True)
-    match(lambda name, scale: _shared_names(os.path.basename(name), scale), certain=False)
-    _require_all(gt, lq, partner)
-    return [(partner[path], path) for path in lq]
-
-
-def _require_all(gt: Sequence[str], lq: Sequence[str], partner: dict[str, str]) -> None:
+    match(lambda name: {name}, certain=True)
+    match(lambda name: _shared_names(name, scale), certain=True)
+    match(lambda name: _shared_names(os.path.basename(name), scale), certain=False)
     matched = set(partner.values())
     for path, others in [(p, lq) for p in gt if p not in matched] + [(p, gt) for p in lq if p not in partner]:
         if not others:
@@ -74,6 +69,7 @@ def _require_all(gt: Sequence[str], lq: Sequence[str], partner: dict[str, str]) 
             f"{path} has no partner in {os.path.dirname(others[0])}, which holds {names}{', ...' * (len(others) > 3)}; "
             "partners have the same name"
         )
+    return [(partner[path], path) for path in lq]
 
 
 def _below(path: str, root: str) -> str:

@@ -44,10 +44,23 @@ def find_images(root: Path, *, recursive: bool = True, shards: bool = True) -> S
         shards: look into tar files.
     """
     scan = ScanResult()
-    if root.is_dir():
-        _scan_folder(str(root), scan, set(), recursive, shards)
-    else:
+
+    def unreadable(error: OSError) -> None:
+        scan.unreadable.append((error.filename, error.strerror or str(error)))
+
+    if not root.is_dir():
         _add_file(str(root), os.stat(root), scan, shards)
+    seen = set()
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        for path in [os.path.join(folder, name) for name in names if not name.startswith(".")]:
+            # A link to nowhere or to itself is a file that cannot be read.
+            _add_file(path, os.stat(path) if os.path.exists(path) else os.lstat(path), scan, shards)
     scan.images.sort(key=lambda image: image.path)
     return scan
 
@@ -62,31 +75,6 @@ def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
     for path, reason in scan.unreadable:
         raise OSError(f"{path}: {reason}")
     return [Path(image.path) for image in scan.images]
-
-
-def _scan_folder(folder: str, scan: ScanResult, seen: set[tuple[int, int]], recursive: bool, shards: bool) -> None:
-    try:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
-            return
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as items:
-            inside = sorted(items, key=lambda item: item.name)
-    except OSError as error:
-        scan.unreadable.append((folder, error.strerror or str(error)))
-        return
-    for item in inside:
-        if item.name.startswith("."):
-            continue
-        if os.path.isdir(item.path):
-            if recursive:
-                _scan_folder(item.path, scan, seen, recursive, shards)
-            continue
-        try:
-            status = item.stat()
-        except OSError:  # a link to nowhere or to itself: a file that cannot be read
-            status = item.stat(follow_symlinks=False)
-        _add_file(item.path, status, scan, shards)
 
 
 def _add_file(path: str, status: os.stat_result, scan: ScanResult, shards: bool) -> None:

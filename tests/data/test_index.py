@@ -132,7 +132,7 @@ def test_an_unreadable_folder_is_reported(folder, monkeypatch):
 
     def refusing(path):
         if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
     monkeypatch.setattr(os, "scandir", refusing)

@@ -11,7 +11,7 @@ from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
 from ipt_fast.engine.recipe import apply_changes
 from ipt_fast.engine.terminal import show_logs
-from ipt_fast.engine.trainer import Trainer
+from ipt_fast.engine.trainer import LoaderError, Trainer
 from ipt_fast.model import IPTConfig
 from ipt_fast.tasks import get_task
 
@@ -89,7 +89,7 @@ def make_trainer(out, config: TrainConfig, dist_info: DistInfo | None = None, lo
 
 
 def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> None:
-    """Run a process of its own. ``trouble`` (what, n, rank): "kill", "term" or "nan" at the n-th batch."""
+    """Run a process of its own. ``trouble`` (what, n, rank): "kill", "term", "nan" or "loader" at the n-th batch."""
     os.environ.update({key: str(value) for key, value in environment.items()})
     torch.set_num_threads(1)
     dist_info = init_distributed()
@@ -106,10 +106,22 @@ def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> N
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
         return x, target
 
+    class Loader(FakeLoader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                if (what, at, rank) == ("loader", batch.step + 1, self.rank):
+                    raise OSError("the disk is gone")
+                yield batch
+
     config = micro_config(*changes, steps=steps, batch_size=batch_size)
+    loader = Loader(batch_size // dist_info.world_size, dist_info.rank, dist_info.world_size, config.model.tasks)
     with show_logs(Console(stderr=True, width=200), dist_info.is_main):
-        trainer = make_trainer(out, config, dist_info, degrade=degrade)
+        trainer = make_trainer(out, config, dist_info, loader, degrade=degrade)
         trainer.resume("auto")
-        summary = trainer.train()
+        try:
+            summary = trainer.train()
+        except LoaderError as error:
+            (out / f"error{dist_info.rank}").write_text(str(error))
+            raise SystemExit(4) from error
     destroy_process_group()
     raise SystemExit(0 if summary.signal is None else 128 + summary.signal)

@@ -112,3 +112,12 @@ def test_a_bad_sample_on_one_rank_is_skipped_by_both(tmp_path, start):
     end(start(tmp_path, 4, 4, ranks=2, trouble=("nan", 2, 1)))
     assert records(tmp_path)[-1]["skipped"] == 1
     assert all(value.isfinite().all() for value in model_of(tmp_path).values())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_loader_that_fails_on_one_rank_ends_both_with_a_message(tmp_path, start, rank):
+    end(start(tmp_path, 6, 4, ranks=2, trouble=("loader", 4, rank)), 4)
+    own, other = ((tmp_path / f"error{r}").read_text() for r in (rank, 1 - rank))
+    assert "loader failed after step 3 of 6: OSError: the disk is gone" in own
+    assert "another rank has left the run after step 3 of 6" in other and len(other.splitlines()) == 1
+    assert load_training_state(tmp_path / "checkpoint.pt")["step"] == (3 if rank == 0 else 2)

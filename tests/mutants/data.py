@@ -67,9 +67,8 @@ MUTANTS = [
     Mutant(_TORCH, "            stream._shutdown_workers()", "            pass", _LOADER),
     # decoding
     Mutant(_DECODE, "_CONTEXT_ROWS = 4", "_CONTEXT_ROWS = 0", _DECODES),
-    Mutant(_MIRROR, "flip(out[end - more : end, columns], (0,))", "flip(out[first : first + more, columns], (0,))",
-           _GOLDEN),
-    Mutant(_MIRROR, "flip(out[:, end - more : end], (1,))", "out[:, end - more : end]", _GOLDEN),
+    Mutant(_MIRROR, "np.minimum(place, 2 * side - 1 - place)", "place % side", _GOLDEN),
+    Mutant(_MIRROR, "2 * side - 1 - place", "2 * side - 2 - place", _GOLDEN),
     Mutant(_DECODE, "marker not in (_BASELINE, _EXTENDED)", "marker not in (_BASELINE, _EXTENDED, 0xC2)", _DECODES),
     Mutant(
         _INDEX,

@@ -24,7 +24,7 @@ from ipt_fast.data.dali.encoded import EncodedBatch, Reader
 from ipt_fast.data.prefetch import PrefetchIterator
 from ipt_fast.data.source import CropSource
 from ipt_fast.data.types import Batch, DecodedBatch
-from ipt_fast.io.mirror import mirror_fill
+from ipt_fast.io.mirror import mirror_pad
 
 # Batches in a row that DALI may fail to decode before its error is raised.
 _MAX_FAILURES = 8
@@ -179,7 +179,7 @@ def _finish(output: Any, encoded: EncodedBatch) -> DecodedBatch:
     shapes = encoded.crop_shapes[order // crops.shape[1]]
     for sample in np.flatnonzero((shapes < encoded.plan.crop.size).any(1)).tolist():
         height, width = shapes[sample].tolist()
-        mirror_fill(pixels[sample], height, width, np.flip if on_cpu else torch.flip)
+        pixels[sample] = mirror_pad(pixels[sample][:height, :width], encoded.plan.crop.size, axes=(0, 1))[0]
     if on_cpu:
         pixels = torch.from_numpy(pixels)
     return DecodedBatch(Batch.of(encoded.plan, pixels.permute(0, 3, 1, 2)), encoded.unreadable)
