@@ -18,6 +18,13 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+def empty_gradients(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a backward fills: for N == M dqkv [B, N, 3D] and nothing, otherwise dq [B, N, D], dkv [B, M, 2D]."""
+    (B, N, D), M = q.shape, k.shape[1]
+    first, second = ((B, N, 3 * D), (0,)) if N == M else ((B, N, D), (B, M, 2 * D))
+    return q.new_empty(first), q.new_empty(second)
+
+
 def unpack_gradients(first: Tensor, second: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     """Return dq, dk and dv as views of what a backward returns."""
     if q.shape[1] == k.shape[1]:
@@ -67,11 +74,9 @@ def bmm_forward(q, k, v, q_embed, k_embed, num_heads, scale):
 def bmm_backward(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale):
     """Return the gradients of q, k and v for ``grad`` [B, N, D], packed as patch_attention's backward returns them."""
     q, k = with_embeds(q, k, q_embed, k_embed)
-    (B, N, D), M = q.shape, k.shape[1]
-    sizes = [(B, N, 3 * D), (0,)] if N == M else [(B, N, D), (B, M, 2 * D)]
-    first, second = (torch.empty(size, dtype=q.dtype, device=q.device) for size in sizes)
+    first, second = empty_gradients(q, k)
     targets = unpack_gradients(first, second, q, k)
-    for _, (*gqkv, da, db, dc) in _parts(num_heads, N * M, grad, q, k, v, *targets):
+    for _, (*gqkv, da, db, dc) in _parts(num_heads, q.shape[1] * k.shape[1], grad, q, k, v, *targets):
         g, a, b, c = (_flat(x) for x in gqkv)
         p = torch.softmax(_scaled_bmm(a, b.mT, scale), -1)  # [h, N, M]
         dc.copy_(torch.bmm(p.mT, g).view(dc.shape))

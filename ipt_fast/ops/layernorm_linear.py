@@ -197,7 +197,7 @@ def layernorm_linear(
         TypeError: tensors of different dtypes or devices, or not floating.
         RuntimeError: the backend that ``impl`` names cannot serve this call; the message says why.
     """
-    for name, t in (("x", x), ("weight", weight)):
+    for name, t in (("x", x), ("norm_weight", norm_weight), ("norm_bias", norm_bias), ("weight", weight)):
         check_tensor(_OP, name, t)
     check_number(_OP, "eps", eps)
     if x.dim() < 1 or weight.dim() != 2:

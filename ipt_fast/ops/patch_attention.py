@@ -21,6 +21,7 @@ from ipt_fast.ops._common import (
 from ipt_fast.ops._patch_attention_cpu import (
     bmm_backward,
     bmm_forward,
+    empty_gradients,
     flash_backward,
     flash_forward,
     split_heads,
@@ -139,8 +140,7 @@ _SDPA_ELSEWHERE = Backend("sdpa", _sdpa)
 
 
 # Dispatcher registration. Saved for backward: q, k, v, out and lse; the embeds are added again. The gradients come
-# packed, so that the caller's packed projection needs no copy to join them: N == M: dqkv [B, N, 3D] and an empty
-# tensor; otherwise dq [B, N, D] and dkv [B, M, 2D].
+# packed, as ``empty_gradients`` says, so that the caller's packed projection needs no copy to join them.
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? q_embed, Tensor? k_embed"
 
@@ -153,11 +153,7 @@ def _forward_fake(q, k, v, q_embed, k_embed, num_heads, scale, impl):
 
 
 def _backward_fake(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale, impl):
-    B, N, D = q.shape
-    M = k.shape[1]
-    if N == M:
-        return q.new_empty(B, N, 3 * D), q.new_empty(0)
-    return q.new_empty(B, N, D), q.new_empty(B, M, 2 * D)
+    return empty_gradients(q, k)
 
 
 _forward = BACKENDS.define_forward(
