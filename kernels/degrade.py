@@ -8,11 +8,10 @@ for the small one of super-resolution. Nothing else of that size moves: one pass
 - ``add_noise``: about 340 instructions a pixel (ten rounds of Philox, two logarithms, two pairs of cosine and sine) for
   its 27 bytes: on an A100 or H100 arithmetic and memory are about even.
 - ``add_rain``: in a 48 x 48 crop with what lies in reach, 320 cells, there are 63 streaks on average, and 18 touch it.
-  ``streaks_kernel`` draws all cells of a batch and lists those that touch: 10 kB of list beside the crop's 62 kB, of
-  which 0.6 kB is used. ``rain_kernel`` walks, for each tile of 16 x 16 pixels, the list of the cells in reach, which
-  stays in L1, and draws a streak where it touches the tile: 6 streaks a pixel, about 250 instructions with the walk,
-  again about even with the bytes. A single kernel would draw the 192 cells in reach of a tile nine times a crop, five
-  times as many as there are; a tile as large as the crop would draw all of its 18 streaks on every pixel.
+  ``streaks_kernel`` draws all cells of a batch and lists those that touch: 10 kB of list beside the crop's 62 kB.
+  ``rain_kernel`` walks, for each tile of 16 x 16 pixels, the list of the cells in reach, which stays in L1: 6 streaks a
+  pixel, about 250 instructions with the walk, again about even with the bytes. A single kernel would draw the 192 cells
+  in reach of a tile nine times a crop; a tile as large as the crop would draw all of its 18 streaks on every pixel.
 
 Random words are those of ``ipt_fast/degradations/philox.py``, and the formulas those of noise.py and rain.py there.
 """
@@ -322,10 +321,6 @@ STREAKS_PLAN = {"ROWS": 8, "num_warps": 4, "enable_fp_fusion": False}
 RAIN_PLAN = {"BLOCK_Y": 16, "BLOCK_X": 16, "num_warps": 1, "enable_fp_fusion": False}
 
 
-def _outputs(clean: Tensor) -> tuple[Tensor, Tensor]:
-    return clean.new_empty(clean.shape, dtype=torch.float32), clean.new_empty(clean.shape, dtype=torch.float32)
-
-
 def shrink(clean: Tensor, scale: int, margin: int) -> tuple[Tensor, Tensor]:
     """Compute MATLAB's bicubic shrinking, and the crop of the target.
 
@@ -344,35 +339,28 @@ def shrink(clean: Tensor, scale: int, margin: int) -> tuple[Tensor, Tensor]:
 
 def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     """Return clip(clean + N(0, sigma), 0, 255) and clean, float32 [B, 3, H, W]; clean uint8, seeds int64 [B]."""
-    noisy, target = _outputs(clean)
+    noisy, target = (torch.empty(clean.shape, dtype=torch.float32, device=clean.device) for _ in range(2))
     B, _, H, W = clean.shape
     programs = B * triton.cdiv(H * W, NOISE_PLAN["BLOCK"])
     noise_kernel[(programs,)](clean, seeds, noisy, target, sigma, *clean.stride(), W, H * W, **NOISE_PLAN)
     return noisy, target
 
 
-def add_rain(clean: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-    """Return clip(clean + own rain, 0, 255) and clean, float32 [B, 3, H, W]; clean uint8, seeds int64 [B]."""
+def add_rain(clean: Tensor, seeds: Tensor, layers: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return clip(clean + layers, 0, 255) and clean, float32 [B, 3, H, W]; clean uint8.
+
+    layers float32 [B, H, W], dense; None: they are drawn from seeds int64 [B].
+    """
+    rainy, target = (torch.empty(clean.shape, dtype=torch.float32, device=clean.device) for _ in range(2))
     B, _, H, W = clean.shape
-    cell_rows = triton.cdiv(H + 2 * REACH_Y.value, CELL.value)
-    groups = triton.cdiv(W + 2 * REACH_X.value, CELL.value * _GROUP.value)
-    counts = seeds.new_empty((B, cell_rows, groups), dtype=torch.int32)
-    streaks = seeds.new_empty((B, cell_rows, groups, _GROUP.value, _NUMBERS.value), dtype=torch.float32)
-    programs = B * groups * triton.cdiv(cell_rows, STREAKS_PLAN["ROWS"])
-    streaks_kernel[(programs,)](seeds, streaks, counts, H, W, cell_rows, groups, **STREAKS_PLAN)
-    return _rain(clean, None, streaks, counts, cell_rows, groups)
-
-
-def add_layers(clean: Tensor, layers: Tensor) -> tuple[Tensor, Tensor]:
-    """Return clip(clean + layers, 0, 255) and clean, float32 [B, 3, H, W]; layers float32 [B, H, W], dense."""
-    return _rain(clean, layers, None, None, 0, 0)
-
-
-def _rain(
-    clean: Tensor, layers: Tensor | None, streaks: Tensor | None, counts: Tensor | None, cell_rows: int, groups: int
-) -> tuple[Tensor, Tensor]:
-    rainy, target = _outputs(clean)
-    B, _, H, W = clean.shape
+    streaks, counts, cell_rows, groups = None, None, 0, 0
+    if layers is None:
+        cell_rows = triton.cdiv(H + 2 * REACH_Y.value, CELL.value)
+        groups = triton.cdiv(W + 2 * REACH_X.value, CELL.value * _GROUP.value)
+        counts = seeds.new_empty((B, cell_rows, groups), dtype=torch.int32)
+        streaks = seeds.new_empty((B, cell_rows, groups, _GROUP.value, _NUMBERS.value), dtype=torch.float32)
+        programs = B * groups * triton.cdiv(cell_rows, STREAKS_PLAN["ROWS"])
+        streaks_kernel[(programs,)](seeds, streaks, counts, H, W, cell_rows, groups, **STREAKS_PLAN)
     programs = B * triton.cdiv(H, RAIN_PLAN["BLOCK_Y"]) * triton.cdiv(W, RAIN_PLAN["BLOCK_X"])
     rain_kernel[(programs,)](
         clean, layers, streaks, counts, rainy, target, *clean.stride(), H, W, cell_rows, groups, **RAIN_PLAN

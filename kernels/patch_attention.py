@@ -23,9 +23,7 @@ from ipt_fast.kernels._patch_attention_tiles import (
     store_head,
 )
 
-MAX_HEAD_DIM = 128
-# Keys that a program can keep on chip.
-ONE_PASS = 256
+ONE_PASS = 256  # keys that a program can keep on chip
 
 
 @triton.jit
@@ -161,6 +159,15 @@ def _block(length: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(length)))
 
 
+def _options(plan: Plan, N: int, M: int, d: int) -> dict[str, int]:
+    D0, D1 = split_head(d)
+    return {
+        **{"d": d, "D0": D0, "D1": D1, "BLOCK_N": plan.block_n, "BLOCK_M": plan.block_m},
+        **{"EVEN_N": N % plan.block_n == 0, "EVEN_M": M % plan.block_m == 0},
+        **{"num_warps": plan.num_warps, "num_stages": plan.num_stages},
+    }
+
+
 def patch_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, q_embed: Tensor | None, k_embed: Tensor | None, num_heads: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -179,16 +186,12 @@ def patch_attention_forward(
     if plan.one:
         parts = triton.cdiv(2 * multiprocessors(q.device), B * num_heads)
         rows *= triton.cdiv(triton.cdiv(N, plan.block_n), parts)
-    D0, D1 = split_head(d)
     held = triton.cdiv(M, plan.block_m) if plan.one else 0
     with torch.cuda.device_of(q):
         forward_kernel[(triton.cdiv(N, rows) * B * num_heads,)](
             q, k, v, q_embed, k_embed, out, lse,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], _row(q_embed), _row(k_embed),
-            N, M, num_heads, rows, scale * LOG2E,
-            d=d, D0=D0, D1=D1, BLOCK_N=plan.block_n, BLOCK_M=plan.block_m, HELD=held, POSITIVE=scale > 0,
-            EVEN_N=N % plan.block_n == 0, EVEN_M=M % plan.block_m == 0,
-            num_warps=plan.num_warps, num_stages=plan.num_stages,
+            N, M, num_heads, rows, scale * LOG2E, HELD=held, POSITIVE=scale > 0, **_options(plan, N, M, d),
         )  # fmt: skip
     return out, lse
 
@@ -223,12 +226,7 @@ def patch_attention_backward(
         dk, dv = second.split(D, dim=-1)
     plan = plan_backward(N, M, d, q.dtype)
     delta = None if plan.one else torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
-    D0, D1 = split_head(d)
-    common = {
-        **{"d": d, "D0": D0, "D1": D1, "BLOCK_N": plan.block_n, "BLOCK_M": plan.block_m},
-        **{"EVEN_N": N % plan.block_n == 0, "EVEN_M": M % plan.block_m == 0},
-        **{"num_warps": plan.num_warps, "num_stages": plan.num_stages},
-    }
+    common = _options(plan, N, M, d)
     strides = [s for x in (grad, out, q, k, v, dq, dk) for s in x.stride()[:2]] + [_row(q_embed), _row(k_embed)]
     sizes = (N, M, num_heads, scale)
     with torch.cuda.device_of(q):

@@ -15,7 +15,6 @@ a block that stays in the L2 cache, and the vendor library multiplies it with u:
 [tokens, D] in float32, would leave room for 64 tokens a program only and read u from L2 twice as often.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -328,25 +327,21 @@ def patch_contrastive_backward(
         u, _ = _bank(features, others, p, dtype)
         rows = max(1, min(B, _BLOCK_ROWS // p.NP))
         columns = max(1, min(len(u), _BLOCK_BYTES // (rows * p.NP * p.NP * u.element_size())))
-        for j in _chunks(B, rows):
-            g = torch.zeros((len(j) * p.NP, p.DP), dtype=torch.float32, device=features.device)
-            for k in _chunks(len(u), columns):
-                w = u.new_empty(len(j) * p.NP, len(k) * p.NP)
+        for j in range(0, B, rows):
+            anchors = features[j : j + rows]
+            g = torch.zeros((len(anchors) * p.NP, p.DP), dtype=torch.float32, device=features.device)
+            for k in range(0, len(u), columns):
+                negatives = u[k : k + columns]
+                w = u.new_empty(len(anchors) * p.NP, len(negatives) * p.NP)
+                sizes = (j, k, len(anchors), len(negatives), N, p.NP)
                 grid = (w.numel() // p.block**2,)
-                sizes = (j.start, k.start, len(j), len(k), N, p.NP)
                 weights_kernel[grid](u, coefficients, largest, w, *sizes, **_options(p, N, precision))
-                g += _matmul(w, u[k.start : k.stop].flatten(0, 1))
-            at = slice(j.start, j.stop)
-            norm_backward_kernel[(len(j) * parts,)](
-                g, features[at], positive_grad[at], largest, grad[at], N, p.NP,
+                g += _matmul(w, negatives.flatten(0, 1))
+            norm_backward_kernel[(len(anchors) * parts,)](
+                g, anchors, positive_grad[j : j + rows], largest, grad[j : j + rows], N, p.NP,
                 D=D, DP=p.DP, BLOCK_D=p.block_of_features, ROWS=p.rows,
             )  # fmt: skip
     return grad
-
-
-def _chunks(length: int, step: int) -> Iterator[range]:
-    for start in range(0, length, step):
-        yield range(start, min(start + step, length))
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -116,9 +116,7 @@ def plan(C: int, P: int, dtype: torch.dtype) -> dict[str, int]:
     return {"BLOCK_M": 128, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 8, "num_stages": 2}
 
 
-def pixelshuffle_tail_forward(
-    x: Tensor, kernels: Tensor, bias: Tensor | None, scale: int, frame: tuple[int, int]
-) -> Tensor:
+def pixelshuffle_tail_forward(x: Tensor, kernels: Tensor, bias: Tensor | None, scale: int, frame: list[int]) -> Tensor:
     """Compute the tail of x [B, C, H, W]; kernels [classes y, classes x, taps y, taps x, C, P] and bias [.., .., P].
 
     x is copied to channels-last where it is not, and with zeros to a whole number of blocks of features. H and W must

@@ -9,14 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ipt_fast.ops import _registry
-
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(_registry, "differentiable_once"), reason="the page describes the registry that registers ops"
-)
 
 
 @pytest.fixture(scope="module")

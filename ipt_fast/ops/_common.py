@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -52,6 +53,15 @@ def _shown(x: Any) -> str:
     return repr(x) if isinstance(x, (int, float, str)) else type(x).__name__
 
 
+def check_like(op: str, name: str, x: Tensor, model: str, y: Tensor, any_dtype: bool = False) -> None:
+    """Raise TypeError unless ``x`` has the device and, without ``any_dtype``, the dtype of y, the ``model``."""
+    if x.device != y.device or not (any_dtype or x.dtype == y.dtype):
+        raise TypeError(
+            f"{op}: {name} must have the dtype and device of {model}, {y.dtype} on {y.device} "
+            f"(got {x.dtype} on {x.device}); cast it, or run under torch.autocast"
+        )
+
+
 def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
     """Return whether autograd would record a call with these tensors, or a forward-mode derivative is being taken."""
     if forward_ad._current_level >= 0:  # tensors do not tell; without a record a tangent would be dropped
@@ -71,6 +81,16 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of GEMMs with ``x``: autocast's where it is on, otherwise that of ``x``; float64 stays."""
     dtype = autocast_dtype(x.device.type)
     return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
+
+
+def autocast_off(x: Tensor) -> AbstractContextManager:
+    """Return a context without autocast; none at all where it is off, which exporters understand best."""
+    return torch.autocast(x.device.type, enabled=False) if autocast_dtype(x.device.type) else nullcontext()
+
+
+def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return t in that dtype, None for None."""
+    return None if t is None else t.to(dtype)
 
 
 def has_fast_bf16() -> bool:

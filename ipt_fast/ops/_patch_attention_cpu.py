@@ -18,6 +18,13 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+def empty_gradients(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a backward fills: for N == M dqkv [B, N, 3D] and nothing, otherwise dq [B, N, D], dkv [B, M, 2D]."""
+    (B, N, D), M = q.shape, k.shape[1]
+    first, second = ((B, N, 3 * D), (0,)) if N == M else ((B, N, D), (B, M, 2 * D))
+    return q.new_empty(first), q.new_empty(second)
+
+
 def unpack_gradients(first: Tensor, second: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     """Return dq, dk and dv as views of what a backward returns."""
     if q.shape[1] == k.shape[1]:
@@ -25,7 +32,8 @@ def unpack_gradients(first: Tensor, second: Tensor, q: Tensor, k: Tensor) -> tup
     return first, *second.chunk(2, dim=-1)
 
 
-def _with_embeds(q: Tensor, k: Tensor, q_embed: Tensor | None, k_embed: Tensor | None) -> tuple[Tensor, Tensor]:
+def with_embeds(q: Tensor, k: Tensor, q_embed: Tensor | None, k_embed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return q and k with what is to be added to each image's."""
     return q if q_embed is None else q + q_embed, k if k_embed is None else k + k_embed
 
 
@@ -51,40 +59,24 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)  # beta=0 ignores the first
 
 
-def bmm_forward(
-    q: Tensor, k: Tensor, v: Tensor, q_embed: Tensor | None, k_embed: Tensor | None, num_heads: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def bmm_forward(q, k, v, q_embed, k_embed, num_heads, scale):
     """Compute attention by GEMMs: q [B, N, D], k and v [B, M, D], any strides -> out [B, N, D] and no lse."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     embeds = [None if e is None else e.unflatten(-1, (num_heads, -1)).transpose(0, 1) for e in (q_embed, k_embed)]
     for heads, (o, q_part, k_part, v_part) in _parts(num_heads, q.shape[1] * k.shape[1], out, q, k, v):
-        a, b = (
-            _flat(x, None if e is None else e[heads]) for x, e in zip((q_part, k_part), embeds, strict=True)
-        )  # [h, N, d], [h, M, d]
+        own = [None if e is None else e[heads] for e in embeds]
+        a, b = _flat(q_part, own[0]), _flat(k_part, own[1])  # [h, N, d], [h, M, d]
         p = torch.softmax(_scaled_bmm(a, b.mT, scale), -1)  # [h, N, M]
         o.copy_(torch.bmm(p, _flat(v_part)).view(o.shape))
     return out, q.new_empty(q.shape[0], num_heads, 0)
 
 
-def bmm_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_embed: Tensor | None,
-    k_embed: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    num_heads: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def bmm_backward(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale):
     """Return the gradients of q, k and v for ``grad`` [B, N, D], packed as patch_attention's backward returns them."""
-    q, k = _with_embeds(q, k, q_embed, k_embed)
-    (B, N, D), M = q.shape, k.shape[1]
-    sizes = [(B, N, 3 * D), (0,)] if N == M else [(B, N, D), (B, M, 2 * D)]
-    first, second = (torch.empty(size, dtype=q.dtype, device=q.device) for size in sizes)
+    q, k = with_embeds(q, k, q_embed, k_embed)
+    first, second = empty_gradients(q, k)
     targets = unpack_gradients(first, second, q, k)
-    for _, (*gqkv, da, db, dc) in _parts(num_heads, N * M, grad, q, k, v, *targets):
+    for _, (*gqkv, da, db, dc) in _parts(num_heads, q.shape[1] * k.shape[1], grad, q, k, v, *targets):
         g, a, b, c = (_flat(x) for x in gqkv)
         p = torch.softmax(_scaled_bmm(a, b.mT, scale), -1)  # [h, N, M]
         dc.copy_(torch.bmm(p.mT, g).view(dc.shape))
@@ -99,11 +91,9 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def flash_forward(
-    q: Tensor, k: Tensor, v: Tensor, q_embed: Tensor | None, k_embed: Tensor | None, num_heads: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def flash_forward(q, k, v, q_embed, k_embed, num_heads, scale):
     """Compute attention by PyTorch's flash kernel: as ``bmm_forward``, with lse [B, H, N]."""
-    dense = [_dense_rows(x) for x in (*_with_embeds(q, k, q_embed, k_embed), v)]
+    dense = [_dense_rows(x) for x in (*with_embeds(q, k, q_embed, k_embed), v)]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         *(split_heads(x, num_heads) for x in dense), 0.0, False, scale=scale
     )
@@ -118,24 +108,13 @@ def flash_forward(
     return out, lse
 
 
-def flash_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_embed: Tensor | None,
-    k_embed: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    num_heads: int,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def flash_backward(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale):
     """Return gradients by PyTorch's kernel: as ``bmm_backward``."""
-    dense = [_dense_rows(x) for x in (grad, *_with_embeds(q, k, q_embed, k_embed), v, out)]
+    dense = [_dense_rows(x) for x in (grad, *with_embeds(q, k, q_embed, k_embed), v, out)]
     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         *(split_heads(x, num_heads) for x in dense), lse, 0.0, False, scale=scale
     )
-    dq, dk, dv = (x.transpose(1, 2).flatten(2) for x in grads)
+    dq, dk, dv = (x.transpose(1, 2).flatten(2) for x in grads)  # [B, N, D], twice [B, M, D]
     if q.shape[1] == k.shape[1]:
         return torch.cat([dq, dk, dv], -1), q.new_empty(0)
     return dq.contiguous(), torch.cat([dk, dv], -1)

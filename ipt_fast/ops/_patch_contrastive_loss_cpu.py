@@ -12,10 +12,53 @@ import torch
 from torch import Tensor
 
 from ipt_fast.ops import _common
-from ipt_fast.ops._patch_contrastive_loss_parts import through_norm, unit_contiguous, values_per_image
 
+NO_DIRECTION = 1e-12  # a token with a norm up to this has no direction
 _ROWS = 256  # tokens in the rows of a block, where an image has no more
 _BLOCK = 1 << 19  # elements of a block: more would not stay in the cache, fewer make threads wait for each other often
+
+
+def _inverse_norms(features: Tensor) -> Tensor:
+    """Return [B, N, 1]; 0 for zero tokens, nan where nan, inf or an overflow is in the norm."""
+    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return norm.masked_fill(norm.isinf(), torch.nan).reciprocal_().masked_fill_(norm <= NO_DIRECTION, 0.0)
+
+
+def _wide(features: Tensor) -> Tensor:
+    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+
+
+def _unit_contiguous(features: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return unit tokens in ``dtype`` or at least float32; few images at once, so as to hold no wide copy."""
+    unit = torch.empty(features.shape, dtype=dtype or _wide(features[:0]).dtype, device=features.device)
+    for out, part in zip(unit.split(4), features.split(4), strict=True):
+        wide = _wide(part)
+        out.copy_(wide * _inverse_norms(wide))
+    return unit
+
+
+def _through_norm(g: Tensor, features: Tensor, positive_grad: Tensor) -> Tensor:
+    """Turn the gradient ``g`` of unit tokens, plus [B, D] of the positives, into that of ``features``, in place."""
+    for g_part, part, positive in zip(g.split(4), features.split(4), positive_grad.split(4), strict=True):
+        part = _wide(part)
+        inverse = _inverse_norms(part)
+        unit = part * inverse
+        g_part += positive[:, None]
+        along = torch.einsum("bnd,bnd->bn", g_part, unit)
+        g_part.addcmul_(unit, along[..., None], value=-1).mul_(inverse)
+    return g
+
+
+def _values_per_image(sums: Tensor, unit: Tensor, mode: str, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return values [B] and token sums [B, D], from the sums over the negatives; positives in closed form."""
+    B, N, _ = unit.shape
+    token_sum = unit.sum(1)  # [B, D]
+    positives = token_sum.square().sum(1)  # of all N^2 ordered pairs
+    if mode == "paper":
+        return sums.log().mean((1, 2)) - positives / N**2, token_sum
+    positives = positives - torch.linalg.vector_norm(unit, dim=(1, 2)) ** 2  # without a token with itself
+    log_sums = sums.log().view(B, N).mean(1) + 1 / temperature
+    return log_sums - positives / (N * (N - 1) * temperature), token_sum
 
 
 def _chunks(start: int, stop: int, step: int) -> Iterator[slice]:
@@ -24,14 +67,27 @@ def _chunks(start: int, stop: int, step: int) -> Iterator[slice]:
 
 
 class _Blocks:
-    """exp((cosine - shift) / temperature) between chunks of images, in one buffer that each block overwrites."""
+    """P = exp((cosine - shift) / temperature) between chunks of images, in one buffer that each block overwrites.
 
-    def __init__(self, f: Tensor, temperature: float, shift: float) -> None:
-        _, N, _ = f.shape
-        self.f, self.temperature, self.shift = f, temperature, shift
+    ``f`` are the anchors' unit tokens [B, N, D], ``others`` those of images that are negatives only [K, N, D];
+    bfloat16 makes bfloat16 GEMMs. In mode "supcon" they are [B N, 1, D], as every token is its own image.
+    """
+
+    def __init__(self, features: Tensor, others: Tensor | None, mode: str, temperature: float) -> None:
+        paper = mode == "paper"
+        self.temperature, self.shift = (1.0, 0.0) if paper else (temperature, 1.0)
+        permitted = features.dtype == torch.bfloat16 or (
+            features.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
+        )
+        # For "supcon" the temperature makes bfloat16 GEMMs too rough.
+        dtype = torch.bfloat16 if permitted and paper and _common.has_fast_bf16() else None
+        others = features[:0] if others is None else others
+        units = (_unit_contiguous(x, dtype) for x in (features, others))
+        self.f, self.others = (u if paper else u.flatten(0, 1).unsqueeze(1) for u in units)
+        _, N, _ = self.f.shape
         self.rows = max(1, _ROWS // N)
         self.columns = max(1, _BLOCK // (self.rows * N * N))
-        self.buffer = f.new_empty(self.rows * N * max(self.rows, self.columns) * N)
+        self.buffer = self.f.new_empty(self.rows * N * max(self.rows, self.columns) * N)
 
     def block(self, rows: Tensor, columns: Tensor, same: bool = False) -> Tensor:
         """Return [c, N, K, N] for images [c, N, D] and [K, N, D]; ``same``: 0 of an image with itself."""
@@ -56,119 +112,61 @@ class _Blocks:
             for k in _chunks(j.stop, B, self.columns):
                 yield j, k, self.block(self.f[j], self.f[k])
 
-    def remote(self, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield blocks of anchors against images that are no anchors here."""
+    def remote(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield blocks of anchors against the others."""
         for j in _chunks(0, len(self.f), self.rows):
-            for k in _chunks(0, len(others), self.columns):
-                yield j, k, self.block(self.f[j], others[k])
-
-
-def exp_sums(f: Tensor, others: Tensor | None, temperature: float = 1.0, shift: float = 0.0) -> Tensor:
-    """Compute S[j, i1, i2] = sum over images k != j of exp((f[j, i1] . f[k, i2] - shift) / temperature).
-
-    Args:
-        f: unit tokens [B, N, D]; bfloat16 makes bfloat16 GEMMs.
-        others: more images k, [K, N, D], or None.
-
-    Returns:
-        [B, N, N], float32 or float64.
-    """
-    B, N, _ = f.shape
-    dtype = torch.float32 if f.dtype == torch.bfloat16 else f.dtype
-    sums = f.new_zeros(B, N, N, dtype=dtype)
-    transposed = torch.zeros_like(sums)  # what earlier images give to later ones: [k, i of the earlier, i of k]
-    blocks = _Blocks(f, temperature, shift)
-    for j, k, p in blocks.local():
-        sums[j] += p.sum(2, dtype=dtype)
-        if j != k:
-            transposed[k] += p.sum(0, dtype=dtype).transpose(0, 1)
-    if others is not None:
-        for j, _, p in blocks.remote(others):
-            sums[j] += p.sum(2, dtype=dtype)
-    return sums.add_(transposed.transpose(1, 2))
-
-
-def exp_sums_gradient(
-    f: Tensor,
-    coefficients: Tensor,
-    others: Tensor | None,
-    others_coefficients: Tensor | None,
-    temperature: float = 1.0,
-    shift: float = 0.0,
-) -> Tensor:
-    """Compute the gradient of sum_j w[j] * sum log S[j] for ``f``, over the images j of ``f`` and ``others``.
-
-    With P = exp((cosine - shift) / temperature), recomputed, it is for token (j, i1)
-    ``sum_{k != j, i2} P * (coefficients[j, i1, i2] + coefficients[k, i2, i1]) * f[k, i2] / temperature``.
-
-    Args:
-        f, others: as in ``exp_sums``.
-        coefficients, others_coefficients: w / S of the images, [B, N, N] and [K, N, N].
-
-    Returns:
-        [B, N, D] in the dtype of ``coefficients``.
-    """
-    g = torch.zeros(f.shape, dtype=coefficients.dtype)  # [B, N, D]; contiguous, matmuls are added to views of it
-    transposed = coefficients.transpose(1, 2).contiguous()
-    blocks = _Blocks(f, temperature, shift)
-
-    def scale(p: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        c, N, K, _ = p.shape
-        p.mul_(rows[:, :, None] + columns.transpose(0, 1))  # [c, N, 1, N] + [N, K, N]
-        return p.view(c * N, K * N)
-
-    def add_matmul(j: slice, w: Tensor, tokens: Tensor) -> None:
-        target, tokens = g[j].flatten(0, 1), tokens.flatten(0, 1)
-        if w.dtype == target.dtype:
-            target.addmm_(w, tokens)
-        else:
-            target += w @ tokens
-
-    for j, k, p in blocks.local():
-        w = scale(p, coefficients[j], transposed[k])
-        add_matmul(j, w, f[k])
-        if j != k:
-            add_matmul(k, w.t(), f[j])
-    if others is not None and others_coefficients is not None:
-        for j, k, p in blocks.remote(others):
-            add_matmul(j, scale(p, coefficients[j], others_coefficients[k].transpose(1, 2)), others[k])
-    return g if temperature == 1.0 else g.div_(temperature)
-
-
-def _bf16_gemms(dtype: torch.dtype, mode: str) -> bool:
-    """Return whether the CPU's GEMMs are to be bfloat16: for "supcon" the temperature makes them too rough."""
-    permitted = dtype == torch.bfloat16 or (dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium")
-    return permitted and mode == "paper" and _common.has_fast_bf16()
-
-
-def _tokens_cpu(features: Tensor, mode: str) -> Tensor:
-    """Return unit tokens for the GEMMs: [B, N, D], or [B N, 1, D] for "supcon", where every token is its own image."""
-    unit = unit_contiguous(features, torch.bfloat16 if _bf16_gemms(features.dtype, mode) else None)
-    return unit if mode == "paper" else unit.flatten(0, 1).unsqueeze(1)
+            for k in _chunks(0, len(self.others), self.columns):
+                yield j, k, self.block(self.f[j], self.others[k])
 
 
 def cpu_forward(features: Tensor, others: Tensor | None, mode: str, temperature: float) -> tuple[Tensor, ...]:
-    """Return the sums over the negatives, values [B] and token sums [B, D]."""
-    tau, shift = (1.0, 0.0) if mode == "paper" else (temperature, 1.0)
-    with torch.autocast("cpu", enabled=False):
-        bank = None if others is None else _tokens_cpu(others, mode)
-        sums = exp_sums(_tokens_cpu(features, mode), bank, tau, shift)
-        return sums, *values_per_image(sums, unit_contiguous(features), mode, temperature)
+    """Return S[j, i1, i2], the sums over images k != j of P[j, i1, k, i2], values [B] and token sums [B, D]."""
+    with _common.autocast_off(features):
+        blocks = _Blocks(features, others, mode, temperature)
+        B, N, _ = blocks.f.shape
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        sums = torch.zeros(B, N, N, dtype=dtype)
+        transposed = torch.zeros_like(sums)  # what earlier images give to later ones: [k, i of the earlier, i of k]
+        for j, k, p in blocks.local():
+            sums[j] += p.sum(2, dtype=dtype)
+            if j != k:
+                transposed[k] += p.sum(0, dtype=dtype).transpose(0, 1)
+        for j, _, p in blocks.remote():
+            sums[j] += p.sum(2, dtype=dtype)
+        sums.add_(transposed.transpose(1, 2))
+        return sums, *_values_per_image(sums, _unit_contiguous(features), mode, temperature)
 
 
-def cpu_backward(
-    features: Tensor,
-    coefficients: Tensor,
-    positive_grad: Tensor,
-    others: Tensor | None,
-    others_coefficients: Tensor | None,
-    mode: str,
-    temperature: float,
-) -> Tensor:
-    """Return the gradient of the features, from the coefficients of the sums and the gradient of the positives."""
-    tau, shift = (1.0, 0.0) if mode == "paper" else (temperature, 1.0)
-    with torch.autocast("cpu", enabled=False):
-        bank = None if others is None else _tokens_cpu(others, mode)
-        f = _tokens_cpu(features, mode)
-        g = exp_sums_gradient(f, coefficients, bank, others_coefficients, tau, shift)
-        return through_norm(g.view_as(features), features, positive_grad).to(features.dtype)
+def cpu_backward(features, coefficients, positive_grad, others, others_coefficients, mode, temperature) -> Tensor:
+    """Return the gradient of the features, from the coefficients of the sums and the gradient of the positives.
+
+    With w the gradient of log S and coefficients = w / S, [B, N, N], token (j, i1) gets from the negatives
+    ``sum_{k != j, i2} P * (coefficients[j, i1, i2] + coefficients[k, i2, i1]) * f[k, i2] / temperature``.
+    """
+    with _common.autocast_off(features):
+        blocks = _Blocks(features, others, mode, temperature)
+        f = blocks.f
+        g = torch.zeros(f.shape, dtype=coefficients.dtype)  # [B, N, D]; contiguous, matmuls are added to views of it
+        transposed = coefficients.transpose(1, 2).contiguous()
+
+        def scale(p: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+            p.mul_(rows[:, :, None] + columns.transpose(0, 1))  # [c, N, 1, N] + [N, K, N]
+            return p.flatten(2).flatten(0, 1)  # [c N, K N]
+
+        def add_matmul(j: slice, w: Tensor, tokens: Tensor) -> None:
+            target, tokens = g[j].flatten(0, 1), tokens.flatten(0, 1)
+            if w.dtype == target.dtype:
+                target.addmm_(w, tokens)
+            else:
+                target += w @ tokens
+
+        for j, k, p in blocks.local():
+            w = scale(p, coefficients[j], transposed[k])
+            add_matmul(j, w, f[k])
+            if j != k:
+                add_matmul(k, w.t(), f[j])
+        for j, k, p in blocks.remote():
+            add_matmul(j, scale(p, coefficients[j], others_coefficients[k].transpose(1, 2)), blocks.others[k])
+        if blocks.temperature != 1.0:
+            g.div_(blocks.temperature)
+        return _through_norm(g.view_as(features), features, positive_grad).to(features.dtype)

@@ -111,9 +111,7 @@ def _frame(bank: Tensor, y: Axis, x: Axis, seen: bool) -> tuple[Tensor | None, T
 
     ``bank``: [classes, R, classes, R, O, C, taps, taps]; for biases C and taps are 1, and ``seen`` is False.
     """
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-    corners: Tensor | None = None
+    rows = columns = corners = None
     turned = bank.movedim((2, 3), (0, 1))  # [classes x, R, classes y, R, O, C, taps, taps]
     if y.pixels:
         ends = _ends(bank, y, -2, seen)  # [2, pixels, classes, R, O, C, lines, taps]

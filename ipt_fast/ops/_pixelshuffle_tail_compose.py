@@ -90,12 +90,7 @@ def _axis_of(kernels: tuple[int, ...], scales: tuple[int, ...]) -> Axis:
 
 @constant_to_compilers
 def axes_of(heights: tuple[int, ...], widths: tuple[int, ...], scales: tuple[int, ...]) -> tuple[Axis, Axis]:
-    """Return what collapsing does along rows and along columns.
-
-    Args:
-        heights, widths: kernel sizes of all convolutions, in the order of the chain.
-        scales: of all PixelShuffles.
-    """
+    """Return what collapsing does along rows and along columns, for kernel sizes in the order of the chain."""
     return _axis_of(heights, scales), _axis_of(widths, scales)
 
 

@@ -5,8 +5,9 @@ An explicit choice that cannot serve raises; only the automatic choice may pass 
 
 import functools
 import importlib.util
+import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,8 +31,8 @@ class Backend:
 
     name: str
     forward: Callable[..., Any]
-    backward: Callable[..., Any] | None
-    unsupported_reason: Callable[[Any], str | None]
+    backward: Callable[..., Any] | None = None
+    unsupported_reason: Callable[[Any], str | None] = lambda call: None
 
 
 def constant_to_compilers(function: _F) -> _F:
@@ -44,22 +45,19 @@ def constant_to_compilers(function: _F) -> _F:
     return function
 
 
-class Backends(Mapping[str, Backend]):
+class Backends:
     """The backends of one op.
 
     Args:
         op: the op's name.
-        call: the type that describes a call, a NamedTuple of plain constants (``operator.index`` makes one of a size).
+        call: the type that describes a call, a NamedTuple of plain constants (``operator.index`` makes one of a size),
+            the device first; the others have defaults.
         backends: all of them.
         preference: description of a call -> names of all backends, the best one first.
     """
 
     def __init__(
-        self,
-        op: str,
-        call: type,
-        backends: Sequence[Backend],
-        preference: Callable[[Any], Sequence[str]],
+        self, op: str, call: type, backends: Sequence[Backend], preference: Callable[[Any], Sequence[str]]
     ) -> None:
         self.op = op
         self._call = call
@@ -69,11 +67,9 @@ class Backends(Mapping[str, Backend]):
     def __getitem__(self, name: str) -> Backend:
         return self._by_name[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_name)
-
-    def __len__(self) -> int:
-        return len(self._by_name)
+    def status(self, device: torch.device | str = "cpu") -> dict[str, str | None]:
+        """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
+        return self.reasons(self._call(str(device)))
 
     def reasons(self, call: Any) -> dict[str, str | None]:
         """Return every backend, best first -> None where it can serve ``call``, otherwise the reason why not."""
@@ -92,25 +88,45 @@ class Backends(Mapping[str, Backend]):
     def _resolve(self, impl: str | None, *fields: Any) -> str:
         return choose(self.op, impl, self.reasons(self._call(*fields)))
 
-    def define_forward(self, schema: str, fake: Callable[..., Any]) -> None:
+    def define_forward(self, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Register ``ipt_fast::<op>``; its last argument, ``str impl``, names the backend whose ``forward`` computes.
 
-        It has no gradient of its own: an ``autograd.Function`` of the op goes round it, so that ``torch.func`` works.
+        Returns:
+            What calls it. It has no gradient of its own: an ``autograd.Function`` of the op goes round it, so that
+            ``torch.func`` works.
         """
-        _define(self.op, schema, lambda *args: self[args[-1]].forward(*args[:-1]), fake)
+        return _define(self.op, schema, lambda *args: self[args[-1]].forward(*args[:-1]), fake)
 
-    def define_backward(self, schema: str, fake: Callable[..., Any]) -> None:
-        """Register ``ipt_fast::<op>_backward`` in the same way."""
+    def define_backward(self, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """Register ``ipt_fast::<op>_backward`` in the same way.
 
-        def backward(*args: Any) -> Any:
+        Returns:
+            What calls it, as a node of the graph: a second derivative meets a reason and not a missing path.
+        """
+
+        def launch(*args: Any) -> Any:
             launcher = self[args[-1]].backward
             assert launcher is not None  # the op's autograd.Function asks for no other
             return launcher(*args[:-1])
 
-        _define(f"{self.op}_backward", schema, backward, fake)
+        op = self.op
+
+        class Gradient(torch.autograd.Function):
+            generate_vmap_rule = True
+            forward = staticmethod(_define(f"{op}_backward", schema, launch, fake))
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+                pass
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                raise RuntimeError(f'{op}: this backend cannot differentiate twice; use impl="eager"')
+
+        return Gradient.apply
 
 
-def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     torch.library.define(f"ipt_fast::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"ipt_fast::{name}", "CompositeExplicitAutograd")(function)
     torch.library.register_fake(f"ipt_fast::{name}")(fake)
@@ -119,29 +135,14 @@ def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable
         raise RuntimeError(f"ipt_fast::{name} has no gradient of its own; call the function in ipt_fast.ops")
 
     torch.library.register_autograd(f"ipt_fast::{name}", refuse)  # otherwise a gradient would be dropped
+    op = getattr(torch.ops.ipt_fast, name)
 
+    def call(*args: Any) -> Any:
+        result = op(*args)
+        return tuple(result) if isinstance(result, list) else result
 
-def differentiable_once(op: str, gradient: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``gradient`` as a node of the graph, so that a second derivative meets a reason and not a missing path.
-
-    Args:
-        op: its name, for the message.
-        gradient: what calls ``ipt_fast::<op>_backward``. Compilers count its parameters: none may be ``*args``.
-    """
-
-    class Gradient(torch.autograd.Function):
-        generate_vmap_rule = True
-        forward = staticmethod(gradient)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            pass
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            raise RuntimeError(f'{op}: this backend cannot differentiate twice; use impl="eager"')
-
-    return Gradient.apply
+    call.__signature__ = inspect.signature(fake)  # type: ignore[attr-defined]  # compilers count the parameters
+    return call
 
 
 def choose(op: str, impl: str | None, reasons: Mapping[str, str | None]) -> str:
@@ -194,23 +195,18 @@ def module_missing(name: str) -> str | None:
     return None if importlib.util.find_spec(name) else f"needs the package {name}, which is not installed"
 
 
-def interpreting() -> bool:
-    """Return whether Triton's interpreter runs the kernels on CPU tensors (``TRITON_INTERPRET=1``)."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-
-
 def triton_missing(device: torch.device | str) -> str | None:
-    """Return why the Triton kernels cannot run on ``device``, or None (sm_80 or newer, or the interpreter)."""
-    if reason := module_missing("triton"):
+    """Return why the Triton kernels cannot run on ``device``, or None (sm_80 or newer, or Triton's interpreter)."""
+    reason = module_missing("triton")
+    if reason or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):  # set, it runs the kernels on CPU tensors
         return reason
-    if interpreting():
-        return None
     device = torch.device(device)
-    if device.type != "cuda":
-        return f"needs a CUDA device of capability 8.0 or newer (found {device.type})"
-    if not torch.cuda.is_available():
-        return "needs a CUDA device of capability 8.0 or newer (found none)"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"needs a CUDA device of capability 8.0 or newer (found {major}.{minor})"
-    return None
+    found = device.type
+    if found == "cuda" and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return None
+        found = f"{major}.{minor}"
+    elif found == "cuda":
+        found = "none"
+    return f"needs a CUDA device of capability 8.0 or newer (found {found})"

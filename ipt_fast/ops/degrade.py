@@ -44,21 +44,17 @@ def degrade_reference(
 # Backends. The Triton kernels take what the task is made of; neither clean nor seeds have gradients.
 
 
-def _triton(
-    clean: Tensor, seeds: Tensor | None, layers: Tensor | None, kind: str, scale: int, sigma: float, margin: int
-) -> tuple[Tensor, Tensor]:
+def _triton(clean, seeds, layers, kind, scale, sigma, margin):
     from ipt_fast.kernels import degrade as kernels
 
-    B, _, H, W = clean.shape
     with torch.cuda.device_of(clean):
         if kind == "sr":
             return kernels.shrink(clean, scale, margin)
-        if layers is not None:
-            return kernels.add_layers(clean, layers.float().expand(B, H, W).contiguous())
-        assert seeds is not None  # drawn by the public function
         if kind == "denoise":
             return kernels.add_noise(clean, seeds.contiguous(), sigma)
-        return kernels.add_rain(clean, seeds.contiguous())
+        if layers is not None:
+            layers = layers.float().expand(len(clean), *clean.shape[2:]).contiguous()  # [B, H, W]
+        return kernels.add_rain(clean, seeds.contiguous(), layers)
 
 
 def _triton_reason(call: _Call) -> str | None:
@@ -75,13 +71,7 @@ def _preference(call: _Call) -> list[str]:
 
 
 BACKENDS = Backends(
-    _OP,
-    _Call,
-    (
-        Backend("triton", _triton, None, _triton_reason),
-        Backend("eager", degrade_reference, None, lambda call: None),
-    ),
-    _preference,
+    _OP, _Call, (Backend("triton", _triton, None, _triton_reason), Backend("eager", degrade_reference)), _preference
 )
 
 
@@ -95,20 +85,15 @@ def _fake(clean, seeds, layers, kind, scale, sigma, margin, impl):
     return clean.new_empty((B, C, h, w), dtype=torch.float32), target
 
 
-BACKENDS.define_forward(
-    "(Tensor clean, Tensor? seeds, Tensor? layers, str kind, int scale, float sigma, int margin, str impl)"
+_forward = BACKENDS.define_forward(
+    "(Tensor clean, Tensor seeds, Tensor? layers, str kind, int scale, float sigma, int margin, str impl)"
     " -> (Tensor input, Tensor target)",
     _fake,
 )
 
 
 def _check(
-    clean: Tensor,
-    task: Task,
-    generator: torch.Generator | None,
-    seeds: Tensor | None,
-    margin: int,
-    rain: Rain | None,
+    clean: Tensor, task: Task, generator: torch.Generator | None, seeds: Tensor | None, margin: int, rain: Rain | None
 ) -> None:
     if not isinstance(clean, Tensor) or clean.dtype != torch.uint8:
         kind = clean.dtype if isinstance(clean, Tensor) else type(clean).__name__
@@ -198,12 +183,8 @@ def degrade(
     if backend.name == "eager":
         return degrade_reference(clean, task, seeds, margin, rain)
     layers = None if rain is None else rain(seeds, *clean.shape[2:])
-    return torch.ops.ipt_fast.degrade(clean, seeds, layers, task.kind, task.scale, task.sigma, margin, backend.name)
+    return _forward(clean, seeds, layers, task.kind, task.scale, task.sigma, margin, backend.name)
 
 
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return BACKENDS.reasons(_Call(str(device)))
-
-
+backend_status = BACKENDS.status
 __all__ = ["Rain", "backend_status", "degrade", "degrade_reference"]

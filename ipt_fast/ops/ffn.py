@@ -12,14 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipt_fast.ops._common import any_requires_grad, check_choice, check_number, check_tensor, compute_dtype
-from ipt_fast.ops._registry import Backend, Backends, differentiable_once
-from ipt_fast.ops.layernorm_linear import (
-    DeviceCall,
+from ipt_fast.ops._common import (
+    any_requires_grad,
     autocast_off,
     cast,
+    check_choice,
+    check_number,
+    check_tensor,
+    compute_dtype,
+)
+from ipt_fast.ops._registry import Backend, Backends
+from ipt_fast.ops.layernorm_linear import (
+    DeviceCall,
     check_tensors,
     fused_unsupported,
+    layernorm_linear_reference,
     normalise,
     normalise_backward,
 )
@@ -41,16 +48,9 @@ def ffn_reference(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return linear2(activation(linear1(layer_norm(x)))) by PyTorch's own functions: the GEMMs in ``dtype``."""
-    y, dtype = x, dtype or x.dtype
-    if norm_weight is not None:
-        y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), cast(norm_bias, x.dtype), eps)  # [..., D]
-    hidden = F.linear(y.to(dtype), weight1.to(dtype), cast(bias1, dtype))  # [..., D_hidden]
+    hidden = layernorm_linear_reference(x, norm_weight, norm_bias, weight1, bias1, eps, dtype)  # [..., D_hidden]
+    dtype = hidden.dtype
     return F.linear(_ACTIVATIONS[activation](hidden), weight2.to(dtype), cast(bias2, dtype))  # [..., D]
-
-
-def _normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
-    """Return norm(x) with its mean and 1 / standard deviation; x itself where there is no norm."""
-    return (x, None, None) if weight is None or bias is None else normalise(x, weight, bias, eps)
 
 
 def _hidden(y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
@@ -69,43 +69,21 @@ def _hidden(y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
     return before, F.gelu(before)
 
 
-def _fused(
-    x: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor,
-    bias2: Tensor | None,
-    eps: float,
-    activation: str,
-    dtype: torch.dtype,
-    recompute: bool,
-) -> tuple[Tensor, Tensor]:
+# Backends; the types of their arguments are those of the schema below.
+
+
+def _fused(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute):
     with autocast_off(x):
-        y, *_ = _normed(x, norm_weight, norm_bias, eps)
+        y, *_ = normalise(x, norm_weight, norm_bias, eps)
         kept, hidden = _hidden(y.to(dtype), weight1.to(dtype), cast(bias1, dtype), activation)
         out = F.linear(hidden, weight2.to(dtype), cast(bias2, dtype)).contiguous()  # [..., D]
         return out, x.new_empty(0, dtype=dtype) if recompute else kept.contiguous()
 
 
-def _fused_backward(
-    grad: Tensor,
-    x: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    weight1: Tensor,
-    bias1: Tensor | None,
-    weight2: Tensor,
-    bias2: Tensor | None,
-    kept: Tensor | None,
-    eps: float,
-    activation: str,
-    dtype: torch.dtype,
-) -> list[Tensor]:
+def _fused_backward(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, kept, eps, activation, dtype):
     with autocast_off(x):
         x = x.contiguous()
-        y, mean, rstd = _normed(x, norm_weight, norm_bias, eps)
+        y, mean, rstd = normalise(x, norm_weight, norm_bias, eps)
         rows = y.to(dtype).view(-1, x.shape[-1])  # [B N, D]
         if kept is None:
             kept, hidden = _hidden(rows, weight1.to(dtype), cast(bias1, dtype), activation)  # [B N, D_hidden]
@@ -120,10 +98,7 @@ def _fused_backward(
         else:
             dhidden = torch.ops.aten.gelu_backward(dhidden, kept)
         dweight1, dbias1, dbias2 = dhidden.t() @ rows, dhidden.sum(0), grad.sum(0)
-        dx = (dhidden @ weight1.to(dtype)).view_as(x).to(x.dtype)
-        dnorm: list[Tensor] = []
-        if norm_weight is not None and norm_bias is not None:
-            dx, *dnorm = normalise_backward(dx, x, mean, rstd, norm_weight, norm_bias)
+        dx, *dnorm = normalise_backward(dhidden @ weight1.to(dtype), x, mean, rstd, norm_weight, norm_bias)
         pairs = ((dweight1, weight1), (dbias1, bias1), (dweight2, weight2), (dbias2, bias2))
         return [dx, *dnorm, *(d.to(t.dtype) for d, t in pairs if t is not None)]
 
@@ -136,7 +111,7 @@ def _eager(x, *args):
 BACKENDS = Backends(
     _OP,
     DeviceCall,
-    (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager, None, lambda call: None)),
+    (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager)),
     lambda call: ("fused", "eager"),
 )
 
@@ -161,30 +136,17 @@ def _backward_fake(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bia
     return [t.new_empty(t.shape) for t in tensors if t is not None]
 
 
-BACKENDS.define_forward(
+_forward = BACKENDS.define_forward(
     f"({_INPUTS}, {_OPTIONS}, bool recompute, str impl) -> (Tensor out, Tensor kept)", _forward_fake
 )
-BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, Tensor? kept, {_OPTIONS}, str impl) -> Tensor[]", _backward_fake)
-
-
-# Autograd
-
-
-def _call_backward(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, kept, eps, activation, dtype, impl):
-    inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-    return tuple(torch.ops.ipt_fast.ffn_backward(grad, *inputs, kept, eps, activation, dtype, impl))
-
-
-_gradient = differentiable_once(_OP, _call_backward)
+_gradient = BACKENDS.define_backward(
+    f"(Tensor grad, {_INPUTS}, Tensor? kept, {_OPTIONS}, str impl) -> Tensor[]", _backward_fake
+)
 
 
 class _FFN(torch.autograd.Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute, impl):
-        inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-        return torch.ops.ipt_fast.ffn(*inputs, eps, activation, dtype, recompute, impl)
+    forward = staticmethod(_forward)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -263,12 +225,8 @@ def ffn(
         return backend.forward(*inputs, eps, activation, dtype, recompute)
     if any_requires_grad(inputs):
         return _FFN.apply(*inputs, eps, activation, dtype, recompute, backend.name)[0]
-    return torch.ops.ipt_fast.ffn(*inputs, eps, activation, dtype, True, backend.name)[0]
+    return _forward(*inputs, eps, activation, dtype, True, backend.name)[0]
 
 
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return BACKENDS.reasons(DeviceCall(str(device)))
-
-
+backend_status = BACKENDS.status
 __all__ = ["backend_status", "ffn", "ffn_reference"]

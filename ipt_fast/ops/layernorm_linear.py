@@ -4,15 +4,23 @@ A pre-norm block keeps the normalised tokens for the gradient of the weight, one
 projection. They are cheap to compute again; ``torch.utils.checkpoint`` would do that too, at 0.3 ms of Python a call.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipt_fast.ops._common import any_requires_grad, autocast_dtype, check_number, check_tensor, compute_dtype
-from ipt_fast.ops._registry import Backend, Backends, differentiable_once
+from ipt_fast.ops._common import (
+    any_requires_grad,
+    autocast_dtype,
+    autocast_off,
+    cast,
+    check_like,
+    check_number,
+    check_tensor,
+    compute_dtype,
+)
+from ipt_fast.ops._registry import Backend, Backends
 
 _OP = "layernorm_linear"
 
@@ -25,49 +33,43 @@ class DeviceCall(NamedTuple):
 
 def layernorm_linear_reference(
     x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor | None = None,
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return linear(layer_norm(x)) by PyTorch's own functions: the norm in the dtype of x, the GEMM in ``dtype``."""
-    y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)  # [..., D]
-    dtype = dtype or x.dtype
+    y, dtype = x, dtype or x.dtype
+    if norm_weight is not None:  # always, but for ``ffn``
+        y = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), cast(norm_bias, x.dtype), eps)  # [..., D]
     return F.linear(y.to(dtype), weight.to(dtype), cast(bias, dtype))  # [..., D_out]
 
 
 # What ``ffn`` shares. Autocast is off where these are called.
 
 
-def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple:
     """Return layer_norm(x) in the dtype of x [..., D], with the mean and 1 / standard deviation of each token.
 
     Statistics are float32 for 16-bit tokens. Autocast on CUDA would make a 16-bit x float32 and cast what comes out
-    back for the GEMM behind it: ten passes over 16-bit memory where two do.
+    back for the GEMM behind it: ten passes over 16-bit memory where two do. Without weight and bias, x itself.
     """
+    if weight is None or bias is None:
+        return x, None, None
     return torch.native_layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
-def normalise_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def normalise_backward(grad, x, mean, rstd, weight, bias) -> list[Tensor]:
     """Return the gradients of x, weight and bias; ``grad`` is that of the normalised tokens, any dtype and shape."""
+    grad = grad.view_as(x).to(x.dtype)
+    if weight is None:
+        return [grad]
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        grad.view_as(x).to(x.dtype), x, x.shape[-1:], mean, rstd, weight.to(x.dtype), bias.to(x.dtype), [True] * 3
+        grad, x, x.shape[-1:], mean, rstd, weight.to(x.dtype), bias.to(x.dtype), [True] * 3
     )
-    return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
-
-
-def autocast_off(x: Tensor) -> AbstractContextManager:
-    """Return a context without autocast; none at all where it is off, which exporters understand best."""
-    return torch.autocast(x.device.type, enabled=False) if autocast_dtype(x.device.type) else nullcontext()
-
-
-def cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return t in that dtype, None for None."""
-    return None if t is None else t.to(dtype)
+    return [dx, dweight.to(weight.dtype), dbias.to(bias.dtype)]
 
 
 def check_tensors(op: str, x: Tensor, shapes: dict[str, tuple[Tensor | None, list[int]]]) -> None:
@@ -77,7 +79,6 @@ def check_tensors(op: str, x: Tensor, shapes: dict[str, tuple[Tensor | None, lis
         ValueError: a wrong shape.
         TypeError: a wrong dtype or device. Under autocast every floating dtype goes.
     """
-    check_tensor(op, "x", x)
     mixed = autocast_dtype(x.device.type) is not None
     for name, (t, shape) in shapes.items():
         if t is None:
@@ -87,11 +88,7 @@ def check_tensors(op: str, x: Tensor, shapes: dict[str, tuple[Tensor | None, lis
             raise ValueError(f"{op}: {name} must be {shape} to go with x {list(x.shape)} (got {list(t.shape)})")
         # A norm's parameters may be wider than 16-bit tokens: they are cast, as PyTorch's mixed LayerNorm takes them.
         free = mixed or (name.startswith("norm_") and x.dtype != torch.float64)
-        if t.device != x.device or not (free or t.dtype == x.dtype):
-            raise TypeError(
-                f"{op}: {name} must have the dtype and device of x, {x.dtype} on {x.device} "
-                f"(got {t.dtype} on {t.device}); cast it, or run under torch.autocast"
-            )
+        check_like(op, name, t, "x", x, free)
 
 
 def fused_unsupported(call: DeviceCall) -> str | None:
@@ -100,30 +97,16 @@ def fused_unsupported(call: DeviceCall) -> str | None:
     return None if device in ("cpu", "cuda", "meta") else f"serves CPU and CUDA tensors (found {device})"
 
 
-def _fused(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-) -> Tensor:
+# Backends; the types of their arguments are those of the schema below.
+
+
+def _fused(x, norm_weight, norm_bias, weight, bias, eps, dtype):
     with autocast_off(x):
         y, *_ = normalise(x, norm_weight, norm_bias, eps)  # [..., D]
         return F.linear(y.to(dtype), weight.to(dtype), cast(bias, dtype)).contiguous()  # [..., D_out]
 
 
-def _fused_backward(
-    grad: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-) -> list[Tensor]:
+def _fused_backward(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype):
     with autocast_off(x):
         x = x.contiguous()
         y, mean, rstd = normalise(x, norm_weight, norm_bias, eps)
@@ -142,7 +125,7 @@ def _eager(x, *args):
 BACKENDS = Backends(
     _OP,
     DeviceCall,
-    (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager, None, lambda call: None)),
+    (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager)),
     lambda call: ("fused", "eager"),
 )
 
@@ -161,27 +144,13 @@ def _backward_fake(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype, im
     return [t.new_empty(t.shape) for t in (x, norm_weight, norm_bias, weight, bias) if t is not None]
 
 
-BACKENDS.define_forward(f"({_INPUTS}, str impl) -> Tensor", _forward_fake)
-BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, str impl) -> Tensor[]", _backward_fake)
-
-
-# Autograd
-
-
-def _call_backward(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype, impl):
-    inputs = (x, norm_weight, norm_bias, weight, bias)
-    return tuple(torch.ops.ipt_fast.layernorm_linear_backward(grad, *inputs, eps, dtype, impl))
-
-
-_gradient = differentiable_once(_OP, _call_backward)
+_forward = BACKENDS.define_forward(f"({_INPUTS}, str impl) -> Tensor", _forward_fake)
+_gradient = BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, str impl) -> Tensor[]", _backward_fake)
 
 
 class _LayerNormLinear(torch.autograd.Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, norm_weight, norm_bias, weight, bias, eps, dtype, impl):
-        return torch.ops.ipt_fast.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, dtype, impl)
+    forward = staticmethod(_forward)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -228,7 +197,7 @@ def layernorm_linear(
         TypeError: tensors of different dtypes or devices, or not floating.
         RuntimeError: the backend that ``impl`` names cannot serve this call; the message says why.
     """
-    for name, t in (("x", x), ("weight", weight)):
+    for name, t in (("x", x), ("norm_weight", norm_weight), ("norm_bias", norm_bias), ("weight", weight)):
         check_tensor(_OP, name, t)
     check_number(_OP, "eps", eps)
     if x.dim() < 1 or weight.dim() != 2:
@@ -244,12 +213,8 @@ def layernorm_linear(
         return backend.forward(*inputs, eps, dtype)
     if any_requires_grad(inputs):
         return _LayerNormLinear.apply(*inputs, eps, dtype, backend.name)
-    return torch.ops.ipt_fast.layernorm_linear(*inputs, eps, dtype, backend.name)
+    return _forward(*inputs, eps, dtype, backend.name)
 
 
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return BACKENDS.reasons(DeviceCall(str(device)))
-
-
+backend_status = BACKENDS.status
 __all__ = ["backend_status", "layernorm_linear", "layernorm_linear_reference"]

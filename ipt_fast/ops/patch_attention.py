@@ -8,16 +8,27 @@ import torch
 from torch import Tensor
 
 from ipt_fast.ops import _common
-from ipt_fast.ops._common import any_requires_grad, autocast_dtype, check_integer, check_number, check_tensor
+from ipt_fast.ops._common import (
+    any_requires_grad,
+    autocast_dtype,
+    autocast_off,
+    cast,
+    check_integer,
+    check_like,
+    check_number,
+    check_tensor,
+)
 from ipt_fast.ops._patch_attention_cpu import (
     bmm_backward,
     bmm_forward,
+    empty_gradients,
     flash_backward,
     flash_forward,
     split_heads,
     unpack_gradients,
+    with_embeds,
 )
-from ipt_fast.ops._registry import Backend, Backends, differentiable_once, module_missing, triton_missing
+from ipt_fast.ops._registry import Backend, Backends, module_missing, triton_missing
 
 _OP = "patch_attention"
 _MAX_HEAD_DIM = 128
@@ -32,19 +43,12 @@ class _Call(NamedTuple):
 
 
 def patch_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    num_heads: int,
-    q_embed: Tensor | None,
-    k_embed: Tensor | None,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_embed: Tensor | None, k_embed: Tensor | None, scale: float
 ) -> Tensor:
     """Return softmax((q + q_embed) (k + k_embed)^T * scale) v per head, as it reads; the oracle of every backend."""
     B, N, D = q.shape
     M = k.shape[1]
-    q = q if q_embed is None else q + q_embed
-    k = k if k_embed is None else k + k_embed
+    q, k = with_embeds(q, k, q_embed, k_embed)
     q = q.reshape(B, N, num_heads, D // num_heads).transpose(1, 2)  # [B, H, N, d]
     k = k.reshape(B, M, num_heads, D // num_heads).transpose(1, 2)  # [B, H, M, d]
     v = v.reshape(B, M, num_heads, D // num_heads).transpose(1, 2)  # [B, H, M, d]
@@ -57,23 +61,19 @@ def patch_attention_reference(
 
 
 def _eager(q, k, v, q_embed, k_embed, num_heads, scale):
-    if autocast_dtype(q.device.type) is None:
-        return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)
-    with torch.autocast(q.device.type, enabled=False):
+    with autocast_off(q):
         return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)
 
 
 def _sdpa(q, k, v, q_embed, k_embed, num_heads, scale):
-    q, k = q if q_embed is None else q + q_embed, k if k_embed is None else k + k_embed
-    q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
+    q, k, v = (split_heads(x, num_heads) for x in (*with_embeds(q, k, q_embed, k_embed), v))
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
 def _xformers(q, k, v, q_embed, k_embed, num_heads, scale):
     from xformers.ops import memory_efficient_attention
 
-    q, k = q if q_embed is None else q + q_embed, k if k_embed is None else k + k_embed
-    q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (q, k, v))  # [B, N, H, d]
+    q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (*with_embeds(q, k, q_embed, k_embed), v))  # [B, N, H, d]
     return memory_efficient_attention(q, k, v, scale=scale).flatten(2)
 
 
@@ -128,20 +128,19 @@ BACKENDS = Backends(
     (
         Backend("triton", _triton, _triton_backward, _triton_reason),
         Backend("cpu", bmm_forward, bmm_backward, _cpu_reason),
-        Backend("sdpa", flash_forward, flash_backward, lambda call: None),
+        Backend("sdpa", flash_forward, flash_backward),
         Backend("xformers", _xformers, None, _xformers_reason),
-        Backend("eager", _eager, None, lambda call: None),
+        Backend("eager", _eager),
     ),
     _preference,
 )
 # "sdpa" is PyTorch's flash kernel itself on a CPU, which then need not keep the sums q + q_embed and k + k_embed.
 # Elsewhere PyTorch chooses between several kernels.
-_SDPA_ELSEWHERE = Backend("sdpa", _sdpa, None, lambda call: None)
+_SDPA_ELSEWHERE = Backend("sdpa", _sdpa)
 
 
 # Dispatcher registration. Saved for backward: q, k, v, out and lse; the embeds are added again. The gradients come
-# packed, so that the caller's packed projection needs no copy to join them: N == M: dqkv [B, N, 3D] and an empty
-# tensor; otherwise dq [B, N, D] and dkv [B, M, 2D].
+# packed, as ``empty_gradients`` says, so that the caller's packed projection needs no copy to join them.
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? q_embed, Tensor? k_embed"
 
@@ -154,51 +153,34 @@ def _forward_fake(q, k, v, q_embed, k_embed, num_heads, scale, impl):
 
 
 def _backward_fake(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale, impl):
-    B, N, D = q.shape
-    M = k.shape[1]
-    if N == M:
-        return q.new_empty(B, N, 3 * D), q.new_empty(0)
-    return q.new_empty(B, N, D), q.new_empty(B, M, 2 * D)
+    return empty_gradients(q, k)
 
 
-BACKENDS.define_forward(f"({_INPUTS}, int num_heads, float scale, str impl) -> (Tensor out, Tensor lse)", _forward_fake)
-BACKENDS.define_backward(
+_forward = BACKENDS.define_forward(
+    f"({_INPUTS}, int num_heads, float scale, str impl) -> (Tensor out, Tensor lse)", _forward_fake
+)
+_gradient = BACKENDS.define_backward(
     f"(Tensor grad, {_INPUTS}, Tensor out, Tensor lse, int num_heads, float scale, str impl)"
     " -> (Tensor first, Tensor second)",
     _backward_fake,
 )
 
 
-# Autograd
-
-
-def _call_backward(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale, impl):
-    return torch.ops.ipt_fast.patch_attention_backward(
-        grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale, impl
-    )
-
-
-_gradient = differentiable_once(_OP, _call_backward)
-
-
 class _PatchAttention(torch.autograd.Function):
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(q, k, v, q_embed, k_embed, num_heads, scale, impl):
-        return torch.ops.ipt_fast.patch_attention(q, k, v, q_embed, k_embed, num_heads, scale, impl)
+    forward = staticmethod(_forward)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         out, lse = output
         ctx.save_for_backward(*inputs[:5], out, lse)
         ctx.mark_non_differentiable(lse)
-        ctx.num_heads, ctx.scale, ctx.impl = inputs[5:]
+        ctx.options = inputs[5:]
 
     @staticmethod
     def backward(ctx, grad, _):
-        q, k, v, q_embed, k_embed, out, lse = ctx.saved_tensors
-        first, second = _gradient(grad, q, k, v, q_embed, k_embed, out, lse, ctx.num_heads, ctx.scale, ctx.impl)
+        q, k, *_ = ctx.saved_tensors
+        first, second = _gradient(grad, *ctx.saved_tensors, *ctx.options)
         dq, dk, dv = unpack_gradients(first, second, q, k)
         # An embedding serves the whole batch, so its gradient is the sum over the batch, taken in float32.
         wide = torch.promote_types(q.dtype, torch.float32)
@@ -257,19 +239,16 @@ def patch_attention(
     dtype = autocast_dtype(q.device.type)
     if dtype is not None and q.dtype != torch.float64:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        q_embed = None if q_embed is None else q_embed.to(dtype)
-        k_embed = None if k_embed is None else k_embed.to(dtype)
+        q_embed, k_embed = cast(q_embed, dtype), cast(k_embed, dtype)
     _check(q, k, v, num_heads, q_embed, k_embed)
     head_dim = q.shape[-1] // num_heads
-    if scale is None:
-        scale = 1.0 / math.sqrt(head_dim)
+    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
     check_number(_OP, "scale", scale)
     scale = float(scale)
     q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
     q_embed = None if q_embed is None else q_embed.resolve_neg()
     k_embed = None if k_embed is None else k_embed.resolve_neg()
-    call = _Call(str(q.device), q.dtype, operator.index(head_dim))
-    backend = BACKENDS.resolve(impl, call)
+    backend = BACKENDS.resolve(impl, _Call(str(q.device), q.dtype, operator.index(head_dim)))
     if q.shape[0] == 0:
         return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)
     if backend.name == "sdpa" and q.device.type != "cpu":
@@ -278,7 +257,7 @@ def patch_attention(
         return backend.forward(q, k, v, q_embed, k_embed, num_heads, scale)
     if any_requires_grad((q, k, v, q_embed, k_embed)):
         return _PatchAttention.apply(q, k, v, q_embed, k_embed, num_heads, scale, backend.name)[0]
-    return torch.ops.ipt_fast.patch_attention(q, k, v, q_embed, k_embed, num_heads, scale, backend.name)[0]
+    return _forward(q, k, v, q_embed, k_embed, num_heads, scale, backend.name)[0]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_embed: Tensor | None, k_embed: Tensor | None) -> None:
@@ -301,16 +280,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_embed: Tensor | No
         if embed is not None and (embed.dim() != 2 or embed.shape[0] != length or embed.shape[1] != D):
             raise ValueError(f"{_OP}: {name} must be [{length}, {D}], one for all images (got {list(embed.shape)})")
     for name, x in (("k", k), ("v", v), ("q_embed", q_embed), ("k_embed", k_embed)):
-        if x is not None and (x.dtype != q.dtype or x.device != q.device):
-            raise TypeError(
-                f"{_OP}: {name} must have the dtype and device of q, {q.dtype} on {q.device} "
-                f"(got {x.dtype} on {x.device}); cast it, or run under torch.autocast"
-            )
+        if x is not None:
+            check_like(_OP, name, x, "q", q)
 
 
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return BACKENDS.reasons(_Call(str(device)))
-
-
+backend_status = BACKENDS.status
 __all__ = ["backend_status", "patch_attention", "patch_attention_reference"]

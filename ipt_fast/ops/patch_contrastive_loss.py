@@ -6,16 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ipt_fast.ops._common import check_choice, check_number, check_tensor
-from ipt_fast.ops._patch_contrastive_loss_cpu import cpu_backward, cpu_forward
-from ipt_fast.ops._patch_contrastive_loss_parts import (
-    NO_DIRECTION,
-    AllGather,
-    gather_remote,
-    positive_gradient,
-    softmax_coefficients,
-)
-from ipt_fast.ops._registry import Backend, Backends, differentiable_once, triton_missing
+from ipt_fast.ops._common import autocast_off, check_choice, check_number, check_tensor
+from ipt_fast.ops._patch_contrastive_loss_cpu import NO_DIRECTION, cpu_backward, cpu_forward
+from ipt_fast.ops._registry import Backend, Backends, triton_missing
 
 _OP = "patch_contrastive_loss"
 _TEMPERATURE = 0.07
@@ -63,18 +56,39 @@ def patch_contrastive_loss_reference(
     return -local.sum((1, 2)) / (N * (N - 1))
 
 
+def _gather_remote(x: Tensor) -> Tensor:
+    """Return what the other ranks have in place of ``x``, joined in rank order; without gradient."""
+    gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, x.detach().contiguous())
+    del gathered[dist.get_rank()]
+    return torch.cat(gathered)
+
+
+class _Remote(torch.autograd.Function):
+    """Images of the other ranks, in rank order; an image's gradient is the sum of what these have for it."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor) -> Tensor:
+        ctx.images = len(features)
+        return _gather_remote(features)  # [(R - 1) B, N, D]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        first = dist.get_rank() * ctx.images
+        own = torch.zeros_like(grad[: ctx.images])
+        grads = torch.cat([grad[:first], own, grad[first:]])  # [R B, N, D]
+        dist.all_reduce(grads)
+        return grads[first : first + ctx.images]
+
+
 # Backends. "eager" gives values per image [B]; the others also the sums over the negatives, and the sum of each image's
 # unit tokens, for the backward, which recomputes the similarities.
 
 
 def _eager(features: Tensor, mode: str, temperature: float, ranks: int) -> Tensor:
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-    others = None
-    if ranks > 1:
-        B, first = len(features), dist.get_rank() * len(features)
-        everyone = AllGather.apply(features)
-        others = torch.cat([everyone[:first], everyone[first + B :]])  # [(R - 1) B, N, D]
-    with torch.autocast(features.device.type, enabled=False):
+    others = _Remote.apply(features) if ranks > 1 else None  # [(R - 1) B, N, D]
+    with autocast_off(features):
         return patch_contrastive_loss_reference(features, mode, temperature, others)
 
 
@@ -93,20 +107,12 @@ def _triton(features: Tensor, others: Tensor | None, mode: str, temperature: flo
     return sums, log_means - token_sum.square().sum(1) / features.shape[1] ** 2, token_sum
 
 
-def _triton_backward(
-    features: Tensor,
-    coefficients: Tensor,
-    positive_grad: Tensor,
-    others: Tensor | None,
-    others_coefficients: Tensor | None,
-    mode: str,
-    temperature: float,
-) -> Tensor:
+def _triton_backward(features, coefficients, positive_grad, others, others_coefficients, mode, temperature) -> Tensor:
     from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_backward
 
     if others_coefficients is not None:
         coefficients = torch.cat([coefficients, others_coefficients])  # [K, N, N]
-    with torch.autocast(features.device.type, enabled=False):
+    with autocast_off(features):
         return patch_contrastive_backward(features, coefficients, positive_grad, others, *_triton_precision(features))
 
 
@@ -138,7 +144,7 @@ BACKENDS = Backends(
     (
         Backend("cpu", cpu_forward, cpu_backward, _cpu_reason),
         Backend("triton", _triton, _triton_backward, _triton_reason),
-        Backend("eager", _eager, None, lambda call: None),
+        Backend("eager", _eager),
     ),
     _preference,
 )
@@ -159,40 +165,25 @@ def _backward_fake(features, coefficients, positive_grad, others, others_coeffic
 
 
 _HOW = "str mode, float temperature, str impl"
-BACKENDS.define_forward(
+_forward = BACKENDS.define_forward(
     f"(Tensor features, Tensor? others, {_HOW}) -> (Tensor sums, Tensor values, Tensor token_sum)", _forward_fake
 )
-BACKENDS.define_backward(
+_gradient = BACKENDS.define_backward(
     "(Tensor features, Tensor coefficients, Tensor positive_grad, Tensor? others, Tensor? others_coefficients, "
     f"{_HOW}) -> Tensor",
     _backward_fake,
 )
 
 
-# Autograd
-
-
-def _call_backward(features, coefficients, positive_grad, others, others_coefficients, mode, temperature, impl):
-    return torch.ops.ipt_fast.patch_contrastive_loss_backward(
-        features, coefficients, positive_grad, others, others_coefficients, mode, temperature, impl
-    )
-
-
-_gradient = differentiable_once(_OP, _call_backward)
-
-
 class _PatchContrastiveLoss(torch.autograd.Function):
     """Saves the features and the sums over the negatives."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(features, others, mode, temperature, impl):
-        return torch.ops.ipt_fast.patch_contrastive_loss(features, others, mode, temperature, impl)
+    forward = staticmethod(_forward)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        features, others, ctx.mode, ctx.temperature, ctx.impl = inputs
+        features, others, *ctx.options = inputs
         sums, _, token_sum = output
         ctx.save_for_backward(features, sums, token_sum, others)
         ctx.mark_non_differentiable(sums, token_sum)
@@ -200,12 +191,16 @@ class _PatchContrastiveLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, _, weights, __):
         features, sums, token_sum, others = ctx.saved_tensors
-        positive_grad = positive_gradient(weights, token_sum, features.shape[1], ctx.mode, ctx.temperature)
-        coefficients = softmax_coefficients(weights, sums)
+        N, (mode, temperature, _) = features.shape[1], ctx.options
+        pairs = N * N if mode == "paper" else N * (N - 1) * temperature
+        positive_grad = token_sum * (-2 / pairs * weights)[:, None]  # of each unit token of an image, [B, D]
+        # dL / dlogsum / sum for the sums over the negatives: [B, N, N], or [B N, 1, 1] for "supcon"
+        each, repeats = (weights / (N * N), 1) if mode == "paper" else (weights / N, N)
+        coefficients = each.repeat_interleave(repeats)[:, None, None] / sums
         # An image's gradient needs the coefficients of every image it is a negative of: gathered, so that no gradient
         # is sent.
-        remote = None if others is None else gather_remote(coefficients)
-        grad = _gradient(features, coefficients, positive_grad, others, remote, ctx.mode, ctx.temperature, ctx.impl)
+        remote = None if others is None else _gather_remote(coefficients)
+        grad = _gradient(features, coefficients, positive_grad, others, remote, *ctx.options)
         return grad, None, None, None, None
 
 
@@ -258,7 +253,7 @@ def patch_contrastive_loss(
     if backend.backward is None:
         per_image = backend.forward(features, mode, temperature, ranks)  # [B]
     else:
-        others = gather_remote(features) if ranks > 1 else None
+        others = _gather_remote(features) if ranks > 1 else None
         _, per_image, _ = _PatchContrastiveLoss.apply(features, others, mode, temperature, backend.name)
     if reduction == "none":
         return per_image
@@ -291,9 +286,5 @@ def _check(features: Tensor, mode: str, temperature: float, reduction: str, scop
         raise ValueError(f'{_OP}: Eq. 5 has no temperature (got {temperature}); leave it out or use mode="supcon"')
 
 
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return BACKENDS.reasons(_Call(str(device)))
-
-
+backend_status = BACKENDS.status
 __all__ = ["backend_status", "patch_contrastive_loss", "patch_contrastive_loss_reference"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ipt_fast.ops._common import FLOATS, any_requires_grad, autocast_dtype
+from ipt_fast.ops._common import FLOATS, any_requires_grad, autocast_off, cast, compute_dtype
 from ipt_fast.ops._pixelshuffle_tail_checks import check_input, checked_chain, tensors_of, unlike_plain
 from ipt_fast.ops._pixelshuffle_tail_collapse import Collapsed, apply_collapsed, collapse
 from ipt_fast.ops._pixelshuffle_tail_compose import Axis, Conv, axes_of, chain, class_kernels, composing_work
@@ -43,7 +43,7 @@ def pixelshuffle_tail_reference(x: Tensor, convs: Sequence[Conv], scales: Sequen
 
 
 def _eager(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
-    return chain(x, [(w.to(x.dtype), None if b is None else b.to(x.dtype)) for w, b in convs], scales).contiguous()
+    return chain(x, [(w.to(x.dtype), cast(b, x.dtype)) for w, b in convs], scales).contiguous()
 
 
 def _collapsed(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
@@ -61,10 +61,10 @@ def _work_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
 
 
-def _triton(x: Tensor, kernels: Tensor, bias: Tensor | None, scale: int, frame: Sequence[int]) -> Tensor:
+def _triton(*args):
     from ipt_fast.kernels.pixelshuffle_tail import pixelshuffle_tail_forward
 
-    return pixelshuffle_tail_forward(x, kernels, bias, scale, (frame[0], frame[1]))
+    return pixelshuffle_tail_forward(*args)
 
 
 def _triton_reason(call: _Call) -> str | None:
@@ -87,11 +87,7 @@ def _preference(call: _Call) -> list[str]:
 BACKENDS = Backends(
     _OP,
     _Call,
-    (
-        Backend("triton", _triton, None, _triton_reason),
-        Backend("collapsed", _collapsed, None, lambda call: None),
-        Backend("eager", _eager, None, lambda call: None),
-    ),
+    (Backend("triton", _triton, None, _triton_reason), Backend("collapsed", _collapsed), Backend("eager", _eager)),
     _preference,
 )
 
@@ -103,7 +99,9 @@ def _fake(x, kernels, bias, scale, frame, impl):
     return x.new_empty(x.shape[0], kernels.shape[-1] // scale**2, scale * x.shape[2], scale * x.shape[3])
 
 
-BACKENDS.define_forward("(Tensor x, Tensor kernels, Tensor? bias, int scale, int[] frame, str impl) -> Tensor", _fake)
+_forward = BACKENDS.define_forward(
+    "(Tensor x, Tensor kernels, Tensor? bias, int scale, int[] frame, str impl) -> Tensor", _fake
+)
 
 
 # Autograd differentiates the composition of the kernels and their convolution.
@@ -137,31 +135,24 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], *, impl
     """
     pairs, scales = checked_chain(convs, scales)
     check_input(x, tensors_of(pairs))
-    x, dtype = x.resolve_neg(), autocast_dtype(x.device.type)
-    if dtype is None:
-        return _serve(x, pairs, scales, impl)
-    with torch.autocast(x.device.type, enabled=False):
-        return _serve(x if x.dtype == torch.float64 else x.to(dtype), pairs, scales, impl)
-
-
-def _serve(x: Tensor, convs: list[Conv], scales: tuple[int, ...], impl: str | None) -> Tensor:
-    axes, requires_grad = _axes(convs, scales), any_requires_grad([x, *tensors_of(convs)])
-    composing = 2 * composing_work([w for w, _ in convs], *axes) + _COMPOSING.get(x.device.type, 0)
-    pays = _halves(convs, scales, axes, x.shape[0] * x.shape[2] * x.shape[3], composing)
-    portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    backend = BACKENDS.resolve(impl, _Call(str(x.device), x.dtype, requires_grad, pays, portable))
-    if backend.name == "eager" or not _has_inner(x, axes):
-        return _eager(x, convs, scales)
-    if backend.name == "triton":
-        kernels, bias = class_kernels(_wide(convs), scales, *axes, x.dtype)
-        return _launch(x, kernels, bias, axes)
-    return backend.forward(x, convs, scales)
+    dtype = compute_dtype(x)
+    with autocast_off(x):
+        x = x.resolve_neg() if dtype == x.dtype else x.to(dtype)
+        (B, _, H, W), axes = x.shape, _axes(pairs, scales)
+        composing = 2 * composing_work([w for w, _ in pairs], *axes) + _COMPOSING.get(x.device.type, 0)
+        pays = _halves(pairs, scales, axes, B * H * W, composing)
+        portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        requires_grad = any_requires_grad([x, *tensors_of(pairs)])
+        backend = BACKENDS.resolve(impl, _Call(str(x.device), dtype, requires_grad, pays, portable))
+        if backend.name == "eager" or not _has_inner(x, axes):
+            return _eager(x, pairs, scales)
+        if backend.name == "triton":
+            return _launch(x, *class_kernels(_wide(pairs), scales, *axes, dtype), axes)
+        return backend.forward(x, pairs, scales)
 
 
 def _launch(x: Tensor, kernels: Tensor, bias: Tensor | None, axes: tuple[Axis, Axis]) -> Tensor:
-    y_axis, x_axis = axes
-    frame = [y_axis.frame, x_axis.frame]
-    return torch.ops.ipt_fast.pixelshuffle_tail(x, kernels, bias, y_axis.scale, frame, "triton")
+    return _forward(x, kernels, bias, axes[0].scale, [axis.frame for axis in axes], "triton")
 
 
 def _has_inner(x: Tensor, axes: tuple[Axis, Axis]) -> bool:
@@ -177,12 +168,10 @@ def _axes(convs: Sequence[Conv], scales: Sequence[int]) -> tuple[Axis, Axis]:
 def _wide(convs: Sequence[Conv]) -> list[Conv]:
     """Return the weights in the dtype that kernels are composed in."""
     wide = torch.promote_types(convs[0][0].dtype, torch.float32)
-    return [(w.to(wide), None if b is None else b.to(wide)) for w, b in convs]
+    return [(w.to(wide), cast(b, wide)) for w, b in convs]
 
 
-def _halves(
-    convs: Sequence[Conv], scales: Sequence[int], axes: tuple[Axis, Axis], cells: int, composing: int = 0
-) -> bool:
+def _halves(convs: Sequence[Conv], scales: Sequence[int], axes: tuple[Axis, Axis], cells: int, composing=0) -> bool:
     """Return whether collapsing at least halves the multiplications, and saves ``composing`` of them over all cells."""
     last, features, (y, x) = convs[-1][0], 1, axes
     whole = last.numel() * y.scale**2
@@ -253,33 +242,23 @@ class CollapsedTail(nn.Module):
         tail = collapse(wide, scales, *axes).to(_work_dtype(convs[0][0].device, dtype))
         for name, value in tail._asdict().items():
             self.register_buffer(name, value)
-        kernels, bias = class_kernels(wide, scales, *axes, dtype)
-        self.register_buffer("class_kernels", kernels)
-        self.register_buffer("class_bias", bias)
+        for name, value in zip(("class_kernels", "class_bias"), class_kernels(wide, scales, *axes, dtype), strict=True):
+            self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, H, W], in the dtype of the buffers unless autocast is on, to [B, C_out, R H, R W]."""
-        convs = self._convs()
+        convs = [(getattr(self, f"weight{i}"), getattr(self, f"bias{i}")) for i in range(len(self.scales) + 1)]
         check_input(x, tensors_of(convs))
-        x, dtype = x.resolve_neg(), autocast_dtype(x.device.type)
-        if dtype is None:
-            return self._serve(x, convs)
-        with torch.autocast(x.device.type, enabled=False):
-            return self._serve(x if x.dtype == torch.float64 else x.to(dtype), convs)
-
-    def _convs(self) -> list[Conv]:
-        return [(getattr(self, f"weight{i}"), getattr(self, f"bias{i}")) for i in range(len(self.scales) + 1)]
-
-    def _serve(self, x: Tensor, convs: list[Conv]) -> Tensor:
-        axes = _axes(convs, self.scales)
-        call = _Call(str(x.device), x.dtype, any_requires_grad([x]), _halves(convs, self.scales, axes, 1))
-        backend = BACKENDS.resolve(None, call)
-        if backend.name == "eager" or not _has_inner(x, axes):
-            return _eager(x, convs, self.scales)
-        if backend.name == "triton":
-            bias = None if self.class_bias is None else self.class_bias.to(x.dtype)
-            return _launch(x, self.class_kernels.to(x.dtype), bias, axes)
-        return _apply(x, Collapsed(*(getattr(self, name) for name in Collapsed._fields)), axes)
+        dtype = compute_dtype(x)
+        with autocast_off(x):
+            x, axes = x.resolve_neg() if dtype == x.dtype else x.to(dtype), _axes(convs, self.scales)
+            pays = _halves(convs, self.scales, axes, 1)
+            backend = BACKENDS.resolve(None, _Call(str(x.device), dtype, any_requires_grad([x]), pays))
+            if backend.name == "eager" or not _has_inner(x, axes):
+                return _eager(x, convs, self.scales)
+            if backend.name == "triton":
+                return _launch(x, self.class_kernels.to(dtype), cast(self.class_bias, dtype), axes)
+            return _apply(x, Collapsed(*(getattr(self, name) for name in Collapsed._fields)), axes)
 
     def extra_repr(self) -> str:
         return f"scales={self.scales}"
@@ -307,11 +286,7 @@ def collapse_tail(convs: Sequence, scales: Sequence[int], dtype: torch.dtype | N
         return CollapsedTail([(w.detach(), None if b is None else b.detach()) for w, b in pairs], scales, dtype)
 
 
-def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-    return BACKENDS.reasons(_Call(str(device)))
-
-
+backend_status = BACKENDS.status
 __all__ = [
     "CollapsedTail",
     "PixelShuffleTail",
