@@ -21,7 +21,7 @@ from ipt_fast.checkpoint import (
     restore_state,
     save_checkpoint,
 )
-from ipt_fast.data.types import Batch
+from ipt_fast.data import Batch
 from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, total_steps
 from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters
 from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer, write_config
