@@ -13,7 +13,6 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -27,6 +26,8 @@ import torch
 
 from bench.baselines.pillow_loader import pillow_batches
 from bench.case import Work
+from bench.ceilings import device_name
+from bench.results_io import environment, quantile
 from ipt_fast.cli.tables import markdown_table, print_table
 from ipt_fast.data import ImageIndex, build_index, make_loader
 from ipt_fast.data.dali import unavailable_reason
@@ -181,12 +182,8 @@ def measure_rates(index: ImageIndex, workers: int, rounds: int, count: int) -> l
 
 
 def _rate(crop: str, label: str, results: Sequence[tuple[float, ...]]) -> Rate:
-    walls, cpus = zip(*results, strict=True)
-    low, high = (min(cpus), max(cpus))
-    if len(cpus) > 2:
-        quantiles = statistics.quantiles(cpus, n=5, method="inclusive")
-        low, high = quantiles[0], quantiles[-1]
-    return Rate(crop, label, statistics.median(walls), statistics.median(cpus), low, high)
+    walls, cpus = (sorted(column) for column in zip(*results, strict=True))
+    return Rate(crop, label, quantile(walls, 0.5), *(quantile(cpus, share) for share in (0.5, 0.2, 0.8)))
 
 
 def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
@@ -202,7 +199,7 @@ def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(10.5, 5), layout="constrained")
     width = 0.84 / len(labels)
     for i, label in enumerate(labels):
-        own = [next(r for r in rates if (r.crop, r.loader) == (crop, label)) for crop in crops]
+        own = [r for r in rates if r.loader == label]  # in the order of the crops
         places = [n - 0.42 + (i + 0.5) * width for n in range(len(crops))]
         errors = [[r.cpu - r.cpu_low for r in own], [r.cpu_high - r.cpu for r in own]]
         axis.bar(
@@ -210,14 +207,8 @@ def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
         )
         for place, r in zip(places, own, strict=True):
             if r.loader != BASELINE:
-                axis.annotate(
-                    f"{r.faster_cpu:.1f}x",
-                    (place, r.cpu_high),
-                    xytext=(0, 3),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                )
+                above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axis.annotate(f"{r.faster_cpu:.1f}x", (place, r.cpu_high), **above)
     axis.set_xticks(range(len(crops)), [crop if crop == MIX else f"crops of {crop}" for crop in crops])
     axis.set_ylabel("crops a CPU-second (higher is better)")
     axis.set_title(f"Loading training crops from JPEGs: {where}", loc="left", fontsize=11, fontweight="bold")
@@ -231,9 +222,6 @@ def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from bench.ceilings import device_name
-    from bench.results_io import environment
-
     parser = argparse.ArgumentParser(prog="python -m bench.bench_data", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=_photos(), help="a folder of photos")
     parser.add_argument("--workers", type=int, default=2, help="processes (torch) or threads (DALI)")
@@ -264,14 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = next((r for r in rates if (r.crop, r.loader) == (MIX, name)), None)
         if found:
             print(f"{name}: {found.faster_cpu:.2f} times as many crops a CPU-second, the goal is {goal}")
-    text = [
-        f"# Loading: {where}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in description.items()) + ".",
-        "",
-        markdown_table(COLUMNS, [rate.row() for rate in rates], COLUMNS[2:]),
-    ]
-    (args.out / "data.md").write_text("\n".join(text))
+    told = ", ".join(f"{key} {value}" for key, value in description.items())
+    table = markdown_table(COLUMNS, [rate.row() for rate in rates], COLUMNS[2:])
+    (args.out / "data.md").write_text(f"# Loading: {where}\n\n{told}.\n\n{table}")
     content = {"environment": description, "results": [asdict(rate) for rate in rates]}
     (args.out / "data.json").write_text(json.dumps(content, indent=1) + "\n")
     with (args.out / "data.csv").open("w", newline="") as file:

@@ -33,11 +33,9 @@ class CropLoader(ABC):
         self._stream: Stream | None = None
         self._unreadable: dict[str, str] = {}
         self._replaced = 0
-        self._batches = 0
         self._wait_seconds = 0.0
-        # Since ``stats`` was last asked: batches, and what decoding them took.
-        self._new_batches = 0
-        self._new_seconds = 0.0
+        self._batches = self._new_batches = 0  # since ``stats`` was last asked: new
+        self._new_seconds = 0.0  # of decoding
         self.description = description
         self.batches_per_epoch = source.plan.batches_per_epoch
 
