@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -27,7 +28,7 @@ import torch
 from bench.baselines.pillow_loader import pillow_batches
 from bench.case import Work
 from bench.ceilings import device_name
-from bench.results_io import environment, quantile
+from bench.results_io import environment
 from ipt_fast.cli.tables import markdown_table, print_table
 from ipt_fast.data import ImageIndex, build_index, make_loader
 from ipt_fast.data.dali import unavailable_reason
@@ -121,8 +122,8 @@ class Rate:
     cpu: float
     cpu_low: float
     cpu_high: float
-    faster: float = 1.0
-    faster_cpu: float = 1.0
+    faster: float
+    faster_cpu: float
 
     def row(self) -> tuple[str, ...]:
         return (
@@ -156,34 +157,26 @@ def measure_rates(index: ImageIndex, workers: int, rounds: int, count: int) -> l
     """All contenders at all crop sizes, and what six tasks in turn make of them."""
     contenders = [(name, 1) for name in CONTENDERS if name != "DALI loader" or not unavailable_reason()]
     contenders += [(name, SEVERAL) for name, _ in contenders[1:]]
-    tasks = {crop_spec(task, 48).size: task for task in TASKS}
-    seen: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    sizes = {task: crop_spec(task, 48).size for task in TASKS}
+    seen: dict[tuple[str, str], Any] = {}  # (crop, loader) -> [rounds, 2]
     for _ in range(rounds):
-        for size, task in tasks.items():
+        for size, task in {size: task for task, size in sizes.items()}.items():
             for name, crops in contenders:
                 label = name if crops == 1 else f"{name}, {crops} crops a decode"
                 result = one_round(name, index, task, workers, count, crops)
-                seen.setdefault((size, label), []).append(result)
+                seen.setdefault((f"{size}x{size}", label), []).append(result)
     labels = list(dict.fromkeys(label for _, label in seen))
-    # A batch of each task in turn takes the sum of their times.
-    mixed = {
-        label: [
-            tuple(len(TASKS) / sum(1 / seen[crop_spec(task, 48).size, label][r][i] for task in TASKS) for i in (0, 1))
-            for r in range(rounds)
-        ]
-        for label in labels
-    }
-    rates = [_rate(MIX, label, mixed[label]) for label in labels]
-    rates += [_rate(f"{size}x{size}", label, seen[size, label]) for size in sorted(tasks) for label in labels]
-    for rate in rates:
-        base = next(b for b in rates if b.crop == rate.crop and b.loader == BASELINE)
-        rate.faster, rate.faster_cpu = rate.wall / base.wall, rate.cpu / base.cpu
+    for label in labels:  # a batch of each task in turn takes the sum of their times
+        seen[MIX, label] = len(TASKS) / sum(1 / np.array(seen[f"{size}x{size}", label]) for size in sizes.values())
+    rates: list[Rate] = []
+    for crop in (MIX, *(f"{size}x{size}" for size in sorted(set(sizes.values())))):
+        for label in labels:
+            walls, cpus = np.array(seen[crop, label]).T
+            wall, cpu, low, high = (float(x) for x in (np.median(walls), *np.quantile(cpus, (0.5, 0.2, 0.8))))
+            base = next((b for b in rates if (b.crop, b.loader) == (crop, BASELINE)), None)
+            faster = (1.0, 1.0) if base is None else (wall / base.wall, cpu / base.cpu)
+            rates.append(Rate(crop, label, wall, cpu, low, high, *faster))
     return rates
-
-
-def _rate(crop: str, label: str, results: Sequence[tuple[float, ...]]) -> Rate:
-    walls, cpus = (sorted(column) for column in zip(*results, strict=True))
-    return Rate(crop, label, quantile(walls, 0.5), *(quantile(cpus, share) for share in (0.5, 0.2, 0.8)))
 
 
 def draw(rates: Sequence[Rate], where: str, path: Path) -> None:

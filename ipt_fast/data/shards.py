@@ -171,6 +171,3 @@ def _sha256(file: Path) -> str:
         while block := data.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-__all__ = ["CHECKSUMS", "Shards", "write_shards"]
