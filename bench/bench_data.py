@@ -13,7 +13,6 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -21,12 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
 from bench.baselines.pillow_loader import pillow_batches
 from bench.case import Work
+from bench.ceilings import device_name
+from bench.results_io import environment
 from ipt_fast.cli.tables import markdown_table, print_table
 from ipt_fast.data import ImageIndex, build_index, make_loader
 from ipt_fast.data.dali import unavailable_reason
@@ -120,8 +122,8 @@ class Rate:
     cpu: float
     cpu_low: float
     cpu_high: float
-    faster: float = 1.0
-    faster_cpu: float = 1.0
+    faster: float
+    faster_cpu: float
 
     def row(self) -> tuple[str, ...]:
         return (
@@ -155,38 +157,26 @@ def measure_rates(index: ImageIndex, workers: int, rounds: int, count: int) -> l
     """All contenders at all crop sizes, and what six tasks in turn make of them."""
     contenders = [(name, 1) for name in CONTENDERS if name != "DALI loader" or not unavailable_reason()]
     contenders += [(name, SEVERAL) for name, _ in contenders[1:]]
-    tasks = {crop_spec(task, 48).size: task for task in TASKS}
-    seen: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    sizes = {task: crop_spec(task, 48).size for task in TASKS}
+    seen: dict[tuple[str, str], Any] = {}  # (crop, loader) -> [rounds, 2]
     for _ in range(rounds):
-        for size, task in tasks.items():
+        for size, task in {size: task for task, size in sizes.items()}.items():
             for name, crops in contenders:
                 label = name if crops == 1 else f"{name}, {crops} crops a decode"
                 result = one_round(name, index, task, workers, count, crops)
-                seen.setdefault((size, label), []).append(result)
+                seen.setdefault((f"{size}x{size}", label), []).append(result)
     labels = list(dict.fromkeys(label for _, label in seen))
-    # A batch of each task in turn takes the sum of their times.
-    mixed = {
-        label: [
-            tuple(len(TASKS) / sum(1 / seen[crop_spec(task, 48).size, label][r][i] for task in TASKS) for i in (0, 1))
-            for r in range(rounds)
-        ]
-        for label in labels
-    }
-    rates = [_rate(MIX, label, mixed[label]) for label in labels]
-    rates += [_rate(f"{size}x{size}", label, seen[size, label]) for size in sorted(tasks) for label in labels]
-    for rate in rates:
-        base = next(b for b in rates if b.crop == rate.crop and b.loader == BASELINE)
-        rate.faster, rate.faster_cpu = rate.wall / base.wall, rate.cpu / base.cpu
+    for label in labels:  # a batch of each task in turn takes the sum of their times
+        seen[MIX, label] = len(TASKS) / sum(1 / np.array(seen[f"{size}x{size}", label]) for size in sizes.values())
+    rates: list[Rate] = []
+    for crop in (MIX, *(f"{size}x{size}" for size in sorted(set(sizes.values())))):
+        for label in labels:
+            walls, cpus = np.array(seen[crop, label]).T
+            wall, cpu, low, high = (float(x) for x in (np.median(walls), *np.quantile(cpus, (0.5, 0.2, 0.8))))
+            base = next((b for b in rates if (b.crop, b.loader) == (crop, BASELINE)), None)
+            faster = (1.0, 1.0) if base is None else (wall / base.wall, cpu / base.cpu)
+            rates.append(Rate(crop, label, wall, cpu, low, high, *faster))
     return rates
-
-
-def _rate(crop: str, label: str, results: Sequence[tuple[float, ...]]) -> Rate:
-    walls, cpus = zip(*results, strict=True)
-    low, high = (min(cpus), max(cpus))
-    if len(cpus) > 2:
-        quantiles = statistics.quantiles(cpus, n=5, method="inclusive")
-        low, high = quantiles[0], quantiles[-1]
-    return Rate(crop, label, statistics.median(walls), statistics.median(cpus), low, high)
 
 
 def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
@@ -202,7 +192,7 @@ def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(10.5, 5), layout="constrained")
     width = 0.84 / len(labels)
     for i, label in enumerate(labels):
-        own = [next(r for r in rates if (r.crop, r.loader) == (crop, label)) for crop in crops]
+        own = [r for r in rates if r.loader == label]  # in the order of the crops
         places = [n - 0.42 + (i + 0.5) * width for n in range(len(crops))]
         errors = [[r.cpu - r.cpu_low for r in own], [r.cpu_high - r.cpu for r in own]]
         axis.bar(
@@ -210,14 +200,8 @@ def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
         )
         for place, r in zip(places, own, strict=True):
             if r.loader != BASELINE:
-                axis.annotate(
-                    f"{r.faster_cpu:.1f}x",
-                    (place, r.cpu_high),
-                    xytext=(0, 3),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                )
+                above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axis.annotate(f"{r.faster_cpu:.1f}x", (place, r.cpu_high), **above)
     axis.set_xticks(range(len(crops)), [crop if crop == MIX else f"crops of {crop}" for crop in crops])
     axis.set_ylabel("crops a CPU-second (higher is better)")
     axis.set_title(f"Loading training crops from JPEGs: {where}", loc="left", fontsize=11, fontweight="bold")
@@ -231,9 +215,6 @@ def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from bench.ceilings import device_name
-    from bench.results_io import environment
-
     parser = argparse.ArgumentParser(prog="python -m bench.bench_data", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=_photos(), help="a folder of photos")
     parser.add_argument("--workers", type=int, default=2, help="processes (torch) or threads (DALI)")
@@ -264,14 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = next((r for r in rates if (r.crop, r.loader) == (MIX, name)), None)
         if found:
             print(f"{name}: {found.faster_cpu:.2f} times as many crops a CPU-second, the goal is {goal}")
-    text = [
-        f"# Loading: {where}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in description.items()) + ".",
-        "",
-        markdown_table(COLUMNS, [rate.row() for rate in rates], COLUMNS[2:]),
-    ]
-    (args.out / "data.md").write_text("\n".join(text))
+    told = ", ".join(f"{key} {value}" for key, value in description.items())
+    table = markdown_table(COLUMNS, [rate.row() for rate in rates], COLUMNS[2:])
+    (args.out / "data.md").write_text(f"# Loading: {where}\n\n{told}.\n\n{table}")
     content = {"environment": description, "results": [asdict(rate) for rate in rates]}
     (args.out / "data.json").write_text(json.dumps(content, indent=1) + "\n")
     with (args.out / "data.csv").open("w", newline="") as file:

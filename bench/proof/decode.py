@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +25,23 @@ _WARM_UP, _COMPARED = 3, 8  # batches
 
 def measure(index: ImageIndex, loader: str, device: str, seconds: float) -> dict[str, Any]:
     """Measure one loader's crops a second (one decode each) and, for DALI, its distance from the other."""
-    with_batches = make_loader(index, loader=loader, batch_size=_BATCH, device=device)
-    row: dict[str, Any] = {"loader": with_batches.description, "crops_per_s": _rate(with_batches, seconds)}
+    with closing(make_loader(index, loader=loader, batch_size=_BATCH, device=device)) as batches:
+        row: dict[str, Any] = {"loader": batches.description, "crops_per_s": _rate(batches, seconds)}
     if loader == "dali":
         row |= compare(index, device)
     return row
 
 
 def _rate(loader: CropLoader, seconds: float) -> float:
-    batches, crops, start = iter(loader), 0, 0.0
-    try:
-        for number in range(10**9):
-            if number == _WARM_UP:
-                start = time.perf_counter()
-            batch = next(batches)
-            if number >= _WARM_UP:
-                crops += len(batch.gt)
-                if time.perf_counter() - start > seconds:
-                    break
-        if batch.gt.is_cuda:
-            torch.cuda.synchronize()
-        return crops / (time.perf_counter() - start)
-    finally:
-        loader.close()
+    for _ in range(_WARM_UP):
+        next(loader)
+    crops, start = 0, time.perf_counter()
+    while not crops or time.perf_counter() - start <= seconds:
+        batch = next(loader)
+        crops += len(batch.gt)
+    if batch.gt.is_cuda:
+        torch.cuda.synchronize()
+    return crops / (time.perf_counter() - start)
 
 
 def compare(index: ImageIndex, device: str) -> dict[str, Any]:
@@ -54,16 +49,13 @@ def compare(index: ImageIndex, device: str) -> dict[str, Any]:
     ours = make_loader(index, loader="dali", batch_size=_BATCH, device=device)
     theirs = make_loader(index, loader="torch", batch_size=_BATCH, workers=0)
     largest, total, equal, count = 0, 0, 0, 0
-    try:
+    with closing(ours), closing(theirs):
         for _, a, b in zip(range(_COMPARED), ours, theirs, strict=False):
             difference = (a.gt.cpu().int() - b.gt.int()).abs()
             largest = max(largest, int(difference.max()))
             total += int(difference.sum())
             equal += int((difference == 0).sum())
             count += difference.numel()
-    finally:
-        ours.close()
-        theirs.close()
     return {"largest_difference": largest, "mean_difference": total / count, "equal_bytes": equal / count}
 
 

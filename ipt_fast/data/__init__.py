@@ -1,11 +1,11 @@
 """Photos on disk to batches of clean crops: the index, the plan of what is drawn, and the loaders that decode it."""
 
 from ipt_fast.data.base import CropLoader
-from ipt_fast.data.factory import make_loader
+from ipt_fast.data.check import ImageEntry
+from ipt_fast.data.factory import make_loader, make_pair_loader
 from ipt_fast.data.index import ImageIndex, NoImagesError, build_index
-from ipt_fast.data.index_file import ImageEntry
 from ipt_fast.data.plan import SR_MARGIN
-from ipt_fast.data.types import Batch
+from ipt_fast.data.source import Batch
 
 __all__ = [
     "SR_MARGIN",
@@ -16,4 +16,5 @@ __all__ = [
     "NoImagesError",
     "build_index",
     "make_loader",
+    "make_pair_loader",
 ]

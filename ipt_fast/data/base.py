@@ -3,19 +3,20 @@
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from ipt_fast.data.prefetch import PrefetchIterator
-from ipt_fast.data.source import CropSource
-from ipt_fast.data.types import Batch, DecodedBatch
+from ipt_fast.data.source import Batch, CropSource, DecodedBatch
 
 # Unreadable photos named in full by stats(); all are counted.
 _NAMED = 100
 # What earlier versions called the task of any pairs in a loader's state.
 _ONCE_ANY_PAIRS = ["deblur"]
 
-Stream = PrefetchIterator[Any] | Generator[Any, None, None]
+# Batches, or calls of what is left to do for one in the caller's thread.
+Item = DecodedBatch | Callable[[], DecodedBatch]
+Stream = PrefetchIterator[Item] | Generator[Item, None, None]
 
 
 class CropLoader(ABC):
@@ -26,29 +27,21 @@ class CropLoader(ABC):
         description: one line on which loader this is and why.
     """
 
-    def __init__(self, source: CropSource, rank: int, world_size: int, description: str) -> None:
+    def __init__(self, source: CropSource, description: str) -> None:
         self._source = source
-        self._rank = rank
-        self._world_size = world_size
         self._step = 0
         self._stream: Stream | None = None
         self._unreadable: dict[str, str] = {}
         self._replaced = 0
-        self._batches = 0
         self._wait_seconds = 0.0
-        # Since ``stats`` was last asked: batches, and what decoding them took.
-        self._new_batches = 0
-        self._new_seconds = 0.0
+        self._batches = self._new_batches = 0  # since ``stats`` was last asked: new
+        self._new_seconds = 0.0  # of decoding
         self.description = description
         self.batches_per_epoch = source.plan.batches_per_epoch
 
     @abstractmethod
     def _open(self, step: int) -> Stream:
         """Start decoding the batches from that global step on, ahead of time where possible."""
-
-    def _receive(self, item: Any) -> DecodedBatch:
-        """Do what is left to do with an item of the stream, in the caller's thread."""
-        return item
 
     def __iter__(self) -> "CropLoader":
         return self
@@ -57,7 +50,8 @@ class CropLoader(ABC):
         started = time.perf_counter()
         if self._stream is None:
             self._stream = self._open(self._step)
-        batch, unreadable, seconds = self._receive(next(self._stream))
+        item = next(self._stream)
+        batch, unreadable, seconds = item() if callable(item) else item
         for path, reason in unreadable:
             self._replaced += 1
             if path not in self._unreadable:

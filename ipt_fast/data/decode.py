@@ -54,22 +54,6 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return from_pil(image, exif=False, alpha="drop").pixels
 
 
-def decode_region(data: bytes, top: int, left: int, height: int, width: int, mode: str | None = None) -> np.ndarray:
-    """Decode the rectangle of that place and size, uint8 RGB [height, width, 3], and only the rows down to its end.
-
-    Raises:
-        ValueError: the image does not hold the rectangle.
-        one of ``ipt_fast.io.images.DECODE_ERRORS``: the bytes are no image, or a damaged one.
-    """
-    pixels = decode_rows(data, top + height, mode)
-    region = pixels[top : top + height, left : left + width]
-    if region.shape[:2] != (height, width):
-        wide = pixels.shape[1] < left + width
-        extent = f"{pixels.shape[1]} pixels wide" if wide else f"{pixels.shape[0]} pixels high"
-        raise ValueError(f"the image is {extent} and does not hold the region of {width}x{height} at ({left}, {top})")
-    return region
-
-
 def keep_rows(data: bytes, rows: int) -> bytes | None:
     """Return the JPEG with a header that names about ``rows`` rows; None where the trick does not apply.
 

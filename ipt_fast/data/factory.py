@@ -1,17 +1,20 @@
-"""From an index to its loader."""
+"""From photos to their loader: clean ones of an index, or pairs of two folders, matched by their names."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from ipt_fast.data.base import CropLoader
-from ipt_fast.data.dali import open_loader, unavailable_reason
-from ipt_fast.data.index import ImageIndex
-from ipt_fast.data.plan import CropPlan, crop_spec, subset
+from ipt_fast.data.check import ImageEntry
+from ipt_fast.data.dali import unavailable_reason
+from ipt_fast.data.index import ImageIndex, build_index
+from ipt_fast.data.plan import CropPlan, CropSpec, crop_spec, subset
 from ipt_fast.data.source import CropSource, PhotoTable
 from ipt_fast.data.torch_loader import TorchLoader
 from ipt_fast.io.images import silence_pillow_warnings
-from ipt_fast.tasks import TASKS
+from ipt_fast.io.pairs import PairError, match_pairs
+from ipt_fast.tasks import TASKS, get_task
 
 
 def make_loader(
@@ -50,7 +53,7 @@ def make_loader(
         ValueError: a setting is out of range, or the index holds no usable image.
         ModuleNotFoundError: ``loader="dali"`` without DALI; the message names the extra to install.
     """
-    check_settings(batch_size, rank, world_size, prefetch)
+    _check_settings(batch_size, rank, world_size, prefetch)
     if loader not in ("auto", "dali", "torch"):
         raise ValueError(f'loader is {loader!r}; it has to be "auto", "dali" or "torch"')
     if not index.usable:
@@ -59,22 +62,69 @@ def make_loader(
     table = PhotoTable([index.usable[i] for i in subset(len(index.usable), data_fraction)])
     crops = tuple(crop_spec(task, patch_size) for task in tasks)
     plan = CropPlan(table.widths, table.heights, crops, batch_size * world_size, seed, patch_size, crops_per_image)
-    source = CropSource(plan, table)
+    source = CropSource(plan, table, rank, world_size)
     missing = unavailable_reason() if loader != "torch" else None
     if loader == "dali" and missing:
         raise ModuleNotFoundError(f'loader="dali" cannot serve: {missing}; or use loader="torch"')
     if loader == "torch" or missing:
-        return TorchLoader(source, rank, world_size, workers=workers, prefetch=prefetch, why=missing or "")
+        return TorchLoader(source, workers=workers, prefetch=prefetch, why=missing or "")
+    from ipt_fast.data.dali.loader import DaliLoader
+
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return open_loader(source, rank, world_size, workers=workers, prefetch=prefetch, device=where)
+    return DaliLoader(source, workers=workers, prefetch=prefetch, device=where)
 
 
-def check_settings(batch_size: int, rank: int, world_size: int, prefetch: int) -> None:
-    """Refuse what no loader can serve.
+def make_pair_loader(
+    clean: Path,
+    degraded: Path,
+    task: str,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    patch_size: int = 48,
+    crops_per_image: int = 1,
+    workers: int | None = None,
+    prefetch: int = 2,
+    data_fraction: float = 1.0,
+    progress: bool = True,
+) -> TorchLoader:
+    """Return a loader of crops from two folders, at the same places of both photos; settings as in ``make_loader``.
 
     Raises:
         ValueError: a setting is out of range.
+        NoImagesError: a folder holds no photo.
+        PairError: the photos of the folders do not pair.
     """
+    _check_settings(batch_size, rank, world_size, prefetch)
+    scale = get_task(task).scale
+    by_path: list[dict[str, ImageEntry]] = []
+    indexes = [build_index([folder], min_size=1, progress=progress) for folder in (clean, degraded)]
+    for index in indexes:
+        if index.refused:
+            entry = index.refused[0]
+            raise PairError(f"{entry.path} cannot be used: {entry.reason}; take it and its partner away")
+        by_path.append({entry.path: entry for entry in index.usable})
+    roots = {"gt_root": str(clean.absolute()), "lq_root": str(degraded.absolute())}
+    paths = match_pairs(list(by_path[0]), list(by_path[1]), scale, **roots)
+    pairs = [(by_path[0][gt], by_path[1][lq]) for gt, lq in paths]
+    for gt, lq in pairs:
+        if (gt.width, gt.height) != (scale * lq.width, scale * lq.height):
+            raise PairError(
+                f"{gt.path} is {gt.width}x{gt.height}, but {lq.path} is {lq.width}x{lq.height}; "
+                f"the clean photo must be {scale} times as large"
+            )
+    chosen = [pairs[i] for i in subset(len(pairs), data_fraction)]
+    partners, table = (PhotoTable([pair[i] for pair in chosen]) for i in (0, 1))
+    # Any place of the degraded photo serves, whatever the task: its partner is cropped at scale times that.
+    crop = CropSpec(task, 1, patch_size)
+    plan = CropPlan(table.widths, table.heights, (crop,), batch_size * world_size, seed, patch_size, crops_per_image)
+    source = CropSource(plan, table, rank, world_size, partners, scale)
+    return TorchLoader(source, workers=workers, prefetch=prefetch)
+
+
+def _check_settings(batch_size: int, rank: int, world_size: int, prefetch: int) -> None:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank} and world_size {world_size}; rank has to lie in 0..{world_size - 1}")
     if batch_size < 1:

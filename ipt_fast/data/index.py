@@ -1,20 +1,27 @@
-"""The image index: every photo of the data folders checked once, kept on disk, refreshed where files changed."""
+"""The index of the training images: each file is checked once; the verdicts are kept on disk, as JSON lines."""
 
+import hashlib
+import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-from ipt_fast.data.check import Finding, check_image
+from ipt_fast.data.check import ImageEntry, check_image
 from ipt_fast.data.cores import cpu_cores
-from ipt_fast.data.index_file import ImageEntry, default_index_file, read_index_file, write_index_file
+from ipt_fast.io.atomic import atomic_write
 from ipt_fast.io.images import silence_pillow_warnings
 from ipt_fast.io.progress import progress_bar
 from ipt_fast.io.scan import ImageFile, find_images, read_bytes
+
+INDEX_NAME = ".ipt_fast_index.jsonl"
+_FORMAT = "ipt-fast-index/1"
+# Files checked in a row, so that the queue of the threads stays short for millions of files.
+_CHUNK = 4096
 
 
 class NoImagesError(ValueError):
@@ -47,8 +54,10 @@ class ImageIndex:
 
     def refusals(self) -> dict[str, list[ImageEntry]]:
         """Return kind of refusal -> its files, the most frequent first."""
-        kinds = Counter(entry.reason.split(":")[0] for entry in self.refused)
-        return {kind: [e for e in self.refused if e.reason.split(":")[0] == kind] for kind, _ in kinds.most_common()}
+        kinds: dict[str, list[ImageEntry]] = {}
+        for entry in self.refused:
+            kinds.setdefault(entry.reason.split(":")[0], []).append(entry)
+        return dict(sorted(kinds.items(), key=lambda kind: len(kind[1]), reverse=True))
 
     def notes(self, crop: int = 208) -> dict[str, int]:
         """Count what is out of the ordinary and served all the same -> number of photos.
@@ -97,33 +106,31 @@ def build_index(
     entries: dict[str, ImageEntry] = {}
     unreadable: list[tuple[str, str]] = []
     files, others, checked = [], 0, 0
-    known = read_index_file(single, min_size) if single else {}
-    for root in roots:
-        place = single or default_index_file(root)
-        if not single:
-            known = read_index_file(place, min_size)
-        scan = find_images(root)
-        part, n_checked = _check_all(scan.images, known, min_size, workers, progress and str(root))
-        _require_usable(root, part, scan.unreadable, scan.others)
-        if not single:
-            if n_checked or len(part) != len(known):
-                place = write_index_file(place, part, min_size, fallback=root)
-            files.append(str(place))
-        entries.update((entry.path, entry) for entry in part)
-        unreadable += scan.unreadable
-        others += scan.others
-        checked += n_checked
-    ordered = [entries[path] for path in sorted(entries)]
-    if single:
-        if checked or len(ordered) != len(known):
-            write_index_file(single, ordered, min_size)
-        files.append(str(single))
+    for place, group in [(single, roots)] if single else [(_default_place(root), [root]) for root in roots]:
+        known = _read_index_file(place, min_size)
+        found: dict[str, ImageEntry] = {}
+        changed = 0
+        for root in group:
+            scan = find_images(root)
+            part, fresh = _check_all(scan.images, known, min_size, workers, progress and str(root))
+            _require_usable(root, ImageIndex(part, scan.unreadable, scan.others))
+            found.update((entry.path, entry) for entry in part)
+            unreadable += scan.unreadable
+            others += scan.others
+            changed += fresh
+        if changed or len(found) != len(known):
+            in_order = [found[path] for path in sorted(found)]
+            place = write_index_file(place, in_order, min_size, fallback=None if single else group[0])
+        files.append(str(place))
+        checked += changed
+        entries |= found
     seconds = time.monotonic() - started
+    ordered = [entries[path] for path in sorted(entries)]
     return ImageIndex(ordered, unreadable, others, checked, min_size, tuple(files), seconds)
 
 
 def _check_all(
-    found: Iterable[ImageFile], known: dict[str, ImageEntry], min_size: int, workers: int | None, title: str | bool
+    found: list[ImageFile], known: dict[str, ImageEntry], min_size: int, workers: int | None, title: str | bool
 ) -> tuple[list[ImageEntry], int]:
     """Entries of all files, and how many of them were not known already."""
     entries, fresh = [], []
@@ -133,42 +140,87 @@ def _check_all(
             entries.append(entry)
         else:
             fresh.append(item)
-    workers = workers if workers is not None else cpu_cores()
-    with progress_bar(f"checking images of {title}" if title and fresh else None, len(fresh)) as advance:
-        entries += _map_threads(partial(_check_one, min_size=min_size), fresh, max(1, workers), advance)
-    entries.sort(key=lambda entry: entry.path)
-    return entries, len(fresh)
-
-
-def _map_threads(check: Callable, items: list, workers: int, advance: Callable) -> list[ImageEntry]:
-    """Check in threads (decoders release the interpreter lock); chunks keep the queue short for millions of files."""
-    results = []
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(items), 4096):
-            for entry in pool.map(check, items[start : start + 4096]):
-                results.append(entry)
+    bar = progress_bar(f"checking images of {title}" if title and fresh else None, len(fresh))
+    pool = ThreadPoolExecutor(max(1, cpu_cores() if workers is None else workers))  # decoders release Python's lock
+    with bar as advance, pool:
+        for start in range(0, len(fresh), _CHUNK):
+            for entry in pool.map(partial(_check_one, min_size=min_size), fresh[start : start + _CHUNK]):
+                entries.append(entry)
                 advance()
-    return results
+    return entries, len(fresh)
 
 
 def _check_one(item: ImageFile, min_size: int) -> ImageEntry:
     try:
         data = read_bytes(item)
     except OSError as error:
-        finding = Finding("refused", f"unreadable: {error.strerror or error}")
-    else:
-        finding = check_image(data, item.path, min_size)
-    return ImageEntry(item.path, item.size_bytes, item.mtime_ns, offset=item.offset, **vars(finding))
+        unread = ImageEntry(item.path, item.size_bytes, item.mtime_ns, offset=item.offset)
+        return unread.refused(f"unreadable: {error.strerror or error}")
+    return check_image(item, data, min_size)
 
 
-def _require_usable(root: Path, entries: list[ImageEntry], unreadable: list[tuple[str, str]], others: int) -> None:
-    if any(entry.verdict == "ok" for entry in entries):
+def _require_usable(root: Path, index: ImageIndex) -> None:
+    if index.usable:
         return
-    refused = Counter(entry.reason.split(":")[0] for entry in entries)
-    seen = [f"{count} {kind}" for kind, count in refused.most_common()]
-    seen += [f"{others} other files"] if others else []
-    seen += [f"unreadable folder {path}: {reason}" for path, reason in unreadable[:3]]
+    seen = [f"{len(entries)} {kind}" for kind, entries in index.refusals().items()]
+    seen += [f"{index.others} other files"] if index.others else []
+    seen += [f"unreadable folder {path}: {reason}" for path, reason in index.unreadable[:3]]
     raise NoImagesError(
         f"no usable image under {root} ({'; '.join(seen) if seen else 'it is empty'}); "
         "give a folder with JPEG, PNG, WebP, BMP, TIFF or PPM photos, or tar shards of them"
     )
+
+
+# ---- the file: a header and one line an image, written whole or not at all
+
+
+def _default_place(root: Path) -> Path:
+    """Return the place beside the photos, or in the cache folder where an index lies there and none here."""
+    beside = root / INDEX_NAME if root.is_dir() else root.with_name(f".{root.name}{INDEX_NAME}")
+    cached = _cache_place(root)
+    return cached if cached.exists() and not beside.exists() else beside
+
+
+def _cache_place(root: Path) -> Path:
+    """Return where the index of a folder lies that cannot be written to: the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return cache / "ipt-fast" / f"index-{digest}.jsonl"
+
+
+def _read_index_file(place: Path, min_size: int) -> dict[str, ImageEntry]:
+    """Return path -> entry; empty where there is no index, or a damaged one, or one made with other demands."""
+    entries = {}
+    try:
+        with open(place, encoding="utf-8") as lines:
+            if json.loads(next(lines)) != {"format": _FORMAT, "min_size": min_size}:
+                return {}
+            for line in lines:
+                values = json.loads(line)
+                path = os.path.join(place.parent, values["path"])
+                entries[path] = ImageEntry(**values | {"path": path, "notes": tuple(values.get("notes", ()))})
+    except (OSError, ValueError, TypeError, KeyError, StopIteration):
+        return {}  # whatever is wrong with it, checking again repairs it
+    return entries
+
+
+def write_index_file(place: Path, entries: Sequence[ImageEntry], min_size: int, fallback: Path | None = None) -> Path:
+    """Write atomically and return where. ``fallback``: the data folder whose cache place serves if this one does not.
+
+    Paths below the file's own folder are relative, so that a data folder may move together with its index.
+
+    Raises:
+        OSError: neither place can be written.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(place, "w") as out:
+            out.write(json.dumps({"format": _FORMAT, "min_size": min_size}) + "\n")
+            for entry in entries:
+                values = {key: value for key, value in asdict(entry).items() if value not in ("", (), -1)}
+                out.write(json.dumps(values | {"path": entry.path.removeprefix(f"{place.parent}{os.sep}")}) + "\n")
+    except OSError:
+        if fallback is None:
+            raise
+        return write_index_file(_cache_place(fallback), entries, min_size)
+    return place

@@ -18,17 +18,8 @@ _PLACES = {
 }
 TRAIN = {
     "skimage": (
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "grass.png",
-        "gravel.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "motorcycle_left.png",
-        "motorcycle_right.png",
-        "retina.jpg",
-        "rocket.jpg",
+        *("astronaut.png", "brick.png", "camera.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png"),
+        *("motorcycle_left.png", "motorcycle_right.png", "retina.jpg", "rocket.jpg"),
     ),
     "sklearn": ("flower.jpg",),
     "matplotlib": ("grace_hopper.jpg",),

@@ -9,7 +9,7 @@ than one batch: as many shuffles as it takes). So each batch is full and each ep
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -113,7 +113,6 @@ class CropPlan:
     seed: int
     patch_size: int = 48
     crops_per_image: int = 1
-    batches_per_epoch: int = field(init=False)
 
     def __post_init__(self) -> None:
         if not len(self.widths):
@@ -123,8 +122,10 @@ class CropPlan:
         for name in ("global_batch", "crops_per_image", "patch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it has to be at least 1")
-        crops = len(self.widths) * self.crops_per_image
-        object.__setattr__(self, "batches_per_epoch", math.ceil(crops / self.global_batch))
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return math.ceil(len(self.widths) * self.crops_per_image / self.global_batch)
 
     def crop_at(self, step: int) -> CropSpec:
         """Return the task of a step and its crops: uniform over the tasks, equal on all ranks."""

@@ -5,16 +5,9 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-
-
-class _End:
-    """What stands in the queue behind the last item, with the error that ended them, if one did."""
-
-    def __init__(self, error: Exception | None) -> None:
-        self.error = error
 
 
 class PrefetchIterator(Generic[T]):
@@ -24,7 +17,7 @@ class PrefetchIterator(Generic[T]):
     """
 
     def __init__(self, items: Iterator[T], depth: int = 1) -> None:
-        self._ready: queue.Queue[T | _End] = queue.Queue(depth)
+        self._ready: queue.Queue[Any] = queue.Queue(depth)  # (item, None), at last (None, error)
         stop = threading.Event()
         thread = threading.Thread(target=_work, args=(items, self._ready, stop), name="ipt-fast-prefetch", daemon=True)
         self._finalizer = weakref.finalize(self, _end, thread, stop)
@@ -35,11 +28,11 @@ class PrefetchIterator(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        item = self._ready.get()
-        if not isinstance(item, _End):
-            return item
-        self._ready.put(item)  # the thread has ended, so there is room
-        raise item.error or StopIteration
+        item, error = self._ready.get()
+        if error is not None:
+            self._ready.put((None, error))  # the thread has ended, so there is room
+            raise error
+        return item
 
     def close(self) -> None:
         """End the thread; nothing may be taken any more."""
@@ -47,18 +40,19 @@ class PrefetchIterator(Generic[T]):
         self._finalizer()
 
 
-def _work(items: Iterator[T], ready: "queue.Queue[T | _End]", stop: threading.Event) -> None:
+def _work(items: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
+    end: Exception = StopIteration()
     try:
         for item in items:
-            _put(ready, item, stop)
+            _put(ready, (item, None), stop)
             if stop.is_set():
                 return
-        _put(ready, _End(None), stop)
     except Exception as error:  # handed to the thread that waits for the item
-        _put(ready, _End(error), stop)
+        end = error
+    _put(ready, (None, end), stop)
 
 
-def _put(ready: "queue.Queue[T | _End]", item: T | _End, stop: threading.Event) -> None:
+def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             return ready.put(item, timeout=0.1)

@@ -11,12 +11,12 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ipt_fast.data.index import ImageIndex
-from ipt_fast.data.index_file import INDEX_NAME, ImageEntry, write_index_file
+from ipt_fast.data.check import ImageEntry
+from ipt_fast.data.index import INDEX_NAME, ImageIndex, write_index_file
 from ipt_fast.data.plan import shard_order
 from ipt_fast.data.source import PhotoTable, UnreadablePhotoError
 from ipt_fast.io.progress import progress_bar
@@ -79,16 +79,18 @@ def write_shards(
             raise ValueError(f"{out} lies in {folder}, whose index would hold each photo twice; choose another place")
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    done = Shards()
-    written: list[Path] = []
+    held = sorted(item.name for item in out.iterdir() if item.suffix == ".tar" or item.name in (CHECKSUMS, INDEX_NAME))
+    if held:
+        raise FileExistsError(f"{out} already holds {held[0]}; give a new folder, or remove what is there")
     try:
-        _require_room(out, index.usable)
-        entries = _write_all(index, out, folders, shard_bytes, progress, done, written)
-        written.append(out / CHECKSUMS)
+        needed, free = sum(entry.size_bytes + 2 * _BLOCK for entry in index.usable), shutil.disk_usage(out).free
+        if needed > free:
+            raise OSError(f"the shards need {needed / 1e9:.1f} GB and {out} has room for {free / 1e9:.1f} GB")
+        done, entries = _write_all(index.usable, out, folders, shard_bytes, progress)
         (out / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in done.files))
         write_index_file(out / INDEX_NAME, entries, index.min_size)
     except BaseException:
-        for file in written:
+        for file in (*out.glob("shard-*.tar"), out / CHECKSUMS):
             file.unlink(missing_ok=True)
         if new:
             out.rmdir()
@@ -96,58 +98,47 @@ def write_shards(
     return done
 
 
-def _require_room(out: Path, entries: list[ImageEntry]) -> None:
-    held = sorted(item.name for item in out.iterdir() if item.suffix == ".tar" or item.name in (CHECKSUMS, INDEX_NAME))
-    if held:
-        raise FileExistsError(f"{out} already holds {held[0]}; give a new folder, or remove what is there")
-    needed = sum(entry.size_bytes + 2 * _BLOCK for entry in entries)
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise OSError(f"the shards need {needed / 1e9:.1f} GB and {out} has room for {free / 1e9:.1f} GB")
-
-
 def _write_all(
-    index: ImageIndex,
-    out: Path,
-    roots: list[Path],
-    shard_bytes: int,
-    progress: bool,
-    done: Shards,
-    written: list[Path],
-) -> list[ImageEntry]:
-    """All shards; returns the entries of their members."""
-    photos = index.usable
-    table = PhotoTable(photos)
-    name = _namer(roots)
+    photos: list[ImageEntry], out: Path, roots: list[Path], shard_bytes: int, progress: bool
+) -> tuple[Shards, list[ImageEntry]]:
+    """All shards, and the entries of their members in the order of the paths."""
+    done = Shards()
     entries: list[ImageEntry] = []
-    left = iter(shard_order(len(photos)).tolist())
-    image = next(left, None)
+    taken: set[str] = set()
     with progress_bar(f"packing {len(photos)} photos into {out}" if progress else None, len(photos)) as advance:
-        while image is not None:
+        readable = _read_all(photos, done.skipped, advance)
+        following = next(readable, None)
+        while following is not None:
             file = out / f"shard-{len(done.files):06}.tar"
-            written.append(file)
             members: list[ImageEntry] = []
             with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as tar:
-                while image is not None and tar.offset < shard_bytes:
-                    try:
-                        data = table.read(image)
-                    except UnreadablePhotoError as error:
-                        done.skipped.append((error.path, error.reason))
-                    else:
-                        members.append(_add(tar, file, photos[image], name(photos[image]), data))
-                    advance()
-                    image = next(left, None)
-            if not members:  # only the last one can be empty
-                file.unlink()
-                break
-            done.files.append(file)
-            done.photos += len(members)
+                while following is not None and tar.offset < shard_bytes:
+                    photo, data = following
+                    members.append(_add(tar, file, photo, _unique_name(photo, roots, taken), data))
+                    following = next(readable, None)
             status = file.stat()
+            done.files.append(file)
             done.bytes += status.st_size
             entries += [replace(member, mtime_ns=status.st_mtime_ns) for member in members]
     if not entries:
         raise ValueError(f"none of the {len(photos)} photos can be read any more, the first: {done.skipped[0][1]}")
-    return sorted(entries, key=lambda entry: entry.path)
+    done.photos = len(entries)
+    return done, sorted(entries, key=lambda entry: entry.path)
+
+
+def _read_all(
+    photos: list[ImageEntry], skipped: list[tuple[str, str]], advance: Callable[[], None]
+) -> Iterator[tuple[ImageEntry, bytes]]:
+    """Yield (photo, its bytes) in the order of shards; name those that cannot be read in ``skipped``."""
+    table = PhotoTable(photos)
+    for image in shard_order(len(photos)).tolist():
+        try:
+            data = table.read(image)
+        except UnreadablePhotoError as error:
+            skipped.append((error.path, error.reason))
+        else:
+            yield photos[image], data
+        advance()
 
 
 def _add(tar: tarfile.TarFile, file: Path, photo: ImageEntry, name: str, data: bytes) -> ImageEntry:
@@ -159,24 +150,19 @@ def _add(tar: tarfile.TarFile, file: Path, photo: ImageEntry, name: str, data: b
     return replace(photo, path=f"{file}{MEMBER}{name}", size_bytes=len(data), offset=offset, notes=notes)
 
 
-def _namer(roots: list[Path]) -> Callable[[ImageEntry], str]:
-    """Names that are keys in webdataset's sense: up to the first dot of the file name they occur once."""
-    taken: set[str] = set()
-
-    def name(photo: ImageEntry) -> str:
-        path = Path(photo.path.replace(MEMBER, "/"))
-        under = next((root for root in roots if path.is_relative_to(root)), path.parent)
-        stem, extension = os.path.splitext(path.relative_to(under).as_posix())
-        folder, _, base = stem.rpartition("/")
-        key = "/".join(filter(None, (folder, re.sub(r"[.\s]", "_", base))))
-        unique, number = key, 1
-        while unique in taken:
-            number += 1
-            unique = f"{key}-{number}"
-        taken.add(unique)
-        return f"{unique}.{_EXTENSIONS.get(photo.format, extension.lower().lstrip('.'))}"
-
-    return name
+def _unique_name(photo: ImageEntry, roots: list[Path], taken: set[str]) -> str:
+    """Return a name that is a key in webdataset's sense: up to the first dot of the file name it occurs once."""
+    path = Path(photo.path.replace(MEMBER, "/"))
+    under = next((root for root in roots if path.is_relative_to(root)), path.parent)
+    stem, extension = os.path.splitext(path.relative_to(under).as_posix())
+    folder, _, base = stem.rpartition("/")
+    key = "/".join(filter(None, (folder, re.sub(r"[.\s]", "_", base))))
+    unique, number = key, 1
+    while unique in taken:
+        number += 1
+        unique = f"{key}-{number}"
+    taken.add(unique)
+    return f"{unique}.{_EXTENSIONS.get(photo.format, extension.lower().lstrip('.'))}"
 
 
 def _sha256(file: Path) -> str:
@@ -185,6 +171,3 @@ def _sha256(file: Path) -> str:
         while block := data.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-__all__ = ["CHECKSUMS", "Shards", "write_shards"]

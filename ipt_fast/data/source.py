@@ -2,22 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from ipt_fast.data.check import check_image
+from ipt_fast.data.check import ImageEntry, check_image
 from ipt_fast.data.decode import decode_rows
-from ipt_fast.data.index_file import ImageEntry
 from ipt_fast.data.plan import BatchPlan, CropPlan
-from ipt_fast.data.types import Batch, DecodedBatch
 from ipt_fast.io.images import DECODE_ERRORS
 from ipt_fast.io.mirror import mirror_pad
-from ipt_fast.io.scan import MEMBER
+from ipt_fast.io.scan import MEMBER, ImageFile
 
 T = TypeVar("T")
 
@@ -26,6 +27,41 @@ _PLAIN = frozenset((("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB")))
 _HARMLESS_NOTES = frozenset(("gray", "exif-rotated", "renamed"))
 # Substitutes tried for one sample before the data as a whole counts as lost.
 _MAX_ATTEMPTS = 16
+
+
+class Batch(NamedTuple):
+    """One rank's part of a batch.
+
+    ``gt`` uint8 [B, 3, rS, rS], the clean crops; ``lq`` uint8 [B, 3, S, S], their degraded partners, or None where
+    ``degrade`` is to make them; ``seeds`` int64 [B], one a sample, for ``degrade``.
+
+    Without ``lq`` the three channels of a pixel lie side by side in memory, as decoders leave them: ``degrade`` puts
+    the channels apart while it makes floats of them. Pairs are contiguous, as networks take them.
+    """
+
+    gt: Tensor
+    lq: Tensor | None
+    task: str
+    seeds: Tensor
+    epoch: int
+    step: int
+
+    @classmethod
+    def of(cls, plan: BatchPlan, gt: Tensor, lq: Tensor | None = None) -> "Batch":
+        """Return the batch of a plan, with its decoded crops."""
+        return cls(gt, lq, plan.crop.task, torch.from_numpy(plan.seeds), plan.epoch, plan.step)
+
+
+class DecodedBatch(NamedTuple):
+    """A batch on its way to the training.
+
+    ``unreadable``: (path, reason) of each sample whose photo was replaced; ``seconds`` that decoding took on one core,
+    0 where it is not known.
+    """
+
+    batch: Batch
+    unreadable: list[tuple[str, str]]
+    seconds: float = 0.0
 
 
 class UnreadablePhotoError(Exception):
@@ -91,7 +127,7 @@ class PhotoTable:
         except OSError as error:
             raise UnreadablePhotoError(path, error.strerror or str(error)) from error
         if len(data) != self.sizes[image] or status.st_mtime_ns != self._mtimes[image]:
-            finding = check_image(data, path, 1)
+            finding = check_image(ImageFile(path, len(data), status.st_mtime_ns), data, 1)
             if finding.verdict != "ok":
                 raise UnreadablePhotoError(path, f"changed since it was indexed, now {finding.reason}")
             if (finding.width, finding.height) != (self.widths[image], self.heights[image]):
@@ -117,6 +153,23 @@ class PhotoTable:
             raise UnreadablePhotoError(path, error.strerror or str(error)) from error
         return memory if done == size else np.frombuffer(self.read(image), np.uint8)
 
+    def decode(self, image: int, rows: int) -> np.ndarray:
+        """Decode the photo down to the row ``rows`` or its end, or further: uint8 [at least that, W, 3].
+
+        Raises:
+            UnreadablePhotoError: as ``read``, or it cannot be decoded.
+        """
+        data = self.read(image)
+        try:
+            pixels = decode_rows(data, rows, self.mode(image))
+        except DECODE_ERRORS as error:
+            raise UnreadablePhotoError(self.path(image), str(error)) from error
+        if len(pixels) < min(rows, self.heights[image]) or pixels.shape[1] != self.widths[image]:
+            raise UnreadablePhotoError(
+                self.path(image), "decodes to another size than it was indexed with; index again"
+            )
+        return pixels
+
 
 def _is_plain(entry: ImageEntry) -> bool:
     return (entry.format, entry.mode) in _PLAIN and _HARMLESS_NOTES.issuperset(entry.notes)
@@ -128,8 +181,8 @@ def photos_of(batch: BatchPlan) -> Iterator[tuple[int, list[int]]]:
         yield int(image), list(samples)
 
 
-class CropSource:
-    """The crops of planned batches, on the CPU, without any loader around it. Keeps no state but plan and tables.
+class CropSource(Dataset):
+    """One rank's crops, on the CPU, without any loader around them. Keeps no state but plan and tables.
 
     Args:
         plan: drawn on the sizes of ``photos``.
@@ -137,68 +190,83 @@ class CropSource:
         partners: for pairs, the clean photo of each, ``scale`` times as large; cropped at the same places.
     """
 
-    def __init__(self, plan: CropPlan, photos: PhotoTable, partners: PhotoTable | None = None, scale: int = 1) -> None:
+    def __init__(
+        self,
+        plan: CropPlan,
+        photos: PhotoTable,
+        rank: int,
+        world_size: int,
+        partners: PhotoTable | None = None,
+        scale: int = 1,
+    ) -> None:
         self.plan = plan
         self.photos = photos
+        self.paired = partners is not None  # whether batches bring their ``lq``
+        self.batch_size = plan.global_batch // world_size
+        self._rank = rank
+        self._world_size = world_size
         self._sets = [(photos, 1)] if partners is None else [(photos, 1), (partners, scale)]
 
-    @property
-    def paired(self) -> bool:
-        """Whether batches bring their ``lq``."""
-        return len(self._sets) == 2
+    def planned(self, step: int) -> BatchPlan:
+        """Return what this rank gets in a global step."""
+        return self.plan.batch(step, self._rank, self._world_size)
 
-    def decode(self, batch: BatchPlan) -> DecodedBatch:
-        """Return the crops of the batch, and the photos that had to be replaced.
+    def __getitem__(self, step: int) -> DecodedBatch:
+        """Return the crops of a global step, and the photos that had to be replaced.
 
         Raises:
             RuntimeError: no substitute for an unreadable photo could be read either.
         """
+        started = time.perf_counter()
+        batch = self.planned(step)
         B, S = len(batch.images), batch.crop.size
         crops = [np.empty((B, scale * S, scale * S, 3), np.uint8) for _, scale in self._sets]
-        unreadable = []
-        for image, samples in photos_of(batch):
-            try:
-                self._cut(crops, samples, image, batch.tops[samples], batch.lefts[samples])
-            except UnreadablePhotoError as error:
-                for sample in samples:
-                    unreadable.append((error.path, error.reason))
-                    self.replace(batch, sample, partial(self._cut, crops, [sample]))
+        taken = self.take(batch, photos_of(batch), partial(self._cut, crops))
+        unreadable = [replaced for _, replaced in taken if replaced is not None]
         planes = [torch.from_numpy(part.transpose(0, 3, 1, 2)) for part in crops]  # [B, 3, S, S], channels last
         if self.paired:
             lq, gt = (part.contiguous() for part in planes)
-            return DecodedBatch(Batch.of(batch, gt, lq), unreadable)
-        return DecodedBatch(Batch.of(batch, planes[0]), unreadable)
+            decoded = Batch.of(batch, gt, lq)
+        else:
+            decoded = Batch.of(batch, planes[0])
+        return DecodedBatch(decoded, unreadable, time.perf_counter() - started)
 
-    def replace(self, batch: BatchPlan, sample: int, take: Callable[[int, int, int], T]) -> T:
-        """Return what ``take(image, top, left)`` makes of the sample's first substitute that can be read.
+    def take(
+        self, batch: BatchPlan, photos: Iterable[tuple[int, list[int]]], load: Callable[..., T]
+    ) -> Iterator[tuple[T, tuple[str, str] | None]]:
+        """Yield what ``load(image, samples, tops, lefts)`` makes of photos of the batch.
+
+        A photo that cannot be read is replaced, for each of its samples by another; then its (path, reason) come along.
 
         Raises:
-            RuntimeError: none of many can be read.
+            RuntimeError: none of many substitutes can be read.
         """
-        for attempt in range(_MAX_ATTEMPTS):
+        for image, samples in photos:
             try:
-                return take(*self.plan.substitute(batch, sample, attempt))
+                yield load(image, samples, batch.tops[samples], batch.lefts[samples]), None
+            except UnreadablePhotoError as error:
+                for sample in samples:
+                    yield self._substitute(batch, sample, load), (error.path, error.reason)
+
+    def _substitute(self, batch: BatchPlan, sample: int, load: Callable[..., T]) -> T:
+        for attempt in range(_MAX_ATTEMPTS):
+            image, top, left = self.plan.substitute(batch, sample, attempt)
+            try:
+                return load(image, [sample], np.array([top]), np.array([left]))
             except UnreadablePhotoError as error:
                 last = error
         raise RuntimeError(
             f"{_MAX_ATTEMPTS} photos in a row cannot be read, the last one {last}; are the data still there?"
         )
 
-    def _cut(self, crops: list[np.ndarray], samples: list[int], image: int, tops: Any, lefts: Any) -> None:
+    def _cut(
+        self, crops: list[np.ndarray], image: int, samples: list[int], tops: np.ndarray, lefts: np.ndarray
+    ) -> None:
         """Decode one photo (both of a pair) as far down as needed; write its crops to their places in the batch."""
         for (table, scale), out in zip(self._sets, crops, strict=True):
             size = out.shape[1]
-            last = scale * int(np.max(tops)) + size
-            data = table.read(image)
-            try:
-                pixels = decode_rows(data, last, table.mode(image))
-            except DECODE_ERRORS as error:
-                raise UnreadablePhotoError(table.path(image), str(error)) from error
-            if pixels.shape[0] < min(last, table.heights[image]) or pixels.shape[1] != table.widths[image]:
-                raise UnreadablePhotoError(
-                    table.path(image), "decodes to another size than it was indexed with; index again"
-                )
-            for sample, top, left in zip(samples, np.atleast_1d(tops), np.atleast_1d(lefts), strict=True):
+            pixels = table.decode(image, scale * int(tops.max()) + size)
+            for sample, top, left in zip(samples, tops, lefts, strict=True):
                 y, x = scale * top, scale * left
                 # The rows handed over may reach below the photo's wanted ones, never below the photo itself.
                 out[sample] = mirror_pad(pixels[y : y + size, x : x + size], size, axes=(0, 1))[0]

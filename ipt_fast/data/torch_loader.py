@@ -4,54 +4,36 @@ A thread receives what they send, so that the training does not wait for that.
 """
 
 import signal
-import time
 from collections.abc import Generator
 from itertools import count
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ipt_fast.data.base import CropLoader, Stream
 from ipt_fast.data.cores import cpu_cores
 from ipt_fast.data.decode import simplejpeg
 from ipt_fast.data.prefetch import PrefetchIterator
-from ipt_fast.data.source import CropSource
-from ipt_fast.data.types import DecodedBatch
+from ipt_fast.data.source import CropSource, DecodedBatch
 from ipt_fast.io.images import silence_pillow_warnings
-
-
-class _Steps(Dataset):
-    """step -> one rank's part of that batch, decoded."""
-
-    def __init__(self, source: CropSource, rank: int, world_size: int) -> None:
-        self._source = source
-        self._rank = rank
-        self._world_size = world_size
-
-    def __getitem__(self, step: int) -> DecodedBatch:
-        started = time.perf_counter()
-        decoded = self._source.decode(self._source.plan.batch(step, self._rank, self._world_size))
-        return decoded._replace(seconds=time.perf_counter() - started)
 
 
 class TorchLoader(CropLoader):
     """See ``make_loader``. Batches come in order of their step from any number of workers."""
 
-    def __init__(
-        self, source: CropSource, rank: int, world_size: int, *, workers: int | None, prefetch: int, why: str = ""
-    ) -> None:
+    def __init__(self, source: CropSource, *, workers: int | None, prefetch: int, why: str = "") -> None:
         self._workers = cpu_cores() if workers is None else workers
         if self._workers < 0:
             raise ValueError(f"workers is {workers}; it has to be 0 or more")
         decoder = "simplejpeg" if simplejpeg is not None else "Pillow (pip install simplejpeg for a faster one)"
         description = f"torch loader, {self._workers} workers, {decoder}"
-        super().__init__(source, rank, world_size, f"{description}; {why}" if why else description)
+        super().__init__(source, f"{description}; {why}" if why else description)
         self._prefetch = prefetch
 
     def _open(self, step: int) -> Stream:
         loader = DataLoader(
-            _Steps(self._source, self._rank, self._world_size),
+            self._source,
             batch_size=None,
             sampler=count(step),
             num_workers=self._workers,

@@ -105,6 +105,3 @@ def rain_layers(seeds: Tensor, height: int, width: int) -> Tensor:
 def add_rain(clean: Tensor, layers: Tensor) -> Tensor:
     """Return ``clip(clean + r, 0, 255)``: clean uint8 [B, 3, H, W], layers [B, H, W] -> float32 [B, 3, H, W]."""
     return (clean + layers[:, None]).clamp_(0, 255)
-
-
-__all__ = ["Streaks", "add_rain", "draw_layers", "draw_streaks", "rain_layers"]

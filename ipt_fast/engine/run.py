@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ipt_fast.checkpoint import LATEST, CheckpointError, keep_one_task, load_checkpoint
-from ipt_fast.data import CropLoader, build_index, make_loader
-from ipt_fast.data.pairs import make_pair_loader
+from ipt_fast.data import CropLoader, build_index, make_loader, make_pair_loader
 from ipt_fast.engine.config import ConfigError, TrainConfig, check, total_steps
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
 from ipt_fast.engine.precision import resolve

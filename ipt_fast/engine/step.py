@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ipt_fast.checkpoint import CheckpointError, check_weights
-from ipt_fast.data.plan import SR_MARGIN
-from ipt_fast.data.types import Batch
+from ipt_fast.data import SR_MARGIN, Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo, GradientAllReduce

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ipt_fast.data import build_index, make_loader
+from ipt_fast.data import build_index, make_loader, make_pair_loader
 from ipt_fast.data.dali import unavailable_reason
-from ipt_fast.data.pairs import make_pair_loader
 from ipt_fast.data.plan import CropPlan, CropSpec, crop_spec, subset
 from ipt_fast.tasks import TASKS
 from tests.data.photo_files import pixels

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ipt_fast.data import NoImagesError, build_index
-from ipt_fast.data.index_file import INDEX_NAME
+from ipt_fast.data.index import INDEX_NAME
 from tests.data.photo_files import jpeg_bytes, pixels, write_jpegs
 
 

@@ -218,6 +218,19 @@ def test_a_file_overwritten_in_place_is_checked_again(folder, opened, kind):
     assert reason.startswith("changed since it was indexed, now ")
 
 
+@pytest.mark.filterwarnings("ignore:an unreadable photo")
+@pytest.mark.parametrize("height, width", [(220, 100), (100, 240)])
+def test_a_photo_that_decodes_to_another_size_is_replaced(folder, opened, height, width):
+    """Of the same bytes and time as indexed, so that its pixels alone tell."""
+    path = folder / "photo005.jpg"
+    loader, status = opened(folder, tasks=("sr4",), batch_size=13), path.stat()
+    other = jpeg_bytes(pixels(height, width))
+    path.write_bytes(other + bytes(status.st_size - len(other)))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    next(loader)
+    assert loader.stats()["bad_paths"] == {str(path): "decodes to another size than it was indexed with; index again"}
+
+
 def test_a_file_rewritten_as_it_was_is_still_good(folder, opened, kind):
     loader, reference = opened(folder, loader=kind, workers=1), take(opened(folder), 4)
     for path in folder.glob("*.jpg"):

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ipt_fast.data import NoImagesError, build_index, make_loader
-from ipt_fast.data.pairs import make_pair_loader
+from ipt_fast.data import NoImagesError, build_index, make_loader, make_pair_loader
 from ipt_fast.io.pairs import PairError
 
 # A photo whose pixels say where they are: red the row, green the column, blue the photo.

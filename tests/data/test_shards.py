@@ -17,7 +17,7 @@ from PIL import Image
 from ipt_fast.cli import main
 from ipt_fast.data import build_index, make_loader, shards
 from ipt_fast.data.dali import unavailable_reason
-from ipt_fast.data.index_file import INDEX_NAME
+from ipt_fast.data.index import INDEX_NAME
 from ipt_fast.data.shards import CHECKSUMS, write_shards
 from tests.data.photo_files import jpeg_bytes, pixels, write_jpegs
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ipt_fast.checkpoint import keep_one_task
-from ipt_fast.data.pairs import make_pair_loader
+from ipt_fast.data import make_pair_loader
 from ipt_fast.engine.recipe import apply_changes, finetune_recipe
 from ipt_fast.inference import load_checkpoint
 from ipt_fast.model import IPT, IPTConfig

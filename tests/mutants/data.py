@@ -50,7 +50,8 @@ MUTANTS = [
     Mutant(_PLAN, "divmod(step, self.batches_per_epoch)", "divmod(step + 1, self.batches_per_epoch)", _PLANS),
     Mutant(_PLAN, "_hash(seed, _SHUFFLE, epoch, lap,", "_hash(seed, _SHUFFLE, lap,", _PLANS),
     Mutant(_PLAN, "_hash(seed, _SHUFFLE, epoch, lap,", "_hash(seed, _SHUFFLE, epoch,", _PLANS),
-    Mutant(_PLAN, "math.ceil(crops / self.global_batch)", "max(1, crops // self.global_batch)", _PLANS),
+    Mutant(_PLAN, "math.ceil(len(self.widths) * self.crops_per_image / self.global_batch)",
+           "max(1, len(self.widths) * self.crops_per_image // self.global_batch)", _PLANS),
     Mutant(
         _PLAN, "_SUBSTITUTE, batch.epoch, int(places[0]), attempt)",
            "_SUBSTITUTE, batch.epoch, int(places[0]))", _PLANS
@@ -63,7 +64,7 @@ MUTANTS = [
     Mutant(_BASE, "            self._replaced += 1\n            if", "            if", _LOADER),
     Mutant(_BASE, "1e3 * seconds / batches", "seconds / batches", _LOADER),
     Mutant(_TORCH, "sampler=count(step)", "sampler=count()", _LOADER),
-    Mutant(_TORCH, "batch(step, self._rank, self._world_size)", "batch(step, 0, self._world_size)", _GOLDEN),
+    Mutant(_SOURCE, "batch(step, self._rank, self._world_size)", "batch(step, 0, self._world_size)", _GOLDEN),
     Mutant(_TORCH, "            stream._shutdown_workers()", "            pass", _LOADER),
     # decoding
     Mutant(_DECODE, "_CONTEXT_ROWS = 4", "_CONTEXT_ROWS = 0", _DECODES),

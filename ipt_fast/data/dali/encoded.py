@@ -6,16 +6,14 @@ a damaged file would cost DALI the whole batch.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 
 import numpy as np
 
-from ipt_fast.data.decode import decode_region
 from ipt_fast.data.plan import BatchPlan
-from ipt_fast.data.source import CropSource, UnreadablePhotoError, photos_of
-from ipt_fast.io.images import DECODE_ERRORS
+from ipt_fast.data.source import CropSource, photos_of
 
 # Threads that read files; decoding is DALI's.
 _READERS = 4
@@ -39,46 +37,47 @@ class EncodedBatch:
     memory: np.ndarray
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Photo:
-    """One photo and its crops: samples of the batch with their places.
+    """One photo and its k crops, samples of the batch, within the box: the smallest rectangle that holds all crops.
 
-    The box is the smallest rectangle that holds all crops. ``replaces``: (path, reason) of the photo planned.
+    Arrays are int32, rows before columns. ``box_anchor`` is the place of the box in what is ``encoded``.
     """
 
-    image: int
     samples: list[int]
-    tops: list[int]
-    lefts: list[int]
-    memory: np.ndarray | None = None
-    replaces: tuple[str, str] | None = None
-    encoded: np.ndarray = field(init=False)
-    crop_shape: tuple[int, int] = field(init=False)
-    box_anchor: tuple[int, int] = field(init=False)
-    box_shape: tuple[int, int] = field(init=False)
+    encoded: np.ndarray
+    box_anchor: np.ndarray  # [2]
+    box_shape: np.ndarray  # [2]
+    crop_anchors: np.ndarray  # [k, 2]
+    crop_shape: np.ndarray  # [2]
 
 
 class Reader:
     """Encoded batches of one rank, from a step on."""
 
-    def __init__(self, source: CropSource, rank: int, world_size: int, step: int) -> None:
+    def __init__(self, source: CropSource, step: int) -> None:
         self._source = source
-        self._plans = (source.plan.batch(at, rank, world_size) for at in count(step))
+        self._step = step
         self._pool = ThreadPoolExecutor(_READERS, "ipt-fast-read")
         self._memories: list[np.ndarray] = []
 
     def read(self) -> EncodedBatch:
         """Return the next batch; raises RuntimeError where an unreadable photo has no substitute that can be read."""
-        plan, most = next(self._plans), self._source.plan.crops_per_image
+        plan, most = self._source.planned(self._step), self._source.plan.crops_per_image
+        self._step += 1
         photos = [
-            _Photo(image, part, plan.tops[part].tolist(), plan.lefts[part].tolist())
+            (image, part)
             for image, samples in photos_of(plan)
             # A photo that is drawn twice in a row has more crops than one decode makes.
             for part in (samples[start : start + most] for start in range(0, len(samples), most))
         ]
-        memory = self._assign_memory(photos)
-        parts = self._pool.map(partial(self._load_all, plan), [photos[part::_READERS] for part in range(_READERS)])
-        return self._arrange(plan, sorted(chain(*parts), key=lambda photo: photo.samples[0]), memory)
+        memory, places = self._assign_memory(photos)
+
+        def read_some(photos: list[tuple[int, list[int]]]) -> list[tuple[_Photo, tuple[str, str] | None]]:
+            return list(self._source.take(plan, photos, partial(self._load, plan.crop.size, places)))
+
+        taken = chain(*self._pool.map(read_some, [photos[part::_READERS] for part in range(_READERS)]))
+        return self._arrange(plan, sorted(taken, key=lambda item: item[0].samples), memory)
 
     def done_with(self, batch: EncodedBatch) -> None:
         """Give back the memory of that batch, whose photos are not needed any more."""
@@ -88,69 +87,59 @@ class Reader:
         """End the threads."""
         self._pool.shutdown()
 
-    def _assign_memory(self, photos: list[_Photo]) -> np.ndarray:
-        """Give each photo its part of a batch's memory, all of them in a row."""
+    def _assign_memory(
+        self, photos: list[tuple[int, list[int]]]
+    ) -> tuple[np.ndarray, dict[tuple[int, int], np.ndarray]]:
+        """Memory for a batch, and each photo's part of it, all of them in a row: (image, first sample) -> uint8."""
         memory = self._memories.pop() if self._memories else None
-        ends = np.cumsum(self._source.photos.sizes[[photo.image for photo in photos]])
+        ends = np.cumsum(self._source.photos.sizes[[image for image, _ in photos]])
         if memory is None or len(memory) < ends[-1]:
             memory = np.empty(int(ends[-1] * _SPARE), np.uint8)
-        start = 0
-        for photo, end in zip(photos, ends.tolist(), strict=True):
-            photo.memory, start = memory[start:end], end
-        return memory
+        keys = [(image, samples[0]) for image, samples in photos]
+        return memory, dict(zip(keys, np.split(memory, ends)[:-1], strict=True))
 
-    def _load_all(self, plan: BatchPlan, photos: list[_Photo]) -> list[_Photo]:
-        loaded = []
-        for photo in photos:
-            try:
-                loaded.append(self._load(plan, photo))
-            except UnreadablePhotoError as error:
-                for sample in photo.samples:
-                    take = partial(self._load_substitute, plan, sample, (error.path, error.reason))
-                    loaded.append(self._source.replace(plan, sample, take))
-        return loaded
-
-    def _load_substitute(
-        self, plan: BatchPlan, sample: int, replaces: tuple[str, str], image: int, top: int, left: int
+    def _load(
+        self,
+        size: int,
+        places: dict[tuple[int, int], np.ndarray],
+        image: int,
+        samples: list[int],
+        tops: np.ndarray,
+        lefts: np.ndarray,
     ) -> _Photo:
-        return self._load(plan, _Photo(image, [sample], [top], [left], replaces=replaces))
-
-    def _load(self, plan: BatchPlan, photo: _Photo) -> _Photo:
         """Read the photo's bytes; what DALI would decode otherwise than we do is decoded here, just its box."""
-        table, image, size = self._source.photos, photo.image, plan.crop.size
-        photo.crop_shape = min(size, int(table.heights[image])), min(size, int(table.widths[image]))
-        top, left = photo.box_anchor = min(photo.tops), min(photo.lefts)
-        height, width = max(photo.tops) + photo.crop_shape[0] - top, max(photo.lefts) + photo.crop_shape[1] - left
-        photo.box_shape = height, width
+        table = self._source.photos
+        crop_shape = np.minimum(size, (table.heights[image], table.widths[image])).astype(np.int32)
+        crop_anchors = np.stack([tops, lefts], 1).astype(np.int32)
+        box_anchor = crop_anchors.min(0)
+        box_shape = crop_anchors.max(0) + crop_shape - box_anchor
         if table.plain[image]:
-            memory = photo.memory if photo.memory is not None else np.empty(table.sizes[image], np.uint8)
-            photo.encoded = table.read_into(image, memory)
-            return photo
-        data = table.read(image)
-        try:
-            box = decode_region(data, top, left, height, width, table.mode(image))
-        except DECODE_ERRORS as error:
-            raise UnreadablePhotoError(table.path(image), str(error)) from error
-        photo.encoded = np.frombuffer(b"P6\n%d %d\n255\n" % (width, height) + box.tobytes(), np.uint8)
-        return photo
+            memory = places.get((image, samples[0]))  # a substitute has none
+            encoded = table.read_into(image, memory if memory is not None else np.empty(table.sizes[image], np.uint8))
+        else:
+            (top, left), (bottom, right) = box_anchor, box_anchor + box_shape
+            box = table.decode(image, int(bottom))[top:bottom, left:right]
+            encoded = np.frombuffer(b"P6\n%d %d\n255\n" % (right - left, bottom - top) + box.tobytes(), np.uint8)
+        place = box_anchor if table.plain[image] else np.zeros(2, np.int32)
+        return _Photo(samples, encoded, place, box_shape, crop_anchors - box_anchor, crop_shape)
 
-    def _arrange(self, plan: BatchPlan, photos: list[_Photo], memory: np.ndarray) -> EncodedBatch:
-        n, k, plain = len(photos), self._source.plan.crops_per_image, self._source.photos.plain
-        crop_shapes = np.array([photo.crop_shape for photo in photos], np.int32)
-        crop_anchors = np.zeros((n, k, 2), np.int32)
+    def _arrange(
+        self, plan: BatchPlan, taken: list[tuple[_Photo, tuple[str, str] | None]], memory: np.ndarray
+    ) -> EncodedBatch:
+        photos, k = [photo for photo, _ in taken], self._source.plan.crops_per_image
+        crop_shapes = np.stack([photo.crop_shape for photo in photos])
+        crop_anchors = np.zeros((len(photos), k, 2), np.int32)
         order = np.zeros(len(plan.images), np.int64)
         for row, photo in enumerate(photos):
-            for place, (sample, top, left) in enumerate(zip(photo.samples, photo.tops, photo.lefts, strict=True)):
-                crop_anchors[row, place] = top - photo.box_anchor[0], left - photo.box_anchor[1]
-                order[sample] = row * k + place
+            crop_anchors[row, : len(photo.samples)] = photo.crop_anchors
+            order[photo.samples] = row * k + np.arange(len(photo.samples))
         inputs: dict[str, Sequence[np.ndarray] | np.ndarray] = {
             "photos": [photo.encoded for photo in photos],
-            # What was decoded here is its box alone.
-            "box_anchors": np.array([photo.box_anchor if plain[photo.image] else (0, 0) for photo in photos], np.int32),
-            "box_shapes": np.array([photo.box_shape for photo in photos], np.int32),
-            "squares": np.full((n, 2), plan.crop.size, np.int32),
+            "box_anchors": np.stack([photo.box_anchor for photo in photos]),
+            "box_shapes": np.stack([photo.box_shape for photo in photos]),
+            "squares": np.full((len(photos), 2), plan.crop.size, np.int32),
         }
         if k > 1:  # else the box is the crop
             inputs |= {"crop_anchors": crop_anchors, "crop_shapes": crop_shapes}
-        unreadable = [photo.replaces for photo in photos if photo.replaces is not None]
+        unreadable = [replaced for _, replaced in taken if replaced is not None]
         return EncodedBatch(plan, inputs, crop_shapes, order, unreadable, memory)

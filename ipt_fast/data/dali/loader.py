@@ -7,7 +7,6 @@ own checkpoints are not needed: a new pipeline is fed from the step of the check
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -18,12 +17,11 @@ import nvidia.dali.types as types
 import torch
 from nvidia.dali import pipeline_def
 
-from ipt_fast.data.base import CropLoader, Stream
+from ipt_fast.data.base import CropLoader, Item, Stream
 from ipt_fast.data.cores import cpu_cores
 from ipt_fast.data.dali.encoded import EncodedBatch, Reader
 from ipt_fast.data.prefetch import PrefetchIterator
-from ipt_fast.data.source import CropSource
-from ipt_fast.data.types import Batch, DecodedBatch
+from ipt_fast.data.source import Batch, CropSource, DecodedBatch
 from ipt_fast.io.mirror import mirror_pad
 
 # Batches in a row that DALI may fail to decode before its error is raised.
@@ -40,29 +38,17 @@ class DaliLoader(CropLoader):
     one that hands it over waiting for milliseconds.
     """
 
-    def __init__(
-        self,
-        source: CropSource,
-        rank: int,
-        world_size: int,
-        *,
-        workers: int | None,
-        prefetch: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, source: CropSource, *, workers: int | None, prefetch: int, device: torch.device) -> None:
         self._threads = cpu_cores() if workers is None else max(1, workers)
         self._device_id = None if device.type == "cpu" else torch.cuda.current_device()
         self._prefetch = prefetch
         where = "CPU" if self._device_id is None else f"GPU {self._device_id}"
-        super().__init__(source, rank, world_size, f"DALI loader, {where} decoding, {self._threads} threads")
+        super().__init__(source, f"DALI loader, {where} decoding, {self._threads} threads")
 
     def _open(self, step: int) -> Stream:
         return PrefetchIterator(self._run(step))
 
-    def _receive(self, item: Any) -> DecodedBatch:
-        return item if self._device_id is None else item()
-
-    def _run(self, step: int) -> Generator[Any, None, None]:
+    def _run(self, step: int) -> Generator[Item, None, None]:
         """Yield batches from ``step`` on, in DALI's thread.
 
         Those of a GPU come as a call of what is left to do: kernels, which belong on the caller's own CUDA stream. A
@@ -71,7 +57,7 @@ class DaliLoader(CropLoader):
         failures, on_gpu = 0, self._device_id is not None
         while True:
             error = None
-            run = _Run(Reader(self._source, self._rank, self._world_size, step), self._pipelines(), self._prefetch)
+            run = _Run(Reader(self._source, step), self._pipelines(), self._prefetch)
             try:
                 for finish in run:
                     step, failures = step + 1, 0
@@ -88,17 +74,16 @@ class DaliLoader(CropLoader):
             step += 1
 
     def _without_dali(self, step: int) -> DecodedBatch:
-        batch, unreadable, _ = self._source.decode(self._source.plan.batch(step, self._rank, self._world_size))
+        batch, unreadable, _ = self._source[step]
         device = "cpu" if self._device_id is None else f"cuda:{self._device_id}"
         return DecodedBatch(batch._replace(gt=batch.gt.to(device)), unreadable)
 
     def _pipelines(self) -> list[Any]:
-        plan = self._source.plan
         count = 1 if self._device_id is not None else min(_CPU_PIPELINES, self._threads)
         return [
             _build_pipeline(
-                batch_size=plan.global_batch // self._world_size,
-                crops_per_image=plan.crops_per_image,
+                batch_size=self._source.batch_size,
+                crops_per_image=self._source.plan.crops_per_image,
                 threads=(self._threads + i) // count,
                 prefetch=self._prefetch,
                 device_id=self._device_id,
@@ -111,10 +96,9 @@ class _DecodeError(RuntimeError):
     """DALI raised while it ran."""
 
 
-@contextmanager
-def _decode_errors() -> Iterator[None]:
+def _call(method: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        yield
+        return method(*arguments)
     except RuntimeError as error:
         raise _DecodeError(" ".join(str(error).split())[:300]) from error
 
@@ -134,11 +118,11 @@ class _Run:
             for pipeline in self._pipelines:
                 self._feed(pipeline)
         for pipeline in self._pipelines:
-            self._schedule(pipeline)
+            _call(pipeline.schedule_run)
         for pipeline in cycle(self._pipelines):
             yield self._take(pipeline)
             self._feed(pipeline)
-            self._schedule(pipeline)
+            _call(pipeline.schedule_run)
 
     def stop(self) -> None:
         """Let go of the pipelines, whose threads end before the photos go that they read."""
@@ -147,19 +131,13 @@ class _Run:
 
     def _feed(self, pipeline: Any) -> None:
         batch = self._reader.read()
-        with _decode_errors():
-            for name, value in batch.inputs.items():
-                pipeline.feed_input(name, value)
+        for name, value in batch.inputs.items():
+            _call(pipeline.feed_input, name, value)
         self._under_way.append(batch)
 
-    def _schedule(self, pipeline: Any) -> None:
-        with _decode_errors():
-            pipeline.schedule_run()
-
     def _take(self, pipeline: Any) -> Callable[[], DecodedBatch]:
-        with _decode_errors():
-            (output,) = pipeline.share_outputs()
-            pipeline.release_outputs()  # for others to follow; its memory stays while somebody holds it
+        (output,) = _call(pipeline.share_outputs)
+        _call(pipeline.release_outputs)  # for others to follow; its memory stays while somebody holds it
         batch = self._under_way.popleft()
         self._reader.done_with(batch)
         return partial(_finish, output, batch)
