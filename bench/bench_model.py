@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from bench.baselines.plain_ipt import plain_copy
-from bench.case import Work
+from bench.case import DTYPES, Work
 from ipt_fast.inference import prepare_for_inference
 from ipt_fast.losses import pretrain_loss
 from ipt_fast.model import IPT, PRESETS
 
 # One 48x48 sample at x2, forward, a multiply-add as two.
 FLOPS = {"base": 66.6e9, "tiny": 1.09e9}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KEPT = "ipt_fast, hidden layers kept"
 PREPARED = "ipt_fast, prepared"
 
@@ -48,8 +47,7 @@ def autocast(device, dtype):
 
 def bench_forward(measure, device, preset, network, plain, contender, dtype):
     """bfloat16 by autocast, or with everything derived from the weights once, for a network that is only used."""
-    model = (plain if contender.startswith("plain") else network).eval()
-    cast = contender.endswith("cast")
+    model, cast = (plain if contender.startswith("plain") else network).eval(), contender.endswith("cast")
     B = 2 if preset == "tiny" else 64 if device.type == "cuda" else 8
     x = torch.rand(B, 3, 48, 48, device=device) * 255
     if cast:

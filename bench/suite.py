@@ -14,7 +14,6 @@ import torch
 
 from bench import ROOT, child_environment
 from bench.ceilings import Ceilings, device_name, highest, measure_ceilings
-from bench.plots import draw_run
 from bench.report import print_run, write_run
 from bench.results_io import Result, Run, compare, environment, read_benchmarks
 from ipt_fast.cli.bench import EXAMPLE, add_arguments
@@ -76,6 +75,8 @@ def run_suite(
         print("bench: no benchmark gave a result", file=sys.stderr)
         return 1
     print_run(run)
+    from bench.plots import draw_run  # needs matplotlib, which main() asks for
+
     draw_run(run, folder)
     print(f"written: {folder}")
     if failed:

@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.ceilings import Ceilings
 from bench.proof.decode import COLUMNS, rows_of
-from bench.report import ceilings_line
+from bench.report import NO_GPU, ceilings_line
 from ipt_fast.cli.tables import markdown_table
 
 _TRAINING = {
@@ -61,5 +61,5 @@ def markdown(title: str, environment: dict[str, Any], found: dict[str, Any], out
     if found.get("decoding"):
         parts += [f"## Decoding\n\n{found['photos']}.\n", markdown_table(COLUMNS, rows_of(found["decoding"]))]
     if environment["device"] == "cpu":
-        parts.append("No GPU was at hand: nothing here says anything about one.\n")
+        parts.append(NO_GPU)
     return "\n".join(parts)
