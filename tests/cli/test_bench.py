@@ -66,7 +66,7 @@ def test_a_small_run_writes_every_file(tmp_path):
     content = json.loads((tmp_path / "results" / "results.json").read_text())
     assert {r["contender"] for r in content["results"]} == {
         *("plain", "ipt_fast", "ipt_fast, hidden layers kept"),
-        *("plain, weights cast", "ipt_fast, weights cast"),
+        *("plain, weights cast", "ipt_fast, prepared"),
     }
     assert content["not_measured"] == []
     assert content["ceilings"]["copy_bandwidth"] > 0

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ipt_fast import IPT
 from ipt_fast.cli import main
+from ipt_fast.inference.prepare import PreparedIPT
 
 
 def photo(path, size=(30, 20), mode="RGB"):
@@ -81,14 +81,14 @@ def test_exif_rotation_and_alpha_in_a_jpeg(tmp_path, checkpoint, capsys):
 
 
 def test_memory_that_runs_out_is_said_and_the_image_restored(tmp_path, checkpoint, monkeypatch, capsys):
-    forward = IPT.forward
+    forward = PreparedIPT.forward
 
     def greedy(self, x, task):
         if len(x) > 2:
             raise torch.OutOfMemoryError("allocation failed")
         return forward(self, x, task)
 
-    monkeypatch.setattr(IPT, "forward", greedy)
+    monkeypatch.setattr(PreparedIPT, "forward", greedy)
     path = photo(tmp_path / "a.png", (120, 60))
     arguments = ["--task", "derain", "--checkpoint", checkpoint, "--batch-size", "6"]
     assert restore(path, "-o", tmp_path / "b.png", *arguments) == 0
