@@ -15,6 +15,9 @@ from ipt_fast.model import IPT, PRESETS
 FLOPS = {"base": 66.6e9, "tiny": 1.09e9}
 KEPT = "ipt_fast, hidden layers kept"
 PREPARED = "ipt_fast, prepared"
+PAIRS = [(dtype, contender) for dtype in DTYPES for contender in ("plain", "ipt_fast")]
+FORWARD = [*PAIRS, ("bfloat16", "plain, weights cast"), *((dtype, PREPARED) for dtype in DTYPES)]
+TRAINING = [*PAIRS, *((dtype, KEPT) for dtype in DTYPES)]
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +35,11 @@ def plain(network):
     return plain_copy(network)
 
 
-def pytest_generate_tests(metafunc):
-    pairs = [(dtype, contender) for dtype in DTYPES for contender in ("plain", "ipt_fast")]
-    if metafunc.function is bench_forward:
-        pairs += [("bfloat16", "plain, weights cast"), *((dtype, PREPARED) for dtype in DTYPES)]
-    else:
-        pairs += [(dtype, KEPT) for dtype in DTYPES]
-    metafunc.parametrize("dtype, contender", pairs)
-
-
 def autocast(device, dtype):
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")
 
 
+@pytest.mark.parametrize("dtype, contender", FORWARD)
 def bench_forward(measure, device, preset, network, plain, contender, dtype):
     """bfloat16 by autocast, or with everything derived from the weights once, for a network that is only used."""
     model, cast = (plain if contender.startswith("plain") else network).eval(), contender.endswith("cast")
@@ -63,6 +58,7 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
     measure(call, op="model", contender=contender, shape=shape, dtype=dtype, work=work, baseline="plain float32")
 
 
+@pytest.mark.parametrize("dtype, contender", TRAINING)
 def bench_training_step(measure, device, preset, network, plain, contender, dtype):
     """Time a training step with hidden activations recomputed, or kept as the plain network's are."""
     model = (plain if contender == "plain" else network).train()
