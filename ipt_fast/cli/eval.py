@@ -97,9 +97,9 @@ def score_sets(
                 try:
                     network, serving = _network.prepare(path, task, args)
                 except NoSuchTaskError:
-                    if leave_out:
-                        continue
-                    raise
+                    if not leave_out:
+                        raise
+                    continue
                 shown = label if serving == task.name else f"{label} as {serving}"
                 methods[shown] = Method(network, serving, _network.window_options(args))
             loaded_for = name
@@ -148,8 +148,7 @@ def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> list[Score]:
         print_table(title, columns, rows, numeric=columns[2:])
     if args.limit is not None:
         print(f"ours: the first {args.limit} images of each set alone, so no fair comparison")
-    missing = [name for name in ALIASES if name not in found]
-    if missing:
+    if missing := [name for name in ALIASES if name not in found]:
         print(f"not found: {', '.join(missing)}")
     return scores
 
@@ -161,23 +160,21 @@ def _write_files(args: argparse.Namespace, scores: list[Score]) -> None:
             with atomic_write(args.csv, "w") as file:
                 writer = csv.DictWriter(file, [field.name for field in fields(Score)])
                 writer.writeheader()
-                writer.writerows(asdict(score) for score in scores)
+                writer.writerows(map(asdict, scores))
         if args.json is not None:
             content = {
-                "settings": {key: _plain(value) for key, value in vars(args).items() if key not in ("csv", "json")},
-                "means": [_plain(asdict(score)) for score in mean_scores(scores)],
-                "scores": [_plain(asdict(score)) for score in scores],
+                "settings": {key: value for key, value in vars(args).items() if key not in ("csv", "json")},
+                "means": list(map(asdict, mean_scores(scores))),
+                "scores": list(map(asdict, scores)),
             }
             with atomic_write(args.json, "w") as file:
-                file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+                file.write(json.dumps(_plain(content), indent=1, allow_nan=False, default=str) + "\n")
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold."""
+    """Return the same with null for numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

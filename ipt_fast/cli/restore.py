@@ -139,13 +139,12 @@ def _restore_one(source: Path, target: Path, network: PreparedIPT, task: str, ar
     """Restore and write one image; returns the line that says so."""
     start = time.perf_counter()
     image = read_image(source)
-    notes = list(image.notes)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         out = restore(network, image.pil(), task, **window_options(args))
-    notes += [str(w.message).removeprefix("restore: ") for w in caught if "out of memory" in str(w.message)]
+    said = [str(w.message).removeprefix("restore: ") for w in caught if "out of memory" in str(w.message)]
     target.parent.mkdir(parents=True, exist_ok=True)
-    notes += write_image(out, target, force=args.force, icc_profile=image.icc_profile)
+    notes = *image.notes, *said, *write_image(out, target, force=args.force, icc_profile=image.icc_profile)
     if args.compare:
         compared = comparison(image.pixels, out, args.task)
         write_image(compared, _compare_path(target), force=args.force, icc_profile=image.icc_profile)

@@ -1,9 +1,9 @@
 """What the embeddings of a network have learnt: pictures in the manner of the paper's Figures 7 and 9."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,7 +113,14 @@ def draw_tasks(model: IPT, path: Path) -> Path:
         axis.set_title(f"{name}\nneighbours {near:.3f}, all {rest:.3f}", fontsize=10)
     figure.colorbar(image, ax=places, shrink=0.5, extend="max", label="cosine similarity", location="bottom", aspect=50)
     if several:
-        _between_tasks(figure.add_subplot(grid[:, -1]), task_similarity(model), tasks)
+        axis, between = figure.add_subplot(grid[:, -1]), task_similarity(model)
+        axis.imshow(between.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+        for (i, j), value in np.ndenumerate(between.numpy()):
+            colour = "white" if abs(value) > 0.6 else "black"
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+        axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", fontsize=8)
+        axis.set_yticks(range(len(tasks)), tasks, fontsize=8)
+        axis.set_title("between tasks\ncosine similarity of whole embeddings", fontsize=10)
     title = ("Task embeddings:", "map (row, column) compares that token with all others of the task")
     figure.suptitle((" " if several else "\n").join(title), fontsize=11)
     figure.savefig(path, dpi=110)
@@ -143,19 +150,6 @@ def _draw_maps(axis: Any, similarity: Tensor, low: float, high: float) -> tuple[
 def _side(similarity: Tensor) -> int:
     """Return the tokens along a side of the image, of similarity [N, N]."""
     return round(similarity.shape[0] ** 0.5)
-
-
-def _between_tasks(axis: Any, similarity: Tensor, tasks: Sequence[str]) -> None:
-    """How alike whole embeddings are, as numbers on a field of colours."""
-    axis.imshow(similarity.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
-    for i in range(len(tasks)):
-        for j in range(len(tasks)):
-            value = similarity[i, j].item()
-            colour = "white" if abs(value) > 0.6 else "black"
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", fontsize=8)
-    axis.set_yticks(range(len(tasks)), tasks, fontsize=8)
-    axis.set_title("between tasks\ncosine similarity of whole embeddings", fontsize=10)
 
 
 def _range(similarity: Tensor) -> tuple[float, float]:
