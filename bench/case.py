@@ -96,7 +96,6 @@ def measure_call(
         dtype=str(dtype).removeprefix("torch."),
         direction=direction,
         baseline=baseline,
-        device=device.type,
         flops=work.flops,
         bytes=work.bytes,
         calls_per_round=calls,

@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     silence_pillow_warnings()
     console = message_console()
     jobs, left_out = plan(args.images, args.out)
-    _refuse_to_overwrite(jobs, args)
+    for source, target in jobs:
+        for written in (target, _compare_path(target)) if args.compare else (target,):
+            check_output(written, args.force, source)
     task = pick_task(args.task)
     network, name = prepare(args.checkpoint, task, args)
     where = f"{next(network.parameters()).device.type}, {str(network.dtype).removeprefix('torch.')}"
@@ -116,19 +118,12 @@ def plan(inputs: list[str], out: Path) -> tuple[list[tuple[Path, Path]], int]:
 
 def _names_a_file(out: Path) -> bool:
     if out.is_dir() or not out.suffix:
+        if out.is_file():
+            raise CommandError(f"-o {out} is a file; give a folder")
         return False
     if out.suffix.lower() not in SUFFIXES:
         raise CommandError(f"-o {out}: not a kind of image that can be written; take .png, or a folder")
     return True
-
-
-def _refuse_to_overwrite(jobs: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
-    for source, target in jobs:
-        check_output(target, args.force, source)
-        if args.compare:
-            check_output(_compare_path(target), args.force, source)
-    if args.out.exists() and not args.out.is_dir() and not _names_a_file(args.out):
-        raise CommandError(f"-o {args.out} is a file; give a folder")
 
 
 def _compare_path(target: Path) -> Path:
