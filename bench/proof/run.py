@@ -41,15 +41,13 @@ def execute(command: Sequence[str], log: Path, seconds: float, env: Mapping[str,
 
 
 def _end(process: subprocess.Popen) -> None:
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, sign)
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                continue
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # what it started and left running
+        os.killpg(process.pid, signal.SIGKILL)  # it, and what it started and left running
+    process.wait()
 
 
 def clean(log: Path) -> None:
