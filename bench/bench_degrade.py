@@ -1,5 +1,7 @@
 """How near to reading each crop once and writing input and target once does degrading a batch come?"""
 
+import functools
+
 import pytest
 import torch
 
@@ -9,14 +11,10 @@ from ipt_fast.tasks import get_task
 
 SIDE = 48  # of the input, as in pre-training
 MARGIN = 2  # of super-resolution: the reach of the bicubic kernel, low-resolution pixels
-TASKS = ("sr2", "sr3", "sr4", "derain", "denoise50")
 
 
-def pytest_generate_tests(metafunc):
-    metafunc.parametrize("contender", ["eager", "triton"])
-    metafunc.parametrize("task", TASKS)
-
-
+@pytest.mark.parametrize("task", ["sr2", "sr3", "sr4", "derain", "denoise50"])
+@pytest.mark.parametrize("contender", ["eager", "triton"])
 def bench_batch(measure, device, small, task, contender):
     if reason := backend_status(device)[contender]:
         pytest.skip(f"{contender} {reason}")
@@ -26,10 +24,7 @@ def bench_batch(measure, device, small, task, contender):
     side = (SIDE + 2 * margin) * scale
     clean = torch.randint(0, 256, (B, 3, side, side), dtype=torch.uint8, device=device)
     seeds = torch.arange(B, device=device)
-
-    def call():
-        return degrade(clean, task, seeds=seeds, margin=margin, impl=contender)
-
+    call = functools.partial(degrade, clean, task, seeds=seeds, margin=margin, impl=contender)
     measure(
         call,
         op="degrade",

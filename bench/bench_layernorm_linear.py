@@ -3,49 +3,22 @@
 import pytest
 import torch
 
-from bench.case import Work
+from bench.case import DIRECTIONS, DTYPES, Work, measure_layer
 from ipt_fast.ops.layernorm_linear import layernorm_linear
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+@pytest.mark.parametrize("contender", ["eager", "fused", "torch.compile"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def bench_layernorm_linear(measure, device, small, direction, dtype, contender):
+    """Time the packed projection of a layer of "base"; of "tiny" where the suite is to be short."""
+    D, B, N = (144, 2, 256) if small else (576, 32 if device.type == "cuda" else 4, 256)
+    shapes = [(B, N, D), (D,), (D,), (3 * D, D)]
+    inputs = [torch.randn(shape, device=device, dtype=DTYPES[dtype], requires_grad=True) for shape in shapes]
 
-def pytest_generate_tests(metafunc):
-    metafunc.parametrize("dtype", DTYPES)
-    metafunc.parametrize("contender", ["eager", "fused", "torch.compile"])
+    def function(*tensors):
+        return layernorm_linear(*tensors, impl="fused" if contender == "fused" else "eager")
 
-
-@pytest.fixture
-def inputs(device, small, dtype):
-    """Return the packed projection of a layer of "base"; of "tiny" where the suite is to be short."""
-    D, B = (144, 2) if small else (576, 32 if device.type == "cuda" else 4)
-    shapes = [(B, 256, D), (D,), (D,), (3 * D, D)]
-    return [torch.randn(shape, device=device, dtype=DTYPES[dtype], requires_grad=True) for shape in shapes]
-
-
-def make_call(contender):
-    function = lambda *t: layernorm_linear(*t, impl="fused" if contender == "fused" else "eager")  # noqa: E731
-    return torch.compile(function) if contender == "torch.compile" else function
-
-
-def describe(inputs, contender, dtype, passes):
-    (B, N, D), D_out, size = inputs[0].shape, len(inputs[3]), inputs[0].element_size()
-    work = Work(flops=passes * 2 * B * N * D * D_out, bytes=passes * size * (B * N * (D + D_out) + D * D_out))
-    shape = f"B={B} N={N} D={D} to {D_out}"
-    return {"op": "layernorm_linear", "contender": contender, "shape": shape, "dtype": dtype, "work": work}
-
-
-def bench_forward(measure, inputs, contender, dtype):
-    function = make_call(contender)
-
-    def call():
-        with torch.no_grad():
-            return function(*inputs)
-
-    measure(call, **describe(inputs, contender, dtype, 1))
-
-
-def bench_training(measure, inputs, contender, dtype):
-    function = make_call(contender)
-    upstream = torch.randn_like(function(*inputs))
-    call = lambda: torch.autograd.grad(function(*inputs), inputs, upstream)  # noqa: E731
-    measure(call, **describe(inputs, contender, dtype, 3), direction="forward+backward")
+    work = Work(flops=6 * B * N * D * D, bytes=inputs[0].element_size() * (4 * B * N * D + 3 * D * D))
+    names = {"op": "layernorm_linear", "contender": contender, "shape": f"B={B} N={N} D={D} to {3 * D}", "dtype": dtype}
+    measure_layer(measure, function, inputs, work, **names, direction=direction)

@@ -6,16 +6,18 @@ import pytest
 import torch
 
 from bench.baselines.plain_ipt import plain_copy
-from bench.case import Work
+from bench.case import DTYPES, Work
 from ipt_fast.inference import prepare_for_inference
 from ipt_fast.losses import pretrain_loss
 from ipt_fast.model import IPT, PRESETS
 
 # One 48x48 sample at x2, forward, a multiply-add as two.
 FLOPS = {"base": 66.6e9, "tiny": 1.09e9}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KEPT = "ipt_fast, hidden layers kept"
 PREPARED = "ipt_fast, prepared"
+PAIRS = [(dtype, contender) for dtype in DTYPES for contender in ("plain", "ipt_fast")]
+FORWARD = [*PAIRS, ("bfloat16", "plain, weights cast"), *((dtype, PREPARED) for dtype in DTYPES)]
+TRAINING = [*PAIRS, *((dtype, KEPT) for dtype in DTYPES)]
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +35,14 @@ def plain(network):
     return plain_copy(network)
 
 
-def pytest_generate_tests(metafunc):
-    pairs = [(dtype, contender) for dtype in DTYPES for contender in ("plain", "ipt_fast")]
-    if metafunc.function is bench_forward:
-        pairs += [("bfloat16", "plain, weights cast"), *((dtype, PREPARED) for dtype in DTYPES)]
-    else:
-        pairs += [(dtype, KEPT) for dtype in DTYPES]
-    metafunc.parametrize("dtype, contender", pairs)
-
-
 def autocast(device, dtype):
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")
 
 
+@pytest.mark.parametrize("dtype, contender", FORWARD)
 def bench_forward(measure, device, preset, network, plain, contender, dtype):
     """bfloat16 by autocast, or with everything derived from the weights once, for a network that is only used."""
-    model = (plain if contender.startswith("plain") else network).eval()
-    cast = contender.endswith("cast")
+    model, cast = (plain if contender.startswith("plain") else network).eval(), contender.endswith("cast")
     B = 2 if preset == "tiny" else 64 if device.type == "cuda" else 8
     x = torch.rand(B, 3, 48, 48, device=device) * 255
     if cast:
@@ -65,6 +58,7 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
     measure(call, op="model", contender=contender, shape=shape, dtype=dtype, work=work, baseline="plain float32")
 
 
+@pytest.mark.parametrize("dtype, contender", TRAINING)
 def bench_training_step(measure, device, preset, network, plain, contender, dtype):
     """Time a training step with hidden activations recomputed, or kept as the plain network's are."""
     model = (plain if contender == "plain" else network).train()

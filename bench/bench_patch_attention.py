@@ -1,6 +1,7 @@
 """Is patch_attention faster than the attention that PyTorch, its compiler and xFormers offer, at IPT's shapes?"""
 
 import contextlib
+import functools
 import os
 import shutil
 import warnings
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.case import Work
+from bench.case import DIRECTIONS, Work, outcome
 from ipt_fast.ops import patch_attention
 from ipt_fast.ops.patch_attention import backend_status, patch_attention_reference
 
@@ -35,12 +36,11 @@ TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def pytest_generate_tests(metafunc):
-    config = metafunc.config
-    kind = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    shapes = SHAPES[kind][:1] if config.getoption("--small") else SHAPES[kind]
+    kind = metafunc.config.getoption("--device")
+    shapes = SHAPES[kind][:1] if metafunc.config.getoption("--small") else SHAPES[kind]
     metafunc.parametrize("dtype", DTYPES[kind])
     metafunc.parametrize("B, N", shapes, ids=[f"B={B} N={N}" for B, N in shapes])
-    metafunc.parametrize("direction", ("forward", "forward+backward"))
+    metafunc.parametrize("direction", DIRECTIONS)
     metafunc.parametrize("contender", CONTENDERS)
 
 
@@ -62,11 +62,9 @@ def make_function(contender):
         return torch.compile(eager, fullgraph=True, dynamic=False)
     if contender in TORCH:
         return scaled_dot_product
-
-    def ours(q, k, v, q_embed, k_embed):
-        return patch_attention(q, k, v, num_heads=H, q_embed=q_embed, k_embed=k_embed, impl=contender)
-
-    return ours
+    return lambda q, k, v, *embeds: patch_attention(
+        q, k, v, num_heads=H, q_embed=embeds[0], k_embed=embeds[1], impl=contender
+    )
 
 
 def skip_where_it_cannot_run(device, contender, B, N):
@@ -82,14 +80,6 @@ def skip_where_it_cannot_run(device, contender, B, N):
             pytest.skip("compile needs a C++ compiler on a CPU")
         if SHAPES["cpu"][0] != (B, N):
             pytest.skip("compile: on a CPU for one shape, as compiling takes longer than measuring")
-
-
-def outcome(function, inputs, upstream):
-    """Return the output, or where ``upstream`` is given the gradients of all inputs."""
-    if upstream is None:
-        with torch.no_grad():
-            return (function(*inputs),)
-    return torch.autograd.grad(function(*inputs), inputs, upstream)
 
 
 def check(call, inputs, upstream, dtype, contender):
@@ -127,10 +117,7 @@ def bench_attention(measure, device, dtype, B, N, direction, contender):
     inputs = [x.requires_grad_() for x in (*packed.chunk(3, dim=-1), *embeds.chunk(2, dim=-1))]
     upstream = torch.randn(B, N, D, **kind) if direction == "forward+backward" else None
     function = make_function(contender)
-
-    def call():
-        return outcome(function, inputs, upstream)
-
+    call = functools.partial(outcome, function, inputs, upstream)
     with sdpa_kernel(TORCH[contender]) if contender in TORCH else contextlib.nullcontext():
         check(call, inputs, upstream, dtype, contender)
         measure(

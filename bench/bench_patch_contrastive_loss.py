@@ -3,23 +3,14 @@
 import pytest
 import torch
 
-from bench.case import Work
+from bench.case import DTYPES, Work
 from ipt_fast.ops import patch_contrastive_loss
 from ipt_fast.ops.patch_contrastive_loss import backend_status
 
-N, D = 256, 576
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # "medium" lets float32 features have bfloat16 products: torch.set_float32_matmul_precision("medium").
-CONTENDERS = {
-    "float32": ("eager", "cpu", "cpu medium", "triton", "triton medium"),
-    "bfloat16": ("eager", "cpu", "triton"),
-}
+CASES = [("float32", name) for name in ("eager", "cpu", "cpu medium", "triton", "triton medium")]
+CASES += [("bfloat16", name) for name in ("eager", "cpu", "triton")]
 DENSE_LIMIT = {"cpu": 2 << 30, "cuda": 40 << 30}  # bytes that the eager loss may take here
-
-
-def pytest_generate_tests(metafunc):
-    metafunc.parametrize("dtype, contender", [(dtype, name) for dtype in DTYPES for name in CONTENDERS[dtype]])
-    metafunc.parametrize("B", (16, 64, 256))
 
 
 @pytest.fixture
@@ -29,39 +20,35 @@ def precision():
     torch.set_float32_matmul_precision(before)
 
 
-def skip_where_it_cannot_run(device, small, contender, B):
-    impl = contender.split()[0]
+def skip_where_it_cannot_run(device, small, impl, B):
     if reason := backend_status(device)[impl]:
         pytest.skip(f"{impl} {reason}")
     if small and B > 16:
         pytest.skip(f"B={B} is left out of a small run")
     if device.type == "cpu" and B > 64:
         pytest.skip(f"B={B} takes a CPU too long")
-    dense = 5 * 4 * (B * N) ** 2
+    dense = 5 * 4 * (B * 256) ** 2
     if impl == "eager" and dense > DENSE_LIMIT[device.type]:
         pytest.skip(f"the dense loss needs about {dense / 1e9:.1f} GB")
-    return impl
 
 
+@pytest.mark.parametrize("B", (16, 64, 256))
+@pytest.mark.parametrize("dtype, contender", CASES)
 def bench_forward_backward(measure, device, small, precision, dtype, contender, B):
-    impl = skip_where_it_cannot_run(device, small, contender, B)
-    precision("medium" if contender.endswith("medium") else "highest")
-    tokens, width = (64, 96) if small else (N, D)
-    features = torch.randn(B, tokens, width, device=device).to(DTYPES[dtype]).requires_grad_()
-
-    def call():
-        return torch.autograd.grad(patch_contrastive_loss(features, impl=impl), features)
-
-    # Products of every pair of images: once forward, recomputed once, and two for the gradients.
-    work = Work(flops=4 * B * (B - 1) * tokens**2 * width, bytes=2 * features.nbytes)
+    impl, *medium = contender.split()
+    skip_where_it_cannot_run(device, small, impl, B)
+    precision("medium" if medium else "highest")
+    N, D = (64, 96) if small else (256, 576)
+    features = torch.randn(B, N, D, device=device).to(DTYPES[dtype]).requires_grad_()
     measure(
-        call,
+        lambda: torch.autograd.grad(patch_contrastive_loss(features, impl=impl), features),
         op="patch_contrastive_loss",
         contender=contender,
-        shape=f"B={B} N={tokens} D={width}",
+        shape=f"B={B} N={N} D={D}",
         dtype=dtype,
-        work=work,
+        # Products of every pair of images: once forward, recomputed once, and two for the gradients.
+        work=Work(flops=4 * B * (B - 1) * N**2 * D, bytes=2 * features.nbytes),
         direction="forward+backward",
         baseline="eager float32",
-        gemm_dtype=torch.bfloat16 if contender.endswith("medium") else None,
+        gemm_dtype=torch.bfloat16 if medium else None,
     )

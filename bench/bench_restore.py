@@ -13,24 +13,24 @@ between runs of ours, times their number; ours is timed whole.
 """
 
 import argparse
+import functools
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.baselines.plain_ipt import PlainIPT, plain_copy
-from bench.case import Work
+from bench.baselines.plain_ipt import plain_copy
+from bench.case import Work, seconds_of
 from bench.ceilings import device_name
 from ipt_fast import load_checkpoint, restore
 from ipt_fast.cli._network import pick_precision
 from ipt_fast.cli.tables import print_table
-from ipt_fast.evaluation.metrics import psnr_y
+from ipt_fast.evaluation.metrics import psnr_y, scored_border
 from ipt_fast.inference import prepare_for_inference
-from ipt_fast.inference.tiles import blend_axis
+from ipt_fast.inference.tiles import tiling
 from ipt_fast.io.images import read_rgb
 from ipt_fast.model import IPT, PRESETS
 from ipt_fast.ops import degrade
@@ -41,37 +41,10 @@ _TASK = "denoise50"
 _SAMPLE = 8  # windows of the official procedure that are timed at once
 
 
-class Plain(PlainIPT):
-    """The plain network with what ``restore`` asks of a network."""
-
-    def task_index(self, task: str) -> int:
-        return self.config.tasks.index(task)
-
-
-def plain_network(model: IPT) -> Plain:
-    """Return the official network with the weights of ``model``; its attention makes its probabilities."""
-    plain = plain_copy(model, need_weights=True)
-    plain.__class__ = Plain
-    return plain  # type: ignore[return-value]
-
-
-def official_windows(height: int, width: int) -> int:
-    """Windows that the reference code computes: the grid, and strips along the four edges (481x321: 972)."""
-    rows, columns = ((side - SIZE) // (SIZE // 4) + 1 for side in (height, width))
-    return rows * columns + 2 * (rows + columns) + 1
-
-
-def our_windows(height: int, width: int, overlap: int) -> int:
-    """Windows of ``stitch="blend"``."""
-    return len(blend_axis(height, SIZE, 1, overlap).starts) * len(blend_axis(width, SIZE, 1, overlap).starts)
-
-
 # In the suite: the same crop by each way, whole.
 
-CONTENDERS = ("official", "blend 10 px", "blend 4 px")
 
-
-@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("contender", ["official", "blend 10 px", "blend 4 px"])
 def bench_restore(measure, device, small, contender):
     """Restore a crop of 144x144 (96x96 if small): 81 windows of the official grid, or 16 and 16 of ours."""
     preset = "tiny" if small or device.type == "cpu" else "base"
@@ -79,7 +52,8 @@ def bench_restore(measure, device, small, contender):
     model = IPT(PRESETS[preset]).eval().to(device)
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 255
     if contender == "official":
-        network, dtype, options = plain_network(model), torch.float32, {"stitch": "official"}
+        # The released code's way of calling attention: its probabilities are made.
+        network, dtype, options = plain_copy(model, need_weights=True), torch.float32, {"stitch": "official"}
     else:
         dtype = pick_precision("auto", device)
         network = prepare_for_inference(model, _TASK, dtype)
@@ -99,77 +73,64 @@ def bench_restore(measure, device, small, contender):
 # By hand: a whole photo, and a checkpoint.
 
 
+def official_windows(height: int, width: int) -> int:
+    """Windows that the reference code computes: the grid, and strips along the four edges (481x321: 972)."""
+    rows, columns = ((side - SIZE) // (SIZE // 4) + 1 for side in (height, width))
+    return rows * columns + 2 * (rows + columns) + 1
+
+
 def speed(model: IPT, photo: Tensor, overlaps: Sequence[int], rounds: int) -> list[list[object]]:
     """Rows of the table of times: the official procedure scaled from ``_SAMPLE`` windows at a time, ours whole.
 
     The two take turns, so that a machine that wavers slows both.
     """
     device = next(model.parameters()).device
+    dtype = pick_precision("auto", device)
     height, width = photo.shape[-2:]
-    plain = plain_network(model)
+    plain, prepared = plain_copy(model, need_weights=True), prepare_for_inference(model, _TASK, dtype)
     starts = range(0, width - SIZE + 1, SIZE // 4)[:_SAMPLE]
     windows = torch.cat([photo[..., :SIZE, x : x + SIZE] for x in starts]).float().to(device)
-    counted = official_windows(height, width)
-
-    def official() -> None:
-        with torch.no_grad():
-            plain(windows, _TASK)
-
-    def ours(overlap: int, dtype: torch.dtype) -> Callable[[], object]:
-        prepared = prepare_for_inference(model, _TASK, dtype)
-        return lambda: restore(prepared, photo, _TASK, overlap=overlap)
-
-    ways: dict[tuple[int, torch.dtype], list[float]] = {(o, pick_precision("auto", device)): [] for o in overlaps}
-    timed_windows: list[float] = []
+    official_times: list[float] = []
+    our_times: dict[int, list[float]] = {overlap: [] for overlap in overlaps}
     for _ in range(rounds):
-        for (overlap, dtype), times in ways.items():
-            timed_windows.append(_seconds(official, device) / len(windows))
-            times.append(_seconds(ours(overlap, dtype), device))
-    official_time = statistics.median(timed_windows) * counted
+        for overlap, times in our_times.items():
+            with torch.no_grad():
+                official_times.append(seconds_of(functools.partial(plain, windows, _TASK), device) / len(windows))
+            times.append(seconds_of(functools.partial(restore, prepared, photo, _TASK, overlap=overlap), device))
+    counted = official_windows(height, width)
+    official = statistics.median(official_times) * counted
     rows: list[list[object]] = [
-        ["official", "float32", counted, f"{official_time:.1f} (scaled from {len(windows)} windows)", "1.0"]
+        ["official", "float32", counted, f"{official:.1f} (scaled from {len(windows)} windows)", "1.0"]
     ]
-    for (overlap, dtype), times in ways.items():
+    for overlap, times in our_times.items():
         seconds = statistics.median(times)
+        tiles = tiling(height, width, SIZE, 1, overlap, "blend")
+        number = len(tiles.rows.starts) * len(tiles.columns.starts)
         name = str(dtype).removeprefix("torch.")
-        number = our_windows(height, width, overlap)
-        rows.append([f"blend, {overlap} px", name, number, f"{seconds:.1f}", f"{official_time / seconds:.1f}"])
+        rows.append([f"blend, {overlap} px", name, number, f"{seconds:.1f}", f"{official / seconds:.1f}"])
     return rows
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def quality(model: IPT, photos: Sequence[Tensor], tasks: Sequence[str], overlaps: Sequence[int]) -> list[list[object]]:
     """Rows of the table of quality: mean PSNR-Y of the official procedure, and what each of our ways differs by."""
-    device = next(model.parameters()).device
-    plain = plain_network(model)
-    ways = [(o, dtype) for o in overlaps for dtype in dict.fromkeys((torch.float32, pick_precision("auto", device)))]
+    plain = plain_copy(model, need_weights=True)
+    dtypes = dict.fromkeys((torch.float32, pick_precision("auto", next(model.parameters()).device)))
     rows: list[list[object]] = []
     for task in map(get_task, tasks):
-        border = task.scale if task.kind == "sr" else 0
         wanted: list[float] = []
-        found: dict[tuple[int, torch.dtype], list[float]] = {way: [] for way in ways}
+        found: dict[tuple[int, torch.dtype], list[float]] = {(o, dtype): [] for o in overlaps for dtype in dtypes}
         for number, photo in enumerate(photos):
             height, width = (side - side % task.scale for side in photo.shape[-2:])
             x, clean = degrade(photo[None, :, :height, :width], task, seeds=torch.tensor([number]))
-            wanted.append(psnr_y(restore(plain, x, task.name, stitch="official"), clean, border).item())
-            for overlap, dtype in ways:
-                output = restore(model, x, task.name, overlap=overlap, dtype=dtype)
-                found[overlap, dtype].append(psnr_y(output, clean, border).item())
+            score = functools.partial(psnr_y, target=clean, border=scored_border(task))
+            wanted.append(score(restore(plain, x, task.name, stitch="official")).item())
+            for (overlap, dtype), scores in found.items():
+                scores.append(score(restore(model, x, task.name, overlap=overlap, dtype=dtype)).item())
         official = statistics.mean(wanted)
-        for overlap, dtype in ways:
-            score = statistics.mean(found[overlap, dtype])
-            name = str(dtype).removeprefix("torch.")
-            difference = f"{score - official:+.3f}"
-            rows.append([task.name, f"blend, {overlap} px", name, f"{official:.3f}", f"{score:.3f}", difference])
+        for (overlap, dtype), scores in found.items():
+            ours, name = statistics.mean(scores), str(dtype).removeprefix("torch.")
+            figures = f"{official:.3f}", f"{ours:.3f}", f"{ours - official:+.3f}"
+            rows.append([task.name, f"blend, {overlap} px", name, *figures])
     return rows
 
 

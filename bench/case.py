@@ -12,14 +12,19 @@ the reason; the report lists it as not measured. The contender of a shape whose 
 where there is one; "plain float32" binds the dtype too) is what the others are compared with.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DIRECTIONS = ("forward", "forward+backward")
 # A round long enough for the clock, and a case short enough for a suite.
 _ROUND_SECONDS = 2e-3
 _CASE_SECONDS = {False: 1.0, True: 0.15}
@@ -68,28 +73,21 @@ def measure_call(
         memory: also measure the most memory that the call holds beyond what was there before.
     """
     call()
-    _wait(device)
+    wait(device)
     peak = peak_bytes(call, device) if memory else None
-    captured = device.type == "cuda" and capture
-    seconds = _time(call, device)
+    seconds = max(seconds_of(call, device), 1e-7)
     calls = max(1, math.ceil(_ROUND_SECONDS / seconds))
     least, most = _ROUNDS[small]
     rounds = min(most, max(least, int(_CASE_SECONDS[small] / (seconds * calls))))
+    graph = _capture(call, calls) if capture and device.type == "cuda" else None
 
-    def plain_round() -> None:
-        for _ in range(calls):
-            call()
-        _wait(device)
-
-    one_round = plain_round
-    if captured:
-        graph = _capture(call, calls)
-        captured = graph is not None
+    def one_round() -> None:
         if graph is not None:
-
-            def one_round() -> None:
-                graph.replay()
-                torch.cuda.synchronize(device)
+            graph.replay()
+        else:
+            for _ in range(calls):
+                call()
+        wait(device)
 
     benchmark.extra_info.update(
         op=op,
@@ -98,11 +96,10 @@ def measure_call(
         dtype=str(dtype).removeprefix("torch."),
         direction=direction,
         baseline=baseline,
-        device=device.type,
         flops=work.flops,
         bytes=work.bytes,
         calls_per_round=calls,
-        cuda_graph=captured,
+        cuda_graph=graph is not None,
         peak_bytes=peak,
         gemm_dtype="" if gemm_dtype is None else str(gemm_dtype).removeprefix("torch."),
     )
@@ -110,47 +107,58 @@ def measure_call(
     benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=int(seconds < 0.3), iterations=1)
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Return the most bytes that PyTorch's allocator held during ``call`` beyond what it held before, or None."""
+def outcome(function: Callable[..., Tensor], inputs: Sequence[Tensor], upstream: Tensor | None) -> Sequence[Tensor]:
+    """Return the output alone, computed without autograd; where ``upstream`` is given the gradients of all inputs."""
+    if upstream is None:
+        with torch.no_grad():
+            return (function(*inputs),)
+    return torch.autograd.grad(function(*inputs), inputs, upstream)
+
+
+def measure_layer(
+    measure: Callable[..., None], function: Callable[..., Tensor], inputs: Sequence[Tensor], work: Work, **names: str
+) -> None:
+    """Measure a differentiable ``function``, whose backward is twice the ``work`` of its forward, under ``names``."""
+    if names["contender"] == "torch.compile":
+        function = torch.compile(function)
+    training = names["direction"] == "forward+backward"
+    upstream = torch.randn_like(function(*inputs)) if training else None
+    work = Work(3 * work.flops, 3 * work.bytes) if training else work
+    measure(lambda: outcome(function, inputs, upstream), work=work, **names)
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes that PyTorch's allocator held during ``call`` beyond what it held before."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        result = call()
-        torch.cuda.synchronize(device)
-        del result
+        call()
+        wait(device)
         return torch.cuda.max_memory_allocated(device) - before
-    if device.type != "cpu":
-        return None
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-        del result
-    traced = getattr(profiler.profiler, "kineto_results", None)
-    if traced is None:
-        return None
-    changes = [(event.start_ns(), event.nbytes()) for event in traced.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda item: item[0]):
-        held += change
-        peak = max(peak, held)
-    return peak
+        call()
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    changes = (event.nbytes() for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(changes, initial=0))
 
 
-def _time(call: Callable[[], object], device: torch.device) -> float:
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Time one call."""
+    wait(device)
     start = time.perf_counter()
     call()
-    _wait(device)
-    return max(time.perf_counter() - start, 1e-7)
+    wait(device)
+    return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until what was launched on ``device`` is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _capture(call: Callable[[], object], calls: int) -> "torch.cuda.CUDAGraph | None":
+    """Capture ``calls`` calls in one graph; None where they cannot be captured."""
     # The warm-up on a side stream is what torch.cuda.graph's documentation asks for.
     try:
         stream = torch.cuda.Stream()

@@ -9,12 +9,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from bench.case import seconds_of
 from ipt_fast.cli.tables import print_table
 
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
@@ -37,39 +38,27 @@ class Ceilings:
     matmul_rate: dict[str, float]
     steady: float = 1.0
 
-    def to_dict(self) -> dict:
-        """Return plain numbers, for JSON."""
-        return asdict(self)
-
 
 def measure_ceilings(device: torch.device, seconds: float = 1.0) -> Ceilings:
     """Measure median rates, each of about ``seconds`` of running."""
-    copy = _copy_bandwidth(device, seconds)
-    n = _SIDE.get(device.type, 4096)
-    rates = {}
-    for dtype in _DTYPES.get(device.type, (torch.float32,)):
+    source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device, seconds)
+    n, rates = _SIDE[device.type], {}
+    for dtype in _DTYPES[device.type]:
         a = torch.randn(n, n, device=device).to(dtype)
-        rates[str(dtype).removeprefix("torch.")] = (
-            2 * n**3 / _median_seconds(partial(torch.matmul, a, a), device, seconds)
-        )
+        took = _median_seconds(partial(torch.matmul, a, a), device, seconds)
+        rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / took
     return Ceilings(device_name(device), torch.get_num_threads(), copy, rates)
 
 
 def highest(measured: Sequence[Ceilings]) -> Ceilings:
     """Return the highest of several measurements of one machine: what takes time from it can only lower them."""
-    first = measured[0]
     copies = [c.copy_bandwidth for c in measured]
-    rates = {name: [c.matmul_rate[name] for c in measured] for name in first.matmul_rate}
+    rates = {name: [c.matmul_rate[name] for c in measured] for name in measured[0].matmul_rate}
     steady = min(min(values) / max(values) for values in (copies, *rates.values()))
-    return Ceilings(
-        first.device, first.threads, max(copies), {name: max(values) for name, values in rates.items()}, steady
-    )
-
-
-def _copy_bandwidth(device: torch.device, seconds: float) -> float:
-    source = torch.ones(_COPY_BYTES.get(device.type, 1 << 28), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device, seconds)
+    best = {name: max(values) for name, values in rates.items()}
+    return replace(measured[0], copy_bandwidth=max(copies), matmul_rate=best, steady=steady)
 
 
 def device_name(device: torch.device) -> str:
@@ -87,22 +76,15 @@ def device_name(device: torch.device) -> str:
 def _median_seconds(call: Callable[[], object], device: torch.device, seconds: float) -> float:
     times: list[float] = []
     end = time.perf_counter() + seconds
-    for round_ in range(1000):
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if round_ >= 2:  # the first two warm caches and choose kernels
-            times.append(time.perf_counter() - start)
-        if len(times) >= 3 and time.perf_counter() > end:
-            break
-    return statistics.median(times)
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
+        times.append(seconds_of(call, device))
+    return statistics.median(times[2:])  # the first two warm caches and choose kernels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; write the rates where asked."""
     parser = argparse.ArgumentParser(prog="python -m bench.ceilings", description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write them to FILE")
     args = parser.parse_args(argv)
     ceilings = measure_ceilings(torch.device(args.device))
@@ -110,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows += [(f"matmul {dtype}", f"{rate / 1e9:.0f} GFLOP/s") for dtype, rate in ceilings.matmul_rate.items()]
     print_table(f"ceilings of {ceilings.device}, {ceilings.threads} threads", ("what", "measured"), rows, ("measured",))
     if args.json:
-        args.json.write_text(json.dumps(ceilings.to_dict(), indent=2) + "\n")
+        args.json.write_text(json.dumps(asdict(ceilings), indent=2) + "\n")
     return 0
 
 

@@ -12,7 +12,8 @@ from bench.case import measure_call
 
 def pytest_addoption(parser):
     group = parser.getgroup("ipt-fast benchmarks")
-    group.addoption("--device", default=None, help="cpu or cuda (default: cuda where there is one)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    group.addoption("--device", default=default, help="cpu or cuda (default: cuda where there is one)")
     group.addoption("--small", action="store_true", help="few rounds; a bench may leave out its large shapes")
     group.addoption("--skipped-json", type=Path, default=None, help="write what was not measured, with the reasons")
 
@@ -20,8 +21,7 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
     """Return the device to measure on."""
-    name = request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture(scope="session")

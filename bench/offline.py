@@ -14,13 +14,13 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 from bench import csrc_facts
 from bench.offline_cases import OfflineCase
@@ -32,7 +32,7 @@ CASES = Path(__file__).parent / "offline_cases"
 RESULT = Path(__file__).parent / "results" / "offline.md"
 COLUMNS = ("op", "kernel", "dtype and shape", "arch", "registers", "shared bytes", "mma", "spilled bytes", "ok")
 _LONG = 50  # characters of a verdict that the table on the screen holds
-NUMERIC = ("registers", "shared bytes", "mma", "spilled bytes")
+NUMERIC = COLUMNS[4:8]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,8 @@ class Outcome:
 
     def row(self) -> tuple[object, ...]:
         """Return the cells under ``COLUMNS``."""
-        verdict = self.problem or "ok"
-        name = (self.op, self.kernel_name, self.label)
-        if self.facts is None:
-            return (*name, f"sm_{self.capability}" if self.capability else "", "", "", "", "", verdict)
-        f = self.facts
-        return (*name, f.arch, f.registers, f.shared, f.mma, f.spills, verdict)
+        facts = astuple(self.facts) if self.facts else (f"sm_{self.capability}" if self.capability else "", *[""] * 4)
+        return (self.op, self.kernel_name, self.label, *facts, self.problem or "ok")
 
 
 def case_modules() -> list[str]:
@@ -73,19 +69,10 @@ def judge(facts: PtxFacts, shared_limit: int, needs_tensor_cores: bool) -> str |
     return "; ".join(problems) or None
 
 
-def check_case(case: OfflineCase, capability: int) -> Outcome:
-    """Compile one case for one GPU and judge it; a kernel that does not compile is an outcome, not an exception."""
-    name = (case.op, case.kernel_name, case.describe(), capability)
-    try:
-        facts = compile_case(case, capability)
-    except Exception as error:  # the compiler raises many types; the table must show every kernel
-        return Outcome(*name, None, f"does not compile: {type(error).__name__}: {str(error).strip()[:300]}")
-    return Outcome(*name, facts, judge(facts, SHARED_LIMIT[capability], case.needs_tensor_cores))
-
-
 def run(modules: Sequence[str], workers: int = 2) -> list[Outcome]:
     """Compile all cases of ``modules`` in ``workers`` processes where the interpreter is off."""
-    with _without_interpreter(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with mock.patch.dict(os.environ), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        os.environ.pop("TRITON_INTERPRET", None)  # the processes, which are still to start, could compile nothing
         jobs: list[tuple[str, int, int]] = []
         outcomes: list[Outcome] = []
         for module, listed in zip(modules, pool.map(_list_jobs, modules), strict=True):
@@ -106,19 +93,15 @@ def _list_jobs(module: str) -> list[tuple[int, int]] | str:
 
 
 def _check_job(job: tuple[str, int, int]) -> Outcome:
+    """Compile one case for one GPU and judge it; a kernel that does not compile is an outcome, not an exception."""
     module, index, capability = job
-    return check_case(importlib.import_module(module).offline_cases()[index], capability)
-
-
-@contextmanager
-def _without_interpreter() -> Iterator[None]:
-    """Worker processes started inside see no TRITON_INTERPRET: with it nothing can be compiled."""
-    before = os.environ.pop("TRITON_INTERPRET", None)
+    case: OfflineCase = importlib.import_module(module).offline_cases()[index]
+    name = (case.op, case.kernel_name, case.describe(), capability)
     try:
-        yield
-    finally:
-        if before is not None:
-            os.environ["TRITON_INTERPRET"] = before
+        facts = compile_case(case, capability)
+    except Exception as error:  # the compiler raises many types; the table must show every kernel
+        return Outcome(*name, None, f"does not compile: {type(error).__name__}: {str(error).strip()[:300]}")
+    return Outcome(*name, facts, judge(facts, SHARED_LIMIT[capability], case.needs_tensor_cores))
 
 
 def check_csrc() -> list[Outcome]:
@@ -130,10 +113,9 @@ def check_csrc() -> list[Outcome]:
                 name = (source.stem, "csrc forward", f"fp16 d=48, {compiler}", arch)
                 try:
                     facts = compile_file(source, arch)
+                    outcomes.append(Outcome(*name, facts, judge(facts, csrc_facts.SHARED, needs_tensor_cores=True)))
                 except RuntimeError as error:
                     outcomes.append(Outcome(*name, None, f"does not compile: {str(error)[:300]}"))
-                    continue
-                outcomes.append(Outcome(*name, facts, judge(facts, csrc_facts.SHARED, needs_tensor_cores=True)))
     return outcomes
 
 
@@ -171,10 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := module_missing("triton"):
         print(f"bench.offline: {reason}; pip install triton", file=sys.stderr)
         return 2
-    modules = [m for m in case_modules() if args.only in (None, m.rpartition(".")[2])]
+    known = {module.rpartition(".")[2]: module for module in case_modules()}
+    modules = [module for op, module in known.items() if args.only in (None, op)]
     if not modules:
-        known = ", ".join(m.rpartition(".")[2] for m in case_modules()) or "none yet"
-        print(f"bench.offline: no cases for {args.only!r}; ops with cases: {known}", file=sys.stderr)
+        print(f"bench.offline: no cases for {args.only!r}; ops with cases: {', '.join(known)}", file=sys.stderr)
         return 2
     start = time.perf_counter()
     outcomes = run(modules, args.workers) + (check_csrc() if args.only is None else [])

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.results_io import Result, Run
 
@@ -28,9 +33,6 @@ _TOP, _BOTTOM, _RIGHT, _LETTER = 0.72, 0.62, 0.2, 0.088  # inches around the pan
 
 def draw_run(run: Run, folder: Path) -> list[Path]:
     """Write the PNG files of ``run`` into ``folder``; return their paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     sheets: dict[tuple[str, str], list[Result]] = {}
     for result in run.results:
@@ -71,8 +73,6 @@ def sheet_rows(results: Sequence[Result]) -> list[Row]:
 
 
 def _sheet(run: Run, op: str, direction: str, results: Sequence[Result], folder: Path) -> Path:
-    import matplotlib.pyplot as plt
-
     rows = sheet_rows(results)
     bars = [(row.place, row.result) for row in rows if row.result is not None]
     contenders = list(dict.fromkeys(r.contender for r in results))
@@ -83,18 +83,19 @@ def _sheet(run: Run, op: str, direction: str, results: Sequence[Result], folder:
     left = 0.3 + _LETTER * max(len(row.label) for row in rows)
     width = left + 3.7 * panels + _RIGHT
     height = _TOP + _BOTTOM + _ROW * (rows[-1].place + 1.6)
-    figure, axes = plt.subplots(1, panels, figsize=(width, height), sharey=True, squeeze=False)
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     figure.subplots_adjust(left / width, _BOTTOM / height, 1 - _RIGHT / width, 1 - _TOP / height, wspace=0.08)
-    _times(axes[0][0], bars, colours)
+    _times(axes[0], bars, colours)
     if with_shares:
-        _shares(axes[0][1], bars)
+        _shares(axes[1], bars)
     if with_memory:
-        _memory(axes[0][-1], bars, colours)
-    axes[0][0].set_yticks([row.place for row in rows], [row.label for row in rows], fontsize=9)
-    for tick, row in zip(axes[0][0].get_yticklabels(), rows, strict=True):
+        _memory(axes[-1], bars, colours)
+    axes[0].set_yticks([row.place for row in rows], [row.label for row in rows], fontsize=9)
+    for tick, row in zip(axes[0].get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if row.result is None else "normal")
-    axes[0][0].set_ylim(rows[-1].place + 0.8, -0.8)
-    for axis in axes[0]:
+    axes[0].set_ylim(rows[-1].place + 0.8, -0.8)
+    for axis in axes:
         axis.tick_params(axis="y", length=0)
         axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="x", alpha=0.3)
@@ -104,23 +105,23 @@ def _sheet(run: Run, op: str, direction: str, results: Sequence[Result], folder:
     figure.text(0.15 / width, 1 - 0.3 / height, f"{op}, {direction}: {where}", fontsize=11, fontweight="bold")
     path = folder / f"{op}_{direction.replace('+', '_')}.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 
-def _times(axis: Any, bars: Sequence[tuple[float, Result]], colours: Sequence[str]) -> None:
-    unit, scale = ("ms", 1e3) if max(r.median for _, r in bars) >= 1e-3 else ("µs", 1e6)
-    for (place, r), colour in zip(bars, colours, strict=True):
-        error = [[max(0.0, r.median - r.q20) * scale], [max(0.0, r.q80 - r.median) * scale]]
-        axis.barh(place, r.median * scale, color=colour, xerr=error, error_kw={"lw": 1})
-        text = _duration(r.median) + ("" if r.faster is None else f"  ({r.faster:.2f}x)")
-        _beside(axis, text, max(r.median, r.q80) * scale, place)
-    _stretch(axis, [max(r.median, r.q80) * scale for _, r in bars], room=0.45)
-    baselines = ", ".join(dict.fromkeys(r.baseline for _, r in bars))
+def _times(axis: Axes, bars: Sequence[tuple[float, Result]], colours: Sequence[str]) -> None:
+    places, results = zip(*bars, strict=True)
+    unit, scale = ("ms", 1e3) if max(r.median for r in results) >= 1e-3 else ("µs", 1e6)
+    q20, median, q80 = scale * np.array([(r.q20, r.median, r.q80) for r in results]).T
+    error = np.maximum(0.0, [median - q20, q80 - median])
+    drawn = axis.barh(places, median, color=colours, xerr=error, error_kw={"lw": 1})
+    texts = [_duration(r.median) + ("" if r.faster is None else f"  ({r.faster:.2f}x)") for r in results]
+    axis.bar_label(drawn, texts, padding=5, fontsize=7)
+    _stretch(axis, np.maximum(median, q80), room=0.45)
+    baselines = ", ".join(dict.fromkeys(r.baseline for r in results))
     axis.set_xlabel(f"{unit} a call (times faster than {baselines})", fontsize=9)
 
 
-def _shares(axis: Any, bars: Sequence[tuple[float, Result]]) -> None:
+def _shares(axis: Axes, bars: Sequence[tuple[float, Result]]) -> None:
     shares = {"copy bandwidth": [r.copy for _, r in bars], "matmul rate": [r.matmul for _, r in bars]}
     shares = {name: values for name, values in shares.items() if any(v is not None for v in values)}
     height = 0.8 / len(shares)
@@ -132,14 +133,12 @@ def _shares(axis: Any, bars: Sequence[tuple[float, Result]]) -> None:
     axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.1)
 
 
-def _memory(axis: Any, bars: Sequence[tuple[float, Result]], colours: Sequence[str]) -> None:
-    known = [
-        (place, r.peak_bytes / 1e6, colour) for (place, r), colour in zip(bars, colours, strict=True) if r.peak_bytes
-    ]
-    for place, megabytes, colour in known:
-        axis.barh(place, megabytes, color=colour)
-        _beside(axis, f"{megabytes:,.1f}", megabytes, place)
-    _stretch(axis, [megabytes for _, megabytes, _ in known], room=0.3)
+def _memory(axis: Axes, bars: Sequence[tuple[float, Result]], colours: Sequence[str]) -> None:
+    known = [(place, r.peak_bytes / 1e6, colour) for (place, r), colour in zip(bars, colours, strict=True)
+             if r.peak_bytes]  # fmt: skip
+    places, megabytes, colours = zip(*known, strict=True)
+    axis.bar_label(axis.barh(places, megabytes, color=colours), fmt="{:,.1f}", padding=5, fontsize=7)
+    _stretch(axis, megabytes, room=0.3)
     axis.set_xlabel("peak MB beyond what was held before", fontsize=9)
 
 
@@ -149,11 +148,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"
 
 
-def _beside(axis: Any, text: str, x: float, place: float) -> None:
-    axis.annotate(text, (x, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
-
-
-def _stretch(axis: Any, values: Sequence[float], room: float) -> None:
+def _stretch(axis: Axes, values: Sequence[float], room: float) -> None:
     """Limits that leave ``room`` (a share of the panel) for the text beside the longest bar; logarithmic if need be."""
     low, high = min(values), max(values)
     if high <= 20 * low:
@@ -165,10 +160,8 @@ def _stretch(axis: Any, values: Sequence[float], room: float) -> None:
     _plain_numbers(axis.xaxis)
 
 
-def _plain_numbers(axis: Any) -> None:
+def _plain_numbers(axis: Axis) -> None:
     """1,000 instead of 10^3; where there are few powers of ten, twice and five times them too."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(10, (1.0,) if high > 300 * low else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
@@ -176,22 +169,18 @@ def _plain_numbers(axis: Any) -> None:
 
 
 def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
-    import matplotlib.pyplot as plt
-    import numpy as np
-
     intensities = [r.flops / r.bytes for r in results]
     x = np.geomspace(min(intensities) / 3, max(intensities) * 3, 200)
-    figure, axis = plt.subplots(figsize=(10, 5.4), layout="constrained")
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axis = figure.subplots()
     unit, scale = ("TFLOP/s", 1e12) if max(run.ceilings.matmul_rate.values()) > 2e12 else ("GFLOP/s", 1e9)
     dtypes = sorted({r.rate_dtype for r in results})
     for i, dtype in enumerate(dtypes):
         roof = np.minimum(x * run.ceilings.copy_bandwidth, run.ceilings.matmul_rate[dtype]) / scale
         # Roofs that lie on each other are told apart by their dashes.
         axis.plot(x, roof, color=_COLOURS[i], lw=2, ls=_DASHES[i % len(_DASHES)], label=f"ceilings, {dtype}")
-    fastest: dict[tuple, float] = {}
-    for r in results:
-        rivals = (r.group, r.dtype)
-        fastest[rivals] = min(fastest.get(rivals, r.median), r.median)
+    # Of each group the last one stays.
+    fastest = {(r.group, r.dtype): r.median for r in sorted(results, key=lambda r: r.median, reverse=True)}
     ops = list(dict.fromkeys((r.op, r.direction) for r in results))
     for r in results:
         best = r.median == fastest[r.group, r.dtype]
@@ -209,15 +198,13 @@ def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
     for i, (op, direction) in enumerate(ops):
         axis.scatter([], [], marker=_MARKERS[i % len(_MARKERS)], color="#555555", s=45, label=f"{op}, {direction}")
     axis.scatter([], [], marker="o", facecolor="none", edgecolor="#555555", s=14, label="(small, hollow: slower ones)")
-    axis.set(
-        xscale="log", yscale="log", xlabel="FLOP a byte, least possible work", ylabel=f"{unit}, least possible work"
-    )
-    for each in (axis.xaxis, axis.yaxis):
-        _plain_numbers(each)
+    axis.loglog()
+    axis.set(xlabel="FLOP a byte, least possible work", ylabel=f"{unit}, least possible work")
+    _plain_numbers(axis.xaxis)
+    _plain_numbers(axis.yaxis)
     axis.grid(alpha=0.3, which="both")
     figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside right upper", frameon=False)
     axis.set_title(f"Every contender under the ceilings of {run.ceilings.device}", fontsize=11, fontweight="bold")
     path = folder / "roofline.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path

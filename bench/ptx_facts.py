@@ -43,7 +43,14 @@ def compile_case(case: OfflineCase, capability: int) -> PtxFacts:
     fn = case.fn
     while not hasattr(fn, "arg_names") or hasattr(fn, "configs"):
         fn = fn.fn
-    _check_names(case, fn.arg_names)
+    given = {**case.types, **case.consts}
+    missing = [name for name in fn.arg_names if name not in given]
+    unknown = [name for name in (*given, *case.align16) if name not in fn.arg_names]
+    if missing or unknown:
+        raise ValueError(
+            f"{case.op} {case.kernel_name}: arguments without a type or constant: {missing}; "
+            f"names that are no argument: {unknown}; the kernel's arguments are {list(fn.arg_names)}"
+        )
     source = ASTSource(
         fn,
         signature={name: case.types.get(name, "constexpr") for name in fn.arg_names},
@@ -68,17 +75,6 @@ def read_ptx(ptx: str, dynamic_shared: int, triton_root: Path) -> PtxFacts:
         mma=len(_TENSOR_CORE.findall(ptx)),
         spills=_number(r"(\d+) bytes spill stores", report) + _number(r"(\d+) bytes spill loads", report),
     )
-
-
-def _check_names(case: OfflineCase, arg_names: list[str]) -> None:
-    given = {**case.types, **case.consts}
-    missing = [name for name in arg_names if name not in given]
-    unknown = [name for name in (*given, *case.align16) if name not in arg_names]
-    if missing or unknown:
-        raise ValueError(
-            f"{case.op} {case.kernel_name}: arguments without a type or constant: {missing}; "
-            f"names that are no argument: {unknown}; the kernel's arguments are {list(arg_names)}"
-        )
 
 
 def _assemble(ptx: str, arch: str, tools: Path) -> str:

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.ceilings import Ceilings
-from bench.plots import draw_run
 from bench.results_io import Run, read_run, save_run
 from ipt_fast.cli.tables import markdown_table, print_table
 
 COLUMNS = ("op", "shape", "contender", "ms", "20..80 %", "faster", "copy", "matmul", "peak MB")
-NUMERIC = ("ms", "20..80 %", "faster", "copy", "matmul", "peak MB")
-
+NUMERIC = COLUMNS[3:]
+NO_GPU = "No GPU was at hand: nothing here says anything about one.\n"
 _QUIET = 0.8  # repeated ceilings within this share of each other
 
 
@@ -28,20 +27,14 @@ def write_run(run: Run, folder: Path) -> None:
 def markdown(run: Run) -> str:
     """Return the whole report as Markdown."""
     machine = ", ".join(f"{key} {value}" for key, value in run.environment.items())
-    lines = [
-        f"# {run.ceilings.device}",
-        "",
-        f"{machine}.",
-        "",
-        ceilings_line(run.ceilings) + "; `copy` and `matmul` are shares of these.",
-        "",
-        markdown_table(COLUMNS, [r.row() for r in run.results], NUMERIC),
-    ]
+    parts = [f"# {run.ceilings.device}\n", f"{machine}.\n"]
+    parts.append(ceilings_line(run.ceilings) + "; `copy` and `matmul` are shares of these.\n")
+    parts.append(markdown_table(COLUMNS, [r.row() for r in run.results], NUMERIC))
     if run.not_measured:
-        lines += ["## Not measured", "", markdown_table(("case", "reason"), skipped_rows(run))]
+        parts += ["## Not measured\n", markdown_table(("case", "reason"), skipped_rows(run))]
     if run.environment["device"] == "cpu":
-        lines += ["No GPU was at hand: nothing here says anything about one.", ""]
-    return "\n".join(lines)
+        parts.append(NO_GPU)
+    return "\n".join(parts)
 
 
 def ceilings_line(ceilings: Ceilings) -> str:
@@ -63,9 +56,8 @@ def skipped_rows(run: Run) -> list[tuple[str, str]]:
 
 def print_run(run: Run) -> None:
     """Print the tables."""
-    print_table(
-        f"{run.ceilings.device}, {run.ceilings.threads} threads", COLUMNS, [r.row() for r in run.results], NUMERIC
-    )
+    title = f"{run.ceilings.device}, {run.ceilings.threads} threads"
+    print_table(title, COLUMNS, [r.row() for r in run.results], NUMERIC)
     print(ceilings_line(run.ceilings))
     if run.not_measured:
         print_table("not measured", ("case", "reason"), skipped_rows(run))
@@ -73,6 +65,8 @@ def print_run(run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a committed run again and redraw its plots."""
+    from bench.plots import draw_run
+
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="a folder with results.json")
     args = parser.parse_args(argv)

@@ -3,13 +3,13 @@
 import csv
 import json
 import platform
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.ceilings import Ceilings
@@ -58,17 +58,13 @@ class Result:
     def row(self) -> tuple[str, ...]:
         """Return the cells under ``report.COLUMNS``."""
         op = self.op if self.direction == "forward" else f"{self.op}, {self.direction}"
-        return (
-            op,
-            self.shape,
-            f"{self.contender} {self.dtype}",
-            _milliseconds(self.median),
-            f"{_milliseconds(self.q20)}..{_milliseconds(self.q80)}",
-            "" if self.faster is None else f"{self.faster:.2f}x",
-            "" if self.copy is None else f"{self.copy:.0%}",
-            "" if self.matmul is None else f"{self.matmul:.0%}",
-            "" if self.peak_bytes is None else f"{self.peak_bytes / 1e6:.1f}",
+        q20, median, q80 = (
+            f"{s * 1e3:,.0f}" if s >= 1 else f"{s * 1e3:.4g}" for s in (self.q20, self.median, self.q80)
         )
+        faster = "" if self.faster is None else f"{self.faster:.2f}x"
+        copy, matmul = ("" if share is None else f"{share:.0%}" for share in (self.copy, self.matmul))
+        peak = "" if self.peak_bytes is None else f"{self.peak_bytes / 1e6:.1f}"
+        return op, self.shape, f"{self.contender} {self.dtype}", median, f"{q20}..{q80}", faster, copy, matmul, peak
 
 
 @dataclass
@@ -88,17 +84,10 @@ def read_benchmarks(path: Path, ceilings: Ceilings) -> list[Result]:
         info = case["extra_info"]
         if "op" not in info:
             continue
-        times = sorted(t / info["calls_per_round"] for t in case["stats"]["data"])
-        known = {f.name for f in fields(Result)}
-        results.append(
-            Result(
-                **{key: value for key, value in info.items() if key in known},
-                median=statistics.median(times),
-                q20=quantile(times, 0.2),
-                q80=quantile(times, 0.8),
-                rounds=len(times),
-            )
-        )
+        times = np.array(case["stats"]["data"]) / info["calls_per_round"]
+        q20, median, q80 = np.quantile(times, (0.2, 0.5, 0.8)).tolist()
+        named = {f.name: info[f.name] for f in fields(Result) if f.name in info}
+        results.append(Result(**named, median=median, q20=q20, q80=q80, rounds=len(times)))
     compare(results, ceilings)
     return results
 
@@ -112,14 +101,6 @@ def compare(results: Sequence[Result], ceilings: Ceilings) -> None:
         r.copy = r.bytes / r.median / ceilings.copy_bandwidth if r.bytes else None
         rate = ceilings.matmul_rate.get(r.rate_dtype)
         r.matmul = r.flops / r.median / rate if r.flops and rate else None
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the quantile of ``ordered``, linear between the two nearest."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -136,34 +117,21 @@ def environment(device: torch.device) -> dict[str, Any]:
 def save_run(run: Run, folder: Path) -> None:
     """Write ``results.json`` and ``results.csv`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(r) for r in run.results]
-    content = {
-        "environment": run.environment,
-        "ceilings": run.ceilings.to_dict(),
-        "results": [{k: _short(v) for k, v in row.items()} for row in rows],
-        "not_measured": run.not_measured,
-    }
+    content = asdict(run)
+    content["results"] = [{key: _short(value) for key, value in row.items()} for row in content["results"]]
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Result)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
+        writer.writerows(content["results"])
 
 
 def read_run(folder: Path) -> Run:
     """Read what ``save_run`` wrote."""
     content = json.loads((folder / "results.json").read_text())
-    return Run(
-        content["environment"],
-        Ceilings(**content["ceilings"]),
-        [Result(**row) for row in content["results"]],
-        content["not_measured"],
-    )
+    results = [Result(**row) for row in content["results"]]
+    return Run(content["environment"], Ceilings(**content["ceilings"]), results, content["not_measured"])
 
 
 def _short(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:,.0f}" if seconds >= 1 else f"{seconds * 1e3:.4g}"

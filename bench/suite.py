@@ -14,7 +14,6 @@ import torch
 
 from bench import ROOT, child_environment
 from bench.ceilings import Ceilings, device_name, highest, measure_ceilings
-from bench.plots import draw_run
 from bench.report import print_run, write_run
 from bench.results_io import Result, Run, compare, environment, read_benchmarks
 from ipt_fast.cli.bench import EXAMPLE, add_arguments
@@ -76,6 +75,8 @@ def run_suite(
         print("bench: no benchmark gave a result", file=sys.stderr)
         return 1
     print_run(run)
+    from bench.plots import draw_run  # needs matplotlib, which main() asks for
+
     draw_run(run, folder)
     print(f"written: {folder}")
     if failed:
@@ -94,7 +95,15 @@ def run_file(
     print(f"bench_{name}.py", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         times, skipped = Path(temporary) / "times.json", Path(temporary) / "skipped.json"
-        command = pytest_command(device, name, small, seconds, times, skipped)
+        options = ["addopts=", "python_files=bench_*.py", "python_functions=bench_* test_*"]
+        command = [
+            *(sys.executable, "-m", "pytest", str(BENCH / f"bench_{name}.py"), "-q", "--no-header", "--tb=short"),
+            *("-p", "no:cacheprovider", "-p", "bench.deadline", "--benchmark-quiet"),
+            *(part for option in options for part in ("-o", option)),
+            *("--device", device.type, "--benchmark-json", str(times), "--skipped-json", str(skipped)),
+            *(["--small"] if small else []),
+            *([f"--deadline={0.75 * seconds:.0f}"] if seconds is not None else []),
+        ]
         try:
             # A case that has begun may still take a while.
             limit = None if seconds is None else seconds + 5
@@ -106,21 +115,6 @@ def run_file(
             return code, results, json.loads(skipped.read_text())
     reason = "out of time" if code == -1 else f"the process ended with {code} before its results were written"
     return code, results, [{"case": f"bench_{name}.py", "reason": f"failed: {reason}"}]
-
-
-def pytest_command(
-    device: torch.device, name: str, small: bool, seconds: float | None, times: Path, skipped: Path
-) -> list[str]:
-    """Return the command that runs one benchmark file."""
-    options = ["addopts=", "python_files=bench_*.py", "python_functions=bench_* test_*"]
-    return [
-        *(sys.executable, "-m", "pytest", str(BENCH / f"bench_{name}.py"), "-q", "--no-header", "--tb=short"),
-        *("-p", "no:cacheprovider", "-p", "bench.deadline", "--benchmark-quiet"),
-        *(part for option in options for part in ("-o", option)),
-        *("--device", device.type, "--benchmark-json", str(times), "--skipped-json", str(skipped)),
-        *(["--small"] if small else []),
-        *([f"--deadline={0.75 * seconds:.0f}"] if seconds is not None else []),
-    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,12 +13,6 @@ from ipt_fast.model import IPTConfig
 from ipt_fast.tasks import get_task
 
 
-def mean_shift() -> nn.Conv2d:
-    """Return a frozen 1x1 convolution; its weights come with the state dict."""
-    shift = nn.Conv2d(3, 3, 1)
-    return shift.requires_grad_(False)
-
-
 class ResBlock(nn.Module):
     """Two 5x5 convolutions and a shortcut."""
 
@@ -63,21 +57,15 @@ class EncoderLayer(nn.Module):
         return x + self.linear2(F.relu(self.linear1(self.norm2(x))))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(EncoderLayer):
     """Pre-norm self-attention, cross-attention and feed-forward; the task embedding is added to q and k."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, need_weights: bool):
-        super().__init__()
-        self.need_weights = need_weights
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, bias=False, batch_first=True)
+        super().__init__(dim, num_heads, ffn_dim, need_weights)
         self.multihead_attn = nn.MultiheadAttention(dim, num_heads, bias=False, batch_first=True)
-        self.linear1 = nn.Linear(dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, z: Tensor, memory: Tensor, E: Tensor | float) -> Tensor:
+    def forward(self, z: Tensor, memory: Tensor, E: Tensor | float) -> Tensor:  # type: ignore[override]
         y = self.norm1(z)
         q = k = y + E  # [B, N, D]
         z = z + self.self_attn(q, k, y, need_weights=self.need_weights)[0]
@@ -134,14 +122,18 @@ class PlainIPT(nn.Module):
     def __init__(self, config: IPTConfig | None = None, need_weights: bool = False):
         super().__init__()
         self.config = config = config or IPTConfig()
-        self.sub_mean = mean_shift()
-        self.add_mean = mean_shift()
+        # Frozen; their weights come with the state dict.
+        self.sub_mean, self.add_mean = (nn.Conv2d(3, 3, 1).requires_grad_(False) for _ in range(2))
         self.head = nn.ModuleList(head(config.n_feats) for _ in config.tasks)
         self.body = Transformer(config, need_weights)
         self.tail = nn.ModuleList(tail(config.n_feats, get_task(task).scale) for task in config.tasks)
 
+    def task_index(self, task: str) -> int:
+        """Return the place of ``task`` among the network's tasks."""
+        return self.config.tasks.index(task)
+
     def forward(self, x: Tensor, task: str, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        index = self.config.tasks.index(task)
+        index = self.task_index(task)
         x = self.head[index](self.sub_mean(x))  # [B, n_feats, S, S]
         y, feats = self.body(x, index)
         y = self.add_mean(self.tail[index](y + x))  # [B, 3, rS, rS]

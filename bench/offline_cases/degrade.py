@@ -27,12 +27,11 @@ def offline_cases() -> list[OfflineCase]:
         *(_case("rain", rain_kernel, {**layout, **listed}, RAIN_PLAN) for layout in (planes, last)),
         _case("rain of the caller", rain_kernel, {**planes, **given}, RAIN_PLAN),
     ]
-    for scale in (2, 3, 4):
-        for layout in (planes, last):
-            cases.append(
-                _case(f"shrink x{scale}", shrink_kernel, {**layout, "SCALE": scale}, shrink_plan(scale), scale)
-            )
-    return cases
+    return cases + [
+        _case(f"shrink x{scale}", shrink_kernel, {**layout, "SCALE": scale}, shrink_plan(scale), scale)
+        for scale in (2, 3, 4)
+        for layout in (planes, last)
+    ]
 
 
 def _case(name: str, fn: Any, consts: dict[str, Any], plan: dict[str, int], scale: int = 0) -> OfflineCase:

@@ -23,25 +23,21 @@ FEATURES = ("U", "X", "W", "OUT")  # pointers of the features' dtype; all others
 def offline_cases() -> list[OfflineCase]:
     cases = [case for shape in SHAPES for dtype in ("fp16", "bf16") for case in _gemms(shape, dtype, "ieee")]
     cases += _gemms(SHAPES[0], "fp32", "ieee") + _gemms(SHAPES[0], "fp32", "tf32")
-    return cases + [
-        case for shape in SHAPES[::2] for dtype in ("bf16", "fp32") for case in _token_by_token(shape, dtype)
-    ]
+    return cases + [case for shape in SHAPES[::2] for dtype in ("bf16", "fp32") for case in _norms(shape, dtype)]
 
 
 def _gemms(shape: tuple[int, int, int], dtype: str, precision: str) -> list[OfflineCase]:
     p = plan(*shape, DTYPES[dtype], PROCESSORS)
     consts = {"DP": p.DP, "BLOCK": p.block, "BLOCK_D": p.block_d, "EVEN": shape[1] == p.NP, "PRECISION": precision}
-    options = {
-        "num_warps": p.num_warps,
-        "num_stages": p.num_stages,
-        "needs_tensor_cores": dtype != "fp32" or precision == "tf32",
-    }
-    suffix = " tf32" if precision == "tf32" else ""
-    kernels = (("forward", sums_kernel), ("backward weights", weights_kernel))
-    return [_case(name, fn, shape, dtype, consts, suffix, **options) for name, fn in kernels]
+    tf32 = precision == "tf32"
+    return [
+        _case(name, fn, shape, dtype, consts, " tf32" * tf32, num_warps=p.num_warps, num_stages=p.num_stages,
+              needs_tensor_cores=dtype != "fp32" or tf32)
+        for name, fn in (("forward", sums_kernel), ("backward weights", weights_kernel))
+    ]  # fmt: skip
 
 
-def _token_by_token(shape: tuple[int, int, int], dtype: str) -> list[OfflineCase]:
+def _norms(shape: tuple[int, int, int], dtype: str) -> list[OfflineCase]:
     p = plan(*shape, DTYPES[dtype], PROCESSORS)
     consts = {"D": shape[2], "DP": p.DP, "BLOCK_D": p.block_of_features, "ROWS": p.rows}
     kernels = (("unit tokens", unit_kernel), ("backward norm", norm_backward_kernel))
@@ -58,25 +54,19 @@ def _case(
     **options: Any,
 ) -> OfflineCase:
     B, N, D = shape
+    types = {}
+    for argument in fn.arg_names:
+        number = argument in ("K", "N", "NP") or argument.islower()
+        types[argument] = "i32" if number else f"*{dtype}" if argument in FEATURES else "*fp32"
+    types = {argument: kind for argument, kind in types.items() if argument not in consts}
+    sizes = ("NP", "N") if N % 16 == 0 else ("NP",)
     return OfflineCase(
         op="patch_contrastive_loss",
         kernel_name=name,
         fn=fn,
-        types={a: _type(a, dtype) for a in fn.arg_names if a not in consts},
+        types=types,
         consts=consts,
-        align16=_aligned(fn.arg_names, N),
+        align16=tuple(a for a, kind in types.items() if kind.startswith("*") or a in sizes),
         label=f"{dtype} B={B} N={N} D={D}{suffix}",
         **options,
     )
-
-
-def _type(argument: str, dtype: str) -> str:
-    if argument in ("K", "N", "NP") or argument.islower():
-        return "i32"
-    return f"*{dtype}" if argument in FEATURES else "*fp32"
-
-
-def _aligned(arguments: list[str], N: int) -> tuple[str, ...]:
-    whole = ("NP", "N") if N % 16 == 0 else ("NP",)
-    pointers = ("U", "X", "W", "OUT", "S", "SUMS", "LOGS", "COEF", "LARGEST", "G", "POSITIVE")
-    return tuple(a for a in arguments if a in pointers or a in whole)

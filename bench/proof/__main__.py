@@ -41,7 +41,7 @@ def run_stages(proof: Proof, stages: Sequence[Stage], limit: float) -> list[Outc
         except Exception as error:  # a fault in one stage must not cost the results of the others
             passed, line = False, f"{type(error).__name__}: {error}"
         outcomes.append(Outcome(stage.name, stage.what, passed, time.monotonic() - start, line))
-        print(f"  {'passed' if passed else 'FAILED'} after {outcomes[-1].seconds:.0f} s: {line}", flush=True)
+        print(f"  {outcomes[-1].row()[2]} after {outcomes[-1].seconds:.0f} s: {line}", flush=True)
         text = markdown(device_name(proof.device), machine, proof.found, outcomes)
         (proof.folder / "proof.md").write_text(text)
     return outcomes

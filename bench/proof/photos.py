@@ -1,5 +1,6 @@
 """A folder of JPEG photos of ImageNet's usual size, with nothing to fetch: cut from packaged photos, or made."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +19,16 @@ def write_photos(folder: Path, count: int) -> str:
     for number in range(count):
         image = _cut(sources[number % len(sources)], random) if sources else _made(random)
         image.save(folder / f"{number:05}.jpg", quality=90)
-    width, height = SIZE
     kind = f"cut from {len(sources)} packaged photos" if sources else "made of noise with a photo's spectrum"
-    return f"{count} JPEG files of {width}x{height}, {kind}"
+    return f"{count} JPEG files of {SIZE[0]}x{SIZE[1]}, {kind}"
 
 
 def found_photos() -> list[Path]:
     """Return the packaged photos of the packages that are here."""
     paths: list[Path] = []
     for package, names in TRAIN.items():
-        try:
+        with suppress(FileNotFoundError):
             paths += packaged_photos({package: names})
-        except FileNotFoundError:
-            continue
     return paths
 
 
@@ -49,10 +47,8 @@ def _made(random: np.random.Generator) -> Image.Image:
     width, height = SIZE
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = np.inf
-    planes = []
-    for _ in range(4):
-        phases = np.exp(2j * np.pi * random.random(frequency.shape))
-        plane = np.fft.irfft2(phases / frequency, s=(height, width))
-        planes.append(plane / plane.std())
-    rgb = np.stack([planes[0] + 0.3 * plane for plane in planes[1:]], -1)  # [H, W, 3]
+    phases = np.exp(2j * np.pi * random.random((4, *frequency.shape)))
+    planes = np.fft.irfft2(phases / frequency, s=(height, width))  # [4, H, W]
+    planes /= planes.std(axis=(1, 2), keepdims=True)
+    rgb = np.moveaxis(planes[0] + 0.3 * planes[1:], 0, -1)  # [H, W, 3]
     return Image.fromarray(np.clip(128 + 50 * rgb, 0, 255).astype(np.uint8))

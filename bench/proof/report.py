@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.ceilings import Ceilings
 from bench.proof.decode import COLUMNS, rows_of
-from bench.report import ceilings_line
+from bench.report import NO_GPU, ceilings_line
 from ipt_fast.cli.tables import markdown_table
 
 _TRAINING = {
@@ -47,12 +47,10 @@ def markdown(title: str, environment: dict[str, Any], found: dict[str, Any], out
     if "ceilings" in found:
         parts.append(ceilings_line(Ceilings(**found["ceilings"])) + ". All benchmarks: results.md.\n")
     if found.get("training"):
-        rows = [(name, form.format(found["training"][key])) for key, (name, form) in _TRAINING.items()
-                if key in found["training"]]  # fmt: skip
-        parts += [
-            f"## Training\n\n{found['photos']}; log in training.jsonl.\n",
-            markdown_table(("what", "value"), rows),
-        ]
+        known = {key: text for key, text in _TRAINING.items() if key in found["training"]}
+        rows = [(name, form.format(found["training"][key])) for key, (name, form) in known.items()]
+        parts.append(f"## Training\n\n{found['photos']}; log in training.jsonl.\n")
+        parts.append(markdown_table(("what", "value"), rows))
     if found.get("trace"):
         heavy = [(name, str(calls), f"{ms:.2f}", f"{share:.1%}") for name, calls, ms, share in found["trace"]]
         columns = ("kernel or operator", "calls", "ms", "share")
@@ -61,5 +59,5 @@ def markdown(title: str, environment: dict[str, Any], found: dict[str, Any], out
     if found.get("decoding"):
         parts += [f"## Decoding\n\n{found['photos']}.\n", markdown_table(COLUMNS, rows_of(found["decoding"]))]
     if environment["device"] == "cpu":
-        parts.append("No GPU was at hand: nothing here says anything about one.\n")
+        parts.append(NO_GPU)
     return "\n".join(parts)

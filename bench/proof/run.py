@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,15 +41,13 @@ def execute(command: Sequence[str], log: Path, seconds: float, env: Mapping[str,
 
 
 def _end(process: subprocess.Popen) -> None:
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, sign)
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                continue
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # what it started and left running
+        os.killpg(process.pid, signal.SIGKILL)  # it, and what it started and left running
+    process.wait()
 
 
 def clean(log: Path) -> None:
@@ -66,6 +65,18 @@ def last_line(log: Path, pattern: str = r"\S") -> str:
     return lines[-1].strip("= ") if lines else ""
 
 
+def check(code: int | None, log: Path, what: str = "") -> None:
+    """Check what ``execute`` returned.
+
+    Raises:
+        StageError: the command ran out of time or failed; the message ends with the last line of its log.
+    """
+    if code is None:
+        raise StageError("out of time")
+    if code != 0:
+        raise StageError(f"{what}left with {code}: {last_line(log)}")
+
+
 def pytest_files(
     files: Sequence[Path], log: Path, seconds: float, options: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> str:
@@ -78,7 +89,7 @@ def pytest_files(
         StageError: a test failed, or a file did not end in time; names them.
     """
     end = time.monotonic() + seconds
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     bad = []
     for place, file in enumerate(files):
         share = max(5.0, (end - time.monotonic()) / (len(files) - place))
@@ -89,9 +100,9 @@ def pytest_files(
         with log.open("a") as all_logs:
             all_logs.write(f"{file.name}\n{own.read_text(errors='replace')}\n")
         for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", last_line(own, r" in [\d.]+s")):
-            counts[word] = counts.get(word, 0) + int(number)
+            counts[word] += int(number)
         late = re.findall(r"SKIPPED \[(\d+)\].*: out of time", own.read_text(errors="replace"))
-        counts["of the skipped out of time"] = counts.get("of the skipped out of time", 0) + sum(map(int, late))
+        counts["of the skipped out of time"] += sum(map(int, late))
         if code not in (0, 5):
             bad.append(f"{file.name} ({'out of time' if code is None else f'exit code {code}'})")
         own.unlink()

@@ -15,7 +15,7 @@ import torch
 from bench import ROOT
 from bench.ceilings import device_name
 from bench.proof.photos import write_photos
-from bench.proof.run import StageError, execute, last_line, pytest_files
+from bench.proof.run import StageError, check, execute, last_line, pytest_files
 from bench.proof.training import heaviest, summarise
 
 _WARM_UP_STEPS = 20  # the trace, kernels compiled, libraries choosing theirs
@@ -31,14 +31,13 @@ class Proof:
     found: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.logs = self.folder / "logs"
-        self.logs.mkdir(parents=True, exist_ok=True)
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         self._temporary = tempfile.TemporaryDirectory(prefix="ipt_fast_proof_")
         self.work = Path(self._temporary.name)
 
     def log(self, stage: str) -> Path:
         """Return an empty log for the stage."""
-        path = self.logs / f"{stage}.log"
+        path = self.folder / "logs" / f"{stage}.log"
         path.write_text("")
         return path
 
@@ -70,24 +69,14 @@ def environment(proof: Proof, seconds: float) -> str:
     log = proof.log("environment")
     if proof.device.type == "cuda" and shutil.which("nvidia-smi"):
         execute(["nvidia-smi"], log, seconds / 2)
-    code = execute([sys.executable, "-m", "ipt_fast.cli", "info"], log, seconds)
-    if code != 0:
-        raise StageError(f"ipt-fast info left with {code}: {last_line(log)}")
+    check(execute([sys.executable, "-m", "ipt_fast.cli", "info"], log, seconds), log, "ipt-fast info ")
     return f"{device_name(proof.device)}, torch {torch.__version__}"
 
 
 def tests_on_gpu(proof: Proof, seconds: float) -> str:
     """Run the tests that need a GPU."""
-    log = proof.log("tests")
-    command = [sys.executable, "-m", "pytest", "tests", "--ignore=tests/kernels", "-q", "-m", "gpu"]
-    deadline = ["-p", "bench.deadline", f"--deadline={0.8 * seconds:.0f}"]
-    code = execute([*command, *deadline], log, seconds)
-    line = last_line(log, r" in [\d.]+s")
-    if code == 5:
-        return "no test outside tests/kernels needs a GPU"
-    if code != 0:
-        raise StageError("out of time" if code is None else line or last_line(log))
-    return line
+    options = ["--ignore=tests/kernels", "-m", "gpu"]
+    return pytest_files([ROOT / "tests"], proof.log("tests"), seconds, options)
 
 
 def kernel_tests(proof: Proof, seconds: float) -> str:
@@ -114,10 +103,8 @@ def training(proof: Proof, seconds: float) -> str:
         packed = proof.folder / "trace.json.gz"
         packed.write_bytes(gzip.compress((out / "trace_rank0.json").read_bytes()))
         proof.found["trace"] = heaviest(packed)
-    if code != 0:
-        raise StageError("out of time" if code is None else f"train.py left with {code}: {last_line(log)}")
-    missing = [name for name in ("training", "trace") if not proof.found.get(name)]
-    if missing:
+    check(code, log, "train.py ")
+    if missing := [name for name in ("training", "trace") if not proof.found.get(name)]:
         raise StageError(f"train.py left nothing to read for: {', '.join(missing)}")
     found = proof.found["training"]
     return f"{found['patches_per_s']:,.1f} patches/s, data stall {found['data_stall_pct']:.2f} %"
@@ -127,9 +114,7 @@ def decoding(proof: Proof, seconds: float) -> str:
     """Measure both loaders' crops a second; compare DALI's pixels with the PyTorch loader's."""
     log, path = proof.log("decoding"), proof.folder / "decoding.json"
     command = [sys.executable, "-m", "bench.proof.decode", str(proof.photos()), "--device", proof.device.type]
-    code = execute([*command, f"--seconds={seconds / 10:.1f}", f"--json={path}"], log, seconds)
-    if code != 0:
-        raise StageError("out of time" if code is None else f"left with {code}: {last_line(log)}")
+    check(execute([*command, f"--seconds={seconds / 10:.1f}", f"--json={path}"], log, seconds), log)
     proof.found["decoding"] = measured = json.loads(path.read_text())
     return "; ".join(
         f"{row['loader']}: {row['why_not']}" if "why_not" in row else f"{row['loader']}: {row['crops_per_s']:,.0f}/s"
@@ -146,7 +131,7 @@ def benchmarks(proof: Proof, seconds: float) -> str:
     results.unlink(missing_ok=True)  # of an earlier proof
     code = execute(command, log, seconds)
     if not results.exists():
-        raise StageError("out of time" if code is None else f"left with {code}: {last_line(log)}")
+        check(code, log)
     content = json.loads(results.read_text())
     proof.found["ceilings"] = content["ceilings"]
     line = f"{len(content['results'])} results, {len(content['not_measured'])} not measured"

@@ -42,13 +42,10 @@ def heaviest(path: Path, count: int = 15) -> list[tuple[str, int, float, float]]
     content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     events = [e for e in content["traceEvents"] if e.get("ph") == "X"]
     on_device = [e for e in events if str(e.get("cat")) in ("kernel", "gpu_memcpy", "gpu_memset")]
+    taken = [(event["name"], event["dur"]) for event in on_device]
     times: dict[str, list[float]] = defaultdict(list)
-    if on_device:
-        for event in on_device:
-            times[event["name"]].append(event["dur"])
-    else:
-        for name, own in _own_times([e for e in events if e.get("cat") == "cpu_op"]):
-            times[name].append(own)
+    for name, microseconds in taken or _own_times([e for e in events if e.get("cat") == "cpu_op"]):
+        times[name].append(microseconds)
     total = sum(map(sum, times.values())) or 1.0
     order = sorted(times.items(), key=lambda item: -sum(item[1]))[:count]
     return [(name[:_NAME_LENGTH], len(t), sum(t) / 1e3, sum(t) / total) for name, t in order]

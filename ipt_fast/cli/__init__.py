@@ -6,6 +6,9 @@ A subcommand module has ``EXAMPLE``, ``add_arguments(parser)`` and ``run(args) -
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 COMMANDS = {
     "info": "which backend each op takes on this machine, and why not the others",
@@ -24,6 +27,29 @@ COMMANDS = {
 
 class CommandError(Exception):
     """An error of the user's making: printed as one line, exit code 2."""
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds are of the user's making."""
+    try:
+        yield
+    except kinds as error:
+        raise CommandError(str(error)) from error
+
+
+def check_output(path: Path, force: bool, source: Path | None = None) -> None:
+    """Refuse to write over the input, and over any other file unless ``force``."""
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise CommandError(f"{path} is the input itself; choose another -o")
+    if path.exists() and not force:
+        raise CommandError(f"{path} is already there; --force overwrites")
+
+
+def check_folder(path: Path, option: str = "") -> None:
+    """Refuse a file in a folder that is not there; ``option`` is what gave it."""
+    if not path.parent.is_dir():
+        raise CommandError(f"{option}{path}: the folder {path.parent} is not there")
 
 
 def main(argv: list[str] | None = None) -> int:

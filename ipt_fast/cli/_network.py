@@ -2,12 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ipt_fast.checkpoint import CheckpointError, load_checkpoint
-from ipt_fast.cli import CommandError
+from ipt_fast.cli import CommandError, user_errors
 from ipt_fast.engine.precision import resolve_precision
+from ipt_fast.inference.prepare import PreparedIPT, prepare_for_inference
 from ipt_fast.model import IPT
 from ipt_fast.tasks import Task, get_task
 
@@ -21,30 +23,27 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> None:
     """Options of the way an image goes through a network; ``precision`` is the default."""
-    parser.add_argument("--overlap", type=int, default=10, metavar="PX", help="least overlap of windows (default 10)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--overlap", type=int, default=10, metavar="PX", help="least overlap of windows (default 10)")
+    add(
         "--stitch", choices=("blend", "official"), default="blend",
         help="blend windows (default), or the reference code's stitching, 8 times the work",
     )  # fmt: skip
-    parser.add_argument(
-        "--self-ensemble", action="store_true", help="mean over 8 flips and transposes, 8 times the work"
-    )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="windows at once (default: what memory allows)")
-    parser.add_argument(
+    add("--self-ensemble", action="store_true", help="mean over 8 flips and transposes, 8 times the work")
+    add("--batch-size", type=int, metavar="N", help="windows at once (default: what memory allows)")
+    add(
         "--precision", choices=("auto", *PRECISIONS), default=precision,
         help=f"of the arithmetic (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
 
 def load_network(
     path: Path, task: str | None = None, device: torch.device | str = "cpu", num_heads: int | None = None
 ) -> IPT:
     """Call ``load_checkpoint`` with its errors as the user's."""
-    try:
+    with user_errors(OSError, CheckpointError, ValueError):
         return load_checkpoint(path, task, num_heads=num_heads).to(device)
-    except (OSError, CheckpointError, ValueError) as error:
-        raise CommandError(str(error)) from error
 
 
 def load_for_task(path: Path, task: Task, device: torch.device | str) -> tuple[IPT, str]:
@@ -53,40 +52,24 @@ def load_for_task(path: Path, task: Task, device: torch.device | str) -> tuple[I
     A noise level that the network was not trained on is served by its nearest one (Table 4 of the paper).
     """
     try:
-        model = load_checkpoint(path)
-    except CheckpointError as error:
+        model = load_network(path, device=device)
+    except CommandError as error:
         if "give the task" not in str(error):
-            raise CommandError(str(error)) from error
-        model = load_network(path, task.name)
-    except (OSError, ValueError) as error:
-        raise CommandError(str(error)) from error
-    try:
-        return model.to(device), serving_task(model, task)
-    except ValueError as error:
-        raise NoSuchTaskError(f"{path}: {error}") from error
-
-
-def serving_task(model: IPT, task: Task) -> str:
-    """Return the task of the network that serves ``task``: itself, or for noise the nearest level.
-
-    Raises:
-        ValueError: the network has neither.
-    """
+            raise
+        model = load_network(path, task.name, device)
     tasks = model.config.tasks
     if task.name in tasks:
-        return task.name
-    levels = [get_task(name) for name in tasks if get_task(name).kind == "denoise"]
+        return model, task.name
+    levels = [level for level in map(get_task, tasks) if level.kind == "denoise"]
     if task.kind != "denoise" or not levels:
-        raise ValueError(f"has no task {task.name}; it has {', '.join(tasks)}")
-    return min(levels, key=lambda level: abs(level.sigma - task.sigma)).name
+        raise NoSuchTaskError(f"{path}: has no task {task.name}; it has {', '.join(tasks)}")
+    return model, min(levels, key=lambda level: abs(level.sigma - task.sigma)).name
 
 
 def pick_task(name: str) -> Task:
     """Return the task of that name."""
-    try:
+    with user_errors(ValueError):
         return get_task(name)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
 
 
 def pick_device(name: str) -> torch.device:
@@ -109,9 +92,18 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[resolve_precision("auto", device) if name == "auto" else name]
 
 
-def check_windows(args: argparse.Namespace, patch_size: int) -> None:
-    """Options that only the network can judge."""
-    if not 0 <= args.overlap < patch_size:
-        raise CommandError(f"--overlap must be 0 to {patch_size - 1} for this network, got {args.overlap}")
+def prepare(path: Path, task: Task, args: argparse.Namespace) -> tuple[PreparedIPT, str]:
+    """Return what ``load_for_task`` does, prepared as the options of ``add_network_arguments`` ask."""
+    device = pick_device(args.device)
+    model, name = load_for_task(path, task, device)
+    size = model.config.patch_size
+    if not 0 <= args.overlap < size:
+        raise CommandError(f"--overlap must be 0 to {size - 1} for this network, got {args.overlap}")
     if args.batch_size is not None and args.batch_size < 1:
         raise CommandError(f"--batch-size must be at least 1, got {args.batch_size}")
+    return prepare_for_inference(model, name, pick_precision(args.precision, device)), name
+
+
+def window_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keywords of ``restore`` that the options of ``add_network_arguments`` give."""
+    return {name: getattr(args, name) for name in ("overlap", "stitch", "batch_size", "self_ensemble")}

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ipt_fast.cli import CommandError
+from ipt_fast.cli import CommandError, check_folder, check_output
 
 EXAMPLE = """examples:
   ipt-fast convert IPT_pretrain.pt -o IPT_pretrain.safetensors
@@ -14,7 +14,6 @@ exit codes: 0 written, 2 wrong usage or input"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ipt-fast convert``."""
     parser.add_argument("checkpoint", type=Path, metavar="IN", help="released, own or safetensors")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="NAME.safetensors or NAME.pt")
     parser.add_argument(
@@ -39,12 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"-o {args.out}: give it a name that ends in .safetensors, .pt or .pth")
     if suffix == ".safetensors" and args.layout:
         raise CommandError(f"--layout {args.layout} is for .pt files; a safetensors file has one layout")
-    if args.out.exists() and args.checkpoint.exists() and args.out.samefile(args.checkpoint):
-        raise CommandError(f"{args.out} is the input itself; choose another -o")
-    if args.out.exists() and not args.force:
-        raise CommandError(f"{args.out} is already there; --force overwrites")
-    if not args.out.parent.is_dir():
-        raise CommandError(f"-o {args.out}: the folder {args.out.parent} is not there")
+    check_output(args.out, args.force, args.checkpoint)
+    check_folder(args.out, "-o ")
     model = load_network(args.checkpoint, args.task, num_heads=args.num_heads)
     dtype = PRECISIONS[args.dtype]
     try:
@@ -61,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
         if not torch.equal(again.state_dict()[key], stored):
             raise CommandError(f"{args.out}: {key} was not written as it is; the disk or its file system is faulty")
     parameters = sum(value.numel() for value in model.state_dict().values())
-    tasks = ", ".join(model.config.tasks)
     size = args.out.stat().st_size
     written = f"{size / 1e9:.2f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
-    what = f"{tasks}; {parameters:,} parameters, {args.dtype}, {written}"
+    what = f"{', '.join(model.config.tasks)}; {parameters:,} parameters, {args.dtype}, {written}"
     print(f"{args.checkpoint} -> {args.out}: {what}; read back and equal")
     return 0

@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ipt_fast.cli import CommandError
+from ipt_fast.cli import user_errors
 
 EXAMPLE = """example:
   ipt-fast demo --out runs/tiny
@@ -16,7 +16,6 @@ EXAMPLE = """example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ipt-fast demo``."""
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the run (default runs/tiny)")
     parser.add_argument("--preset", default="tiny", help="preset to train (default tiny)")
     parser.add_argument(
@@ -34,16 +33,11 @@ def run(args: argparse.Namespace) -> int:
     from ipt_fast.inference import load_checkpoint
     from ipt_fast.io.atomic import atomic_write
 
-    try:
+    with user_errors(FileNotFoundError):
         photos = held_out_photos()
         data = copy_training_photos(args.out / "photos")
-    except FileNotFoundError as error:
-        raise CommandError(str(error)) from error
-    options = [f"--set={change}" for change in args.set]
-    code = engine.main(
-        ["--data", str(data), "--preset", args.preset, "--out", str(args.out), "--resume", "auto", *options]
-    )
-    if code:
+    options = ["--data", str(data), "--preset", args.preset, "--out", str(args.out), "--resume", "auto"]
+    if code := engine.main([*options, *(f"--set={change}" for change in args.set)]):
         return code
 
     model = load_checkpoint(args.out / "checkpoint.pt").eval()

@@ -4,19 +4,19 @@ import argparse
 import csv
 import json
 import math
-import sys
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from ipt_fast.cli import CommandError
-
-if TYPE_CHECKING:
-    from ipt_fast.evaluation.score import Score
+from ipt_fast.cli import CommandError, _network, check_folder, user_errors
+from ipt_fast.cli._network import NoSuchTaskError
+from ipt_fast.cli.tables import message_console, print_table, progress_bar
+from ipt_fast.evaluation.paper import ALIASES, CELLS, TITLES, find_paper_sets, table_rows
+from ipt_fast.evaluation.score import INPUT, Method, Score, mean_scores, score_set
+from ipt_fast.evaluation.test_sets import TestSetError, find_set
+from ipt_fast.io.atomic import atomic_write
+from ipt_fast.io.images import silence_pillow_warnings
 
 EXAMPLE = """examples:
   ipt-fast eval --task sr4 --data Set5 --checkpoint IPT_pretrain.pt --csv scores.csv --json scores.json
@@ -28,21 +28,17 @@ exit codes: 0 scored, 2 wrong usage or data"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ipt-fast eval``."""
-    from ipt_fast.cli._network import add_network_arguments
-
-    parser.add_argument("--task", help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
-    parser.add_argument("--data", nargs="+", type=Path, required=True, metavar="DIR", help="test sets")
-    parser.add_argument("--checkpoint", nargs="+", type=Path, default=[], metavar="FILE", help="one or more, compared")
-    parser.add_argument(
-        "--paper", action="store_true", help="the paper's Tables 1 to 4 beside ours, sets found in --data"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each set")
-    parser.add_argument("--brief", action="store_true", help="print the means alone")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every score")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every score and the means")
-    add_network_arguments(parser, precision="fp32")
+    add = parser.add_argument
+    add("--task", help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
+    add("--data", nargs="+", type=Path, required=True, metavar="DIR", help="test sets")
+    add("--checkpoint", nargs="+", type=Path, default=[], metavar="FILE", help="one or more, compared")
+    add("--paper", action="store_true", help="the paper's Tables 1 to 4 beside ours, sets found in --data")
+    add("--seed", type=int, default=0, help="of the noise (default 0)")
+    add("--limit", type=int, metavar="N", help="only the first N images of each set")
+    add("--brief", action="store_true", help="print the means alone")
+    add("--csv", type=Path, metavar="FILE", help="write every score")
+    add("--json", type=Path, metavar="FILE", help="write every score and the means")
+    _network.add_network_arguments(parser, precision="fp32")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"--limit must be at least 1, got {args.limit}")
     labels = _labels(args.checkpoint)
     for path in (args.csv, args.json):
-        if path is not None and not path.parent.is_dir():
-            raise CommandError(f"{path}: the folder {path.parent} is not there")
+        if path is not None:
+            check_folder(path)
     if args.paper:
         scores = _paper(args, labels)
     else:
@@ -78,76 +74,46 @@ def score_sets(
     labels: dict[str, Path],
     work: Iterable[tuple[str, Path, str | None]],
     leave_out: bool = False,
-) -> "list[Score]":
+) -> list[Score]:
     """Scores of every (task, folder, name of the set); networks stay loaded as long as the task is the same.
 
     ``leave_out``: checkpoints that have no such task are left out instead of being an error.
     """
-    from ipt_fast.cli._network import (
-        NoSuchTaskError,
-        check_windows,
-        load_for_task,
-        pick_device,
-        pick_precision,
-        pick_task,
-    )
-    from ipt_fast.evaluation.score import Method, score_set
-    from ipt_fast.evaluation.test_sets import ImageSet, TestSetError, find_set
-    from ipt_fast.inference import prepare_for_inference
-    from ipt_fast.io.images import silence_pillow_warnings
-
     silence_pillow_warnings()
-    device = pick_device(args.device)
-    dtype = pick_precision(args.precision, device)
-    options = {
-        "overlap": args.overlap,
-        "stitch": args.stitch,
-        "batch_size": args.batch_size,
-        "self_ensemble": args.self_ensemble,
-    }
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    _network.pick_device(args.device)  # refused also where no network is to run
+    console = message_console()
     scores: list[Score] = []
     methods: dict[str, Method] = {}
     loaded_for = None
     for name, folder, set_name in work:
-        task = pick_task(name)
-        try:
+        task = _network.pick_task(name)
+        with user_errors(OSError, TestSetError):
             images = find_set(folder, task)
-        except (OSError, TestSetError) as error:
-            raise CommandError(str(error)) from error
         if set_name is not None:
-            images = ImageSet(set_name, images.pairs, images.layout)
+            images = replace(images, name=set_name)
         if loaded_for != name:
             methods = {}
             for label, path in labels.items():
                 try:
-                    model, serving = load_for_task(path, task, device)
+                    network, serving = _network.prepare(path, task, args)
                 except NoSuchTaskError:
-                    if leave_out:
-                        continue
-                    raise
-                check_windows(args, model.config.patch_size)
+                    if not leave_out:
+                        raise
+                    continue
                 shown = label if serving == task.name else f"{label} as {serving}"
-                methods[shown] = Method(prepare_for_inference(model, serving, dtype), serving, options)
+                methods[shown] = Method(network, serving, _network.window_options(args))
             loaded_for = name
         count = min(len(images.pairs), args.limit or len(images.pairs))
-        console.print(f"{images.name}, {task.name}: {count} images ({images.layout})", markup=False)
-        try:
-            with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-                bar = progress.add_task(images.name, total=count * (1 + len(methods)))
-                for score in score_set(images, task, methods, args.seed, args.limit):
-                    scores.append(score)
-                    progress.advance(bar)
-        except (OSError, TestSetError) as error:
-            raise CommandError(str(error)) from error
+        console.print(f"{images.name}, {task.name}: {count} images ({images.layout})")
+        with user_errors(OSError, TestSetError), progress_bar(console) as progress:
+            bar = progress.add_task(images.name, total=count * (1 + len(methods)))
+            for score in score_set(images, task, methods, args.seed, args.limit):
+                scores.append(score)
+                progress.advance(bar)
     return scores
 
 
-def _print_scores(scores: "list[Score]", brief: bool) -> None:
-    from ipt_fast.cli.tables import print_table
-    from ipt_fast.evaluation.score import mean_scores
-
+def _print_scores(scores: list[Score], brief: bool) -> None:
     columns = ["image", "method", "PSNR-Y", "PSNR-RGB", "SSIM-Y", "seconds"]
     for name, task in dict.fromkeys((s.image_set, s.task) for s in scores):
         of_set = [s for s in scores if (s.image_set, s.task) == (name, task)]
@@ -157,20 +123,13 @@ def _print_scores(scores: "list[Score]", brief: bool) -> None:
             # An image's name once, above its methods.
             image = "" if i and shown[i - 1].image == s.image else s.image
             seconds = f"{s.seconds:.2f}" if s.seconds else ""
-            rows.append([image, s.method, f"{s.psnr_y:.2f}", f"{s.psnr_rgb:.2f}", _ssim(s.ssim_y), seconds])
+            ssim = "" if math.isnan(s.ssim_y) else f"{s.ssim_y:.4f}"
+            rows.append([image, s.method, f"{s.psnr_y:.2f}", f"{s.psnr_rgb:.2f}", ssim, seconds])
         print_table(f"{name}, {task}", columns, rows, numeric=columns[2:])
 
 
-def _ssim(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.4f}"
-
-
-def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> "list[Score]":
+def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> list[Score]:
     """Score what is there, and print the paper's tables with our columns beside."""
-    from ipt_fast.cli.tables import print_table
-    from ipt_fast.evaluation.paper import ALIASES, CELLS, TITLES, find_paper_sets, table_rows
-    from ipt_fast.evaluation.score import INPUT, mean_scores
-
     for path in args.data:
         if not path.is_dir():
             raise CommandError(f"{path}: no such folder")
@@ -189,40 +148,33 @@ def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> "list[Score]":
         print_table(title, columns, rows, numeric=columns[2:])
     if args.limit is not None:
         print(f"ours: the first {args.limit} images of each set alone, so no fair comparison")
-    missing = [name for name in ALIASES if name not in found]
-    if missing:
+    if missing := [name for name in ALIASES if name not in found]:
         print(f"not found: {', '.join(missing)}")
     return scores
 
 
-def _write_files(args: argparse.Namespace, scores: "list[Score]") -> None:
+def _write_files(args: argparse.Namespace, scores: list[Score]) -> None:
     """CSV: a line per image and method. JSON: the same with the means and what was asked for; null for nan and inf."""
-    from ipt_fast.evaluation.score import Score, mean_scores
-    from ipt_fast.io.atomic import atomic_write
-
-    try:
+    with user_errors(OSError):
         if args.csv is not None:
             with atomic_write(args.csv, "w") as file:
                 writer = csv.DictWriter(file, [field.name for field in fields(Score)])
                 writer.writeheader()
-                writer.writerows(asdict(score) for score in scores)
+                writer.writerows(map(asdict, scores))
         if args.json is not None:
             content = {
-                "settings": {key: _plain(value) for key, value in vars(args).items() if key not in ("csv", "json")},
-                "means": [_plain(asdict(score)) for score in mean_scores(scores)],
-                "scores": [_plain(asdict(score)) for score in scores],
+                "settings": {key: value for key, value in vars(args).items() if key not in ("csv", "json")},
+                "means": list(map(asdict, mean_scores(scores))),
+                "scores": list(map(asdict, scores)),
             }
             with atomic_write(args.json, "w") as file:
-                file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise CommandError(str(error)) from error
+                file.write(json.dumps(_plain(content), indent=1, allow_nan=False, default=str) + "\n")
 
 
 def _plain(value: Any) -> Any:
+    """Return the same with null for numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

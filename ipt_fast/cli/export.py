@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ipt_fast.cli import CommandError
+from ipt_fast.cli import CommandError, check_folder, check_output, user_errors
 
 EXAMPLE = """examples:
   ipt-fast export IPT_pretrain.pt --task sr2 -o IPT_sr2.onnx
@@ -15,7 +15,6 @@ exit codes: 0 written and equal, 1 the program does not compute what the network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ipt-fast export``."""
     parser.add_argument("checkpoint", type=Path, metavar="FILE", help="released, own or safetensors")
     parser.add_argument("--task", required=True, help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="NAME.onnx or NAME.pt2")
@@ -29,21 +28,18 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.suffix.lower() not in SUFFIXES:
         raise CommandError(f"-o {args.out}: give it a name that ends in {' or '.join(SUFFIXES)}")
-    if args.out.exists() and not args.force:
-        raise CommandError(f"{args.out} is already there; --force overwrites")
-    if not args.out.parent.is_dir():
-        raise CommandError(f"-o {args.out}: the folder {args.out.parent} is not there")
+    check_output(args.out, args.force)
+    check_folder(args.out, "-o ")
     if args.out.suffix.lower() == ".onnx" and (reason := onnx_missing()):
         raise CommandError(reason)
     task = pick_task(args.task)
     model, name = load_for_task(args.checkpoint, task, "cpu")
     try:
-        difference = export_network(model, name, args.out)
+        with user_errors(OSError):
+            difference = export_network(model, name, args.out)
     except ExportError as error:
         print(f"ipt-fast export: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        raise CommandError(str(error)) from error
     size, scale = model.config.patch_size, task.scale
     nearest = "" if name == task.name else f" (the nearest task, {name})"
     print(

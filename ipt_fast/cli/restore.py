@@ -2,18 +2,21 @@
 
 import argparse
 import glob
-import sys
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from PIL import Image, ImageDraw, ImageFont
 
-from ipt_fast.cli import CommandError
+from ipt_fast.cli import CommandError, check_output
+from ipt_fast.cli._network import add_network_arguments, pick_task, prepare, window_options
+from ipt_fast.cli.tables import message_console, progress_bar
+from ipt_fast.degradations.bicubic import bicubic_up
+from ipt_fast.inference import restore
+from ipt_fast.inference.prepare import PreparedIPT
+from ipt_fast.io.images import SUFFIXES, array_to_tensor, read_image, silence_pillow_warnings, to_uint8, write_image
+from ipt_fast.io.scan import find_images
 
 EXAMPLE = """examples:
   ipt-fast restore photo.jpg -o photo_x2.png --task sr2 --checkpoint IPT_pretrain.pt
@@ -21,18 +24,7 @@ EXAMPLE = """examples:
 exit codes: 0 all restored, 1 some images failed (each is named), 2 wrong usage or input"""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image: where it comes from and where it goes."""
-
-    source: Path
-    target: Path
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ipt-fast restore``."""
-    from ipt_fast.cli._network import add_network_arguments
-
     parser.add_argument("images", nargs="+", metavar="IN", help="image files, folders (nested too) or globs")
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="OUT",
@@ -47,47 +39,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Restore every image; images that cannot be read are named and left out."""
-    from ipt_fast.cli._network import check_windows, load_for_task, pick_device, pick_precision, pick_task
-    from ipt_fast.inference import prepare_for_inference
-    from ipt_fast.io.images import silence_pillow_warnings
-
     silence_pillow_warnings()
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = message_console()
     jobs, left_out = plan(args.images, args.out)
-    _refuse_to_overwrite(jobs, args)
+    for source, target in jobs:
+        for written in (target, _compare_path(target)) if args.compare else (target,):
+            check_output(written, args.force, source)
     task = pick_task(args.task)
-    device = pick_device(args.device)
-    dtype = pick_precision(args.precision, device)
-    model, name = load_for_task(args.checkpoint, task, device)
-    check_windows(args, model.config.patch_size)
-    network = prepare_for_inference(model, name, dtype)
-    precision = str(dtype).removeprefix("torch.")
-    said = f"{len(jobs)} image{'s' * (len(jobs) != 1)}, {task.name}, {device.type}, {precision}, {args.stitch}"
+    network, name = prepare(args.checkpoint, task, args)
+    where = f"{next(network.parameters()).device.type}, {str(network.dtype).removeprefix('torch.')}"
+    said = f"{len(jobs)} image{'s' * (len(jobs) != 1)}, {task.name}, {where}, {args.stitch}"
     if name != task.name:
         said += f"; the network was not trained for {task.name}, its nearest task is {name}"
-    console.print(said, markup=False)
+    console.print(said)
     if left_out:
-        console.print(f"left out: {left_out} files that are no images by their names", markup=False)
+        console.print(f"left out: {left_out} files that are no images by their names")
     failed = 0
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    # On a terminal a bar; into a file one line an image.
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("", total=len(jobs))
-        for job in jobs:
-            progress.update(bar, description=job.source.name)
+        for source, target in jobs:
+            progress.update(bar, description=source.name)
             try:
-                console.print(_restore_one(job, network, name, args), markup=False)
+                console.print(_restore_one(source, target, network, name, args))
             except (OSError, RuntimeError) as error:
                 failed += 1
-                console.print(f"failed: {_one_line(error, job.source)}", markup=False)
+                text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                console.print(f"failed: {text if str(source) in text else f'{source}: {text}'}")
             progress.advance(bar)
     if failed:
         console.print(f"{failed} of {len(jobs)} images failed")
     return 1 if failed else 0
 
 
-def plan(inputs: list[str], out: Path) -> tuple[list[Job], int]:
-    """Decide which image goes where, and count the files of folders that are no images.
+def plan(inputs: list[str], out: Path) -> tuple[list[tuple[Path, Path]], int]:
+    """Return each image with the file that it becomes, and count the files of folders that are no images.
 
     Files of a folder keep their place below it; OUT itself is not entered. A single file may be given the name of its
     output.
@@ -95,9 +80,6 @@ def plan(inputs: list[str], out: Path) -> tuple[list[Job], int]:
     Raises:
         CommandError: nothing found, a name that is no image, two images with one output, or one output for many.
     """
-    from ipt_fast.io.images import SUFFIXES
-    from ipt_fast.io.scan import find_images
-
     found: list[tuple[Path, Path]] = []  # the image, and its place below OUT
     left_out = 0
     for text in inputs:
@@ -124,81 +106,51 @@ def plan(inputs: list[str], out: Path) -> tuple[list[Job], int]:
     if _names_a_file(out):
         if len(found) > 1:
             raise CommandError(f"{len(found)} images cannot all go to {out}; give -o a folder")
-        return [Job(found[0][0], out)], left_out
-    jobs = [Job(source, (out / place).with_suffix(".png")) for source, place in found]
+        return [(found[0][0], out)], left_out
     by_target: dict[Path, Path] = {}
-    for job in jobs:
-        if other := by_target.get(job.target):
-            raise CommandError(f"{other} and {job.source} would both become {job.target}; restore them one by one")
-        by_target[job.target] = job.source
-    return jobs, left_out
+    for source, place in found:
+        target = (out / place).with_suffix(".png")
+        if other := by_target.get(target):
+            raise CommandError(f"{other} and {source} would both become {target}; restore them one by one")
+        by_target[target] = source
+    return [(source, target) for target, source in by_target.items()], left_out
 
 
 def _names_a_file(out: Path) -> bool:
-    from ipt_fast.io.images import SUFFIXES
-
     if out.is_dir() or not out.suffix:
+        if out.is_file():
+            raise CommandError(f"-o {out} is a file; give a folder")
         return False
     if out.suffix.lower() not in SUFFIXES:
         raise CommandError(f"-o {out}: not a kind of image that can be written; take .png, or a folder")
     return True
 
 
-def _refuse_to_overwrite(jobs: list[Job], args: argparse.Namespace) -> None:
-    for job in jobs:
-        targets = [job.target, _compare_path(job.target)] if args.compare else [job.target]
-        for target in targets:
-            if target.exists() and target.samefile(job.source):
-                raise CommandError(f"{target} is the input itself; choose another -o")
-            if target.exists() and not args.force:
-                raise CommandError(f"{target} is already there; --force overwrites")
-    if args.out.exists() and not args.out.is_dir() and not _names_a_file(args.out):
-        raise CommandError(f"-o {args.out} is a file; give a folder")
-
-
 def _compare_path(target: Path) -> Path:
     return target.with_name(f"{target.stem}.compare.png")
 
 
-def _restore_one(job: Job, network, task: str, args: argparse.Namespace) -> str:
+def _restore_one(source: Path, target: Path, network: PreparedIPT, task: str, args: argparse.Namespace) -> str:
     """Restore and write one image; returns the line that says so."""
-    from ipt_fast.inference import restore
-    from ipt_fast.io.images import read_image, write_image
-
     start = time.perf_counter()
-    image = read_image(job.source)
-    notes = list(image.notes)
+    image = read_image(source)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        out = restore(
-            network,
-            image.pil(),
-            task,
-            args.overlap,
-            args.stitch,
-            args.batch_size,
-            self_ensemble=args.self_ensemble,
-        )
-    notes += [str(w.message).removeprefix("restore: ") for w in caught if "out of memory" in str(w.message)]
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    notes += write_image(out, job.target, force=args.force, icc_profile=image.icc_profile)
+        out = restore(network, image.pil(), task, **window_options(args))
+    said = [str(w.message).removeprefix("restore: ") for w in caught if "out of memory" in str(w.message)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    notes = *image.notes, *said, *write_image(out, target, force=args.force, icc_profile=image.icc_profile)
     if args.compare:
         compared = comparison(image.pixels, out, args.task)
-        write_image(compared, _compare_path(job.target), force=args.force, icc_profile=image.icc_profile)
+        write_image(compared, _compare_path(target), force=args.force, icc_profile=image.icc_profile)
     height, width = image.pixels.shape[:2]
-    line = (
-        f"{job.source} {width}x{height} -> {job.target} {out.width}x{out.height}, {time.perf_counter() - start:.1f} s"
-    )
+    seconds = time.perf_counter() - start
+    line = f"{source} {width}x{height} -> {target} {out.width}x{out.height}, {seconds:.1f} s"
     return line + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def comparison(pixels: np.ndarray, out: Image.Image, task: str) -> Image.Image:
     """Draw input | output in one picture; for super-resolution the input is enlarged bicubically."""
-    from PIL import ImageDraw, ImageFont
-
-    from ipt_fast.degradations.bicubic import bicubic_up
-    from ipt_fast.io.images import array_to_tensor, to_uint8
-
     scale = out.width // pixels.shape[1]
     before = to_uint8(bicubic_up(array_to_tensor(pixels), scale)) if scale > 1 else pixels
     gap, caption = 8, 26
@@ -206,14 +158,8 @@ def comparison(pixels: np.ndarray, out: Image.Image, task: str) -> Image.Image:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
     shown = Image.new("RGB", out.size, (255, 255, 255))
     shown.paste(out, mask=out.getchannel("A") if out.mode == "RGBA" else None)
-    left = gap
-    for name, side in ((f"input, bicubic x{scale}" if scale > 1 else "input", Image.fromarray(before)), (task, shown)):
+    first = f"input, bicubic x{scale}" if scale > 1 else "input"
+    for left, name, side in ((gap, first, Image.fromarray(before)), (out.width + 2 * gap, task, shown)):
         draw.text((left, 4), name, (30, 30, 30), font)
         picture.paste(side, (left, caption))
-        left += out.width + gap
     return picture
-
-
-def _one_line(error: BaseException, source: Path) -> str:
-    text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return text if str(source) in text else f"{source}: {text}"

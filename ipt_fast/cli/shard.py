@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from ipt_fast.cli import CommandError
+from ipt_fast.cli import user_errors
 from ipt_fast.data.index import NoImagesError, build_index
 from ipt_fast.data.shards import CHECKSUMS, write_shards
 
@@ -13,7 +13,6 @@ _NAMED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ipt-fast shard``."""
     parser.add_argument("data", nargs="+", metavar="DIR", help="folder of photos, nested or flat")
     parser.add_argument("out", metavar="OUT", help="new folder for the shards; training takes it as --data")
     parser.add_argument("--shard-mb", type=float, default=256, help="size of a shard in MB (default: %(default)s)")
@@ -24,11 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the photos and pack the usable ones."""
     started = time.monotonic()
-    try:
+    with user_errors(OSError, NoImagesError, ValueError):
         index = build_index(args.data, min_size=args.min_size, workers=args.workers)
         done = write_shards(index, args.out, roots=args.data, shard_bytes=int(args.shard_mb * 1e6))
-    except (OSError, NoImagesError, ValueError) as error:
-        raise CommandError(str(error)) from error
     seconds = time.monotonic() - started
     print(f"packed   {done.photos:8} photos, {done.bytes / 1e6:.1f} MB, in {seconds:.1f} s")
     print(f"shards   {len(done.files):8} in {done.files[0].parent}")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ipt_fast.cli import CommandError
+from ipt_fast.cli import CommandError, check_output, user_errors
 
 EXAMPLE = """examples:
   ipt-fast visualize IPT_pretrain.pt -o pictures
@@ -14,7 +14,6 @@ exit codes: 0 written, 2 wrong usage or input, or a network without these embedd
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ipt-fast visualize``."""
     parser.add_argument("checkpoint", type=Path, metavar="FILE", help="released, own or safetensors")
     parser.add_argument("-o", "--out", type=Path, default=Path("."), metavar="DIR", help="folder (default: this one)")
     parser.add_argument("--task", help="of a file that holds one task and does not say which")
@@ -30,19 +29,16 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise CommandError(f"-o {args.out} is a file; give a folder")
     for path in pictures:
-        if path.exists() and not args.force:
-            raise CommandError(f"{path} is already there; --force overwrites")
+        check_output(path, args.force)
     model = load_network(args.checkpoint, args.task)
-    missing = []
-    written = []
+    missing, written = [], []
     for path, draw in pictures.items():
         try:
-            args.out.mkdir(parents=True, exist_ok=True)
-            written.append(draw(model, path))
+            with user_errors(OSError):
+                args.out.mkdir(parents=True, exist_ok=True)
+                written.append(draw(model, path))
         except NothingToDrawError as error:
             missing.append(str(error))
-        except OSError as error:
-            raise CommandError(str(error)) from error
     if not written:
         raise CommandError(f"{args.checkpoint}: {'; '.join(dict.fromkeys(missing))}")
     for path in written:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.degradations.bicubic import bicubic_up
-from ipt_fast.evaluation.metrics import means_by, psnr_y
+from ipt_fast.evaluation.metrics import means_by, psnr_y, scored_border
 from ipt_fast.inference import prepare_for_inference, restore
 from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.model import IPT
@@ -68,17 +68,9 @@ def _score(network: IPT | PreparedIPT, task: Task, name: str, photo: Tensor, dra
     if task.kind == "sr":
         before = bicubic_up(before, task.scale)
     before, after = (image.clamp(0, 255).round() for image in (before, after))
-    border = task.scale if task.kind == "sr" else 0
-    return HeldOutResult(
-        task=task.name,
-        photo=name,
-        draw=draw,
-        before=before[0],
-        after=after[0],
-        gt=gt[0],
-        psnr_before=psnr_y(before, gt, border=border).item(),
-        psnr_after=psnr_y(after, gt, border=border).item(),
-    )
+    border = scored_border(task)
+    scores = psnr_y(before, gt, border=border).item(), psnr_y(after, gt, border=border).item()
+    return HeldOutResult(task.name, name, draw, before[0], after[0], gt[0], *scores)
 
 
 def mean_psnr(results: Sequence[HeldOutResult]) -> dict[str, tuple[float, ...]]:

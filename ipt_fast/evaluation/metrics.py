@@ -9,12 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ipt_fast.tasks import Task
+
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key")
 
 # BT.601 luma for RGB 0..255; the offset of 16 cancels in differences and is kept for SSIM.
 _LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
-_SSIM_SIDE, _SSIM_SIGMA = 11, 1.5
+SSIM_SIDE, _SSIM_SIGMA = 11, 1.5
 
 
 def _images(name: str, output: Tensor, target: Tensor, border: int) -> tuple[Tensor, Tensor]:
@@ -44,6 +46,11 @@ def means_by(
     return {k: tuple(sum(getattr(i, f) for i in group) / len(group) for f in fields) for k, group in groups.items()}
 
 
+def scored_border(task: Task) -> int:
+    """Return the pixels at every side that are not scored: the scale for super-resolution, otherwise none."""
+    return task.scale if task.kind == "sr" else 0
+
+
 def to_luma(image: Tensor) -> Tensor:
     """Return Y of RGB images [..., 3, H, W], 0..255, as [..., H, W] in 16..235, not rounded, in the images' dtype."""
     r, g, b = image.unbind(-3)
@@ -61,7 +68,7 @@ def psnr_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
     Args:
         output: [B, 3, H, W] or [3, H, W], RGB 0..255, uint8 or float; clamped and rounded here.
         target: the same shape; taken as it is.
-        border: pixels cut off every side before; the papers cut the scale for super-resolution and nothing otherwise.
+        border: pixels cut off every side before; see ``scored_border``.
 
     Returns:
         float64 [B]; infinite where the images are equal.
@@ -90,12 +97,12 @@ def ssim_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
         float64 [B], at most 1.
     """
     output, target = _images("ssim_y", output, target, border)
-    if min(output.shape[-2:]) < _SSIM_SIDE:
+    if min(output.shape[-2:]) < SSIM_SIDE:
         raise ValueError(
-            f"ssim_y: needs at least {_SSIM_SIDE} pixels a side inside the border, got {list(output.shape[-2:])}"
+            f"ssim_y: needs at least {SSIM_SIDE} pixels a side inside the border, got {list(output.shape[-2:])}"
         )
     x, y = to_luma(output)[:, None], to_luma(target)[:, None]  # [B, 1, h, w]
-    place = torch.arange(_SSIM_SIDE, dtype=x.dtype, device=x.device) - _SSIM_SIDE // 2
+    place = torch.arange(SSIM_SIDE, dtype=x.dtype, device=x.device) - SSIM_SIDE // 2
     window = torch.exp(-(place**2) / (2 * _SSIM_SIGMA**2))
     window = window / window.sum()
 

@@ -34,10 +34,8 @@ ALIASES = {
 
 
 def _rows(table: int, task: str, sets: Sequence[str], **methods: Sequence[float]) -> list[Cell]:
-    return [
-        Cell(table, name, task, {method: values[i] for method, values in methods.items()})
-        for i, name in enumerate(sets)
-    ]
+    figures = [dict(zip(methods, values, strict=True)) for values in zip(*methods.values(), strict=True)]
+    return [Cell(table, name, task, paper) for name, paper in zip(sets, figures, strict=True)]
 
 
 _SR = ("Set5", "Set14", "B100", "Urban100")
@@ -65,16 +63,14 @@ CELLS: tuple[Cell, ...] = (
 
 def find_paper_sets(roots: Sequence[Path]) -> dict[str, Path]:
     """Return the paper's name of a set -> its folder: one of ``roots``, a folder in it, or in its ``benchmark``."""
+    by_alias = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
     found: dict[str, Path] = {}
     for root in roots:
-        places = [
-            root,
-            *(p for folder in (root, root / "benchmark") if folder.is_dir() for p in sorted(folder.iterdir())),
-        ]
-        for place in places:
-            for name, aliases in ALIASES.items():
-                if place.is_dir() and place.resolve().name.lower() in aliases:
-                    found.setdefault(name, place)
+        inside = [p for folder in (root, root / "benchmark") if folder.is_dir() for p in sorted(folder.iterdir())]
+        for place in (root, *inside):
+            name = by_alias.get(place.resolve().name.lower())
+            if name and place.is_dir():
+                found.setdefault(name, place)
     return found
 
 

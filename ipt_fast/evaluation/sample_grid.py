@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ipt_fast.evaluation.held_out import HeldOutResult
-from ipt_fast.io.images import write_image
+from ipt_fast.io.images import to_uint8, write_image
 from ipt_fast.tasks import get_task
 
 GAP, CAPTION, TITLE = 8, 24, 34  # pixels
@@ -29,11 +29,8 @@ def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2
         raise ValueError(f"sample_grid: needs results of one task, got {sorted(tasks) or 'none'}")
     task = get_task(tasks.pop())
     first = "bicubic" if task.kind == "sr" else "input"
-    side = crop * zoom
-    width = 3 * side + 4 * GAP
-    rows = _one_a_photo(results)
-    height = TITLE + len(rows) * (side + CAPTION + GAP)
-    picture = Image.new("RGB", (width, height), _PAPER)
+    side, rows = crop * zoom, _one_a_photo(results)
+    picture = Image.new("RGB", (3 * side + 4 * GAP, TITLE + len(rows) * (side + CAPTION + GAP)), _PAPER)
     draw = ImageDraw.Draw(picture)
     title, small = ImageFont.load_default(18), ImageFont.load_default(14)
     draw.text((GAP, 7), f"{task.name}: {first} | output | clean", _INK, title)
@@ -47,8 +44,8 @@ def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2
         )
         for column, (image, caption) in enumerate(zip((result.before, result.after, result.gt), captions, strict=True)):
             left = GAP + column * (side + GAP)
-            tile = _to_pil(image[:, y : y + crop, x : x + crop]).resize((side, side), Image.Resampling.NEAREST)
-            picture.paste(tile, (left, top))
+            tile = Image.fromarray(to_uint8(image[:, y : y + crop, x : x + crop]))
+            picture.paste(tile.resize((side, side), Image.Resampling.NEAREST), (left, top))
             draw.text((left, top + side + 3), caption, _INK, small)
     return picture
 
@@ -56,12 +53,10 @@ def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2
 def write_sample_grids(results: Sequence[HeldOutResult], folder: Path) -> list[Path]:
     """Write one PNG per task into ``folder``; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for task in dict.fromkeys(r.task for r in results):
-        path = folder / f"{task}.png"
+    paths = {task: folder / f"{task}.png" for task in dict.fromkeys(r.task for r in results)}
+    for task, path in paths.items():
         write_image(sample_grid([r for r in results if r.task == task]), path)
-        paths.append(path)
-    return paths
+    return list(paths.values())
 
 
 def _one_a_photo(results: Sequence[HeldOutResult]) -> list[HeldOutResult]:
@@ -75,14 +70,8 @@ def _one_a_photo(results: Sequence[HeldOutResult]) -> list[HeldOutResult]:
 def _most_detailed(image: Tensor, crop: int) -> tuple[int, int]:
     """Top left corner of the square with the most gradient; on a coarse grid, so that it stays put between tasks."""
     gray = image.mean(0)
-    detail = torch.zeros_like(gray)
-    detail[1:] += (gray[1:] - gray[:-1]).abs()
-    detail[:, 1:] += (gray[:, 1:] - gray[:, :-1]).abs()
-    crop_h, crop_w = min(crop, gray.shape[0]), min(crop, gray.shape[1])
-    sums = torch.nn.functional.avg_pool2d(detail[None, None], (crop_h, crop_w), stride=16)[0, 0]
+    detail = gray.diff(dim=0, prepend=gray[:1]).abs() + gray.diff(dim=1, prepend=gray[:, :1]).abs()  # [H, W]
+    window = (min(crop, gray.shape[0]), min(crop, gray.shape[1]))
+    sums = torch.nn.functional.avg_pool2d(detail[None, None], window, stride=16)[0, 0]
     y, x = divmod(int(sums.argmax()), sums.shape[1])
     return y * 16, x * 16
-
-
-def _to_pil(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.byte().permute(1, 2, 0).contiguous().numpy())

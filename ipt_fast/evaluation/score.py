@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.degradations.bicubic import bicubic_up
-from ipt_fast.evaluation.metrics import means_by, psnr_rgb, psnr_y, ssim_y
+from ipt_fast.evaluation.metrics import SSIM_SIDE, means_by, psnr_rgb, psnr_y, scored_border, ssim_y
 from ipt_fast.evaluation.test_sets import ImageSet, Pair, read_pair
 from ipt_fast.inference import restore
 from ipt_fast.inference.prepare import PreparedIPT
@@ -18,7 +18,6 @@ from ipt_fast.tasks import Task
 
 INPUT = "input"
 METRICS = ("psnr_y", "psnr_rgb", "ssim_y", "seconds")
-_SMALLEST_SSIM = 11
 
 
 @dataclass(frozen=True)
@@ -67,35 +66,24 @@ def score_set(
     The border that is not scored is the scale for super-resolution, none otherwise. Image number n has the noise of
     seed ``seed * 1_000_000 + n``, whatever is scored beside it.
     """
-    border = task.scale if task.kind == "sr" else 0
     for number, pair in enumerate(image_set.pairs[:limit]):
         lq, gt = lq_and_gt(pair, task, seed * 1_000_000 + number)
         before = bicubic_up(lq, task.scale) if task.scale > 1 else lq
-        yield _score(image_set.name, task, pair.name, INPUT, before, gt, border, 0.0)
+        names = (image_set.name, task.name, pair.name)
+        # An image hardly larger than the border is scored whole.
+        border = scored_border(task) if min(gt.shape[-2:]) > 2 * scored_border(task) else 0
+        yield Score(*names, INPUT, *_figures(before, gt, border), 0.0)
         for name, method in methods.items():
             start = time.perf_counter()
             output = restore(method.model, lq, method.task, **method.options)  # type: ignore[arg-type]
             seconds = time.perf_counter() - start
-            yield _score(image_set.name, task, pair.name, name, output, gt, border, seconds)
+            yield Score(*names, name, *_figures(output, gt, border), seconds)
 
 
-def _score(
-    image_set: str, task: Task, image: str, method: str, output: Tensor, gt: Tensor, border: int, seconds: float
-) -> Score:
-    # An image hardly larger than the border is scored whole.
-    border = border if min(gt.shape[-2:]) > 2 * border else 0
-    large = min(gt.shape[-2:]) - 2 * border >= _SMALLEST_SSIM
+def _figures(output: Tensor, gt: Tensor, border: int) -> tuple[float, float, float]:
+    large = min(gt.shape[-2:]) - 2 * border >= SSIM_SIDE
     ssim = ssim_y(output, gt, border).item() if large else float("nan")
-    return Score(
-        image_set,
-        task.name,
-        image,
-        method,
-        psnr_y(output, gt, border).item(),
-        psnr_rgb(output, gt, border).item(),
-        ssim,
-        seconds,
-    )
+    return psnr_y(output, gt, border).item(), psnr_rgb(output, gt, border).item(), ssim
 
 
 def mean_scores(scores: Sequence[Score]) -> list[Score]:

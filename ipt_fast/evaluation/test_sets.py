@@ -19,7 +19,8 @@ from ipt_fast.io.scan import image_files
 from ipt_fast.tasks import Task
 
 _CLEAN = ("hr", "gt", "gtmod12", "norain", "target", "clean", "sharp", "groundtruth", "ground_truth", "original_png")
-_DEGRADED = {
+_DEGRADED = {  # {0}: the scale
+    "sr": ("lr_bicubic/x{0}", "lr/x{0}", "lrbicx{0}", "lr_bicubic_x{0}", "lrx{0}", "lr_x{0}", "x{0}"),
     "derain": ("rain", "rainy", "input", "lq"),
     "denoise": ("noisy", "input", "lq"),
     "deblur": ("blur", "blurred", "input", "lq"),
@@ -64,30 +65,32 @@ def find_set(folder: Path, task: Task) -> ImageSet:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    folders = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir() and _images(p)}
-    clean = next((folders[name] for name in _CLEAN if name in folders), None)
-    degraded = _sr_folder(folder, folders, task) if task.kind == "sr" else _degraded_folder(folders, task)
+    # Folders by their names in lower case, so that LR_bicubic/X2 is lr_bicubic/x2.
+    below = sorted(p for p in folder.iterdir() if p.is_dir())
+    inside = [p for outer in below if outer.name.lower() in ("lr_bicubic", "lr") for p in sorted(outer.iterdir())]
+    folders = {p.relative_to(folder).as_posix().lower(): p for p in below + inside if p.is_dir() and _images(p)}
+    names = [name.format(task.scale) for name in _DEGRADED[task.kind]]
+    clean, degraded = (next((folders[n] for n in kind if n in folders), None) for kind in (_CLEAN, names))
     name = folder.resolve().name
     if clean is not None and degraded is not None:
         layout = f"{clean.relative_to(folder)} and {degraded.relative_to(folder)}"
         return ImageSet(name, _match(clean, _images(clean), degraded, _images(degraded), task.scale), layout)
-    if clean is None and degraded is not None:
+    if degraded is not None:
         raise TestSetError(
             f"{folder}: has {degraded.name} but no folder of clean images ({', '.join(_CLEAN[:6])}, ...)"
         )
     files = _images(clean) if clean else image_files(folder)
-    if clean is None:
-        mixed = _pairs_in_one_folder(folder, files, task)
-        if mixed:
-            return ImageSet(name, mixed, "pairs in one folder")
+    if clean is None and task.kind == "derain":  # rain-001.png and norain-001.png side by side
+        dry, rainy = ([p for p in files if p.stem.lower().startswith(start)] for start in ("norain", "rain"))
+        if dry and rainy:
+            return ImageSet(name, _match(folder, dry, folder, rainy, 1), "pairs in one folder")
     if not files:
-        below = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        hint = f"; it has the folders {', '.join(below[:6])}" if below else ""
+        hint = f"; it has the folders {', '.join(p.name for p in below[:6])}" if below else ""
         raise TestSetError(f"{folder}: no images of a test set for {task.name}{hint}")
     if task.kind not in ("sr", "denoise"):
-        wanted = " or ".join(_DEGRADED[task.kind][:3])
         raise TestSetError(
-            f"{folder}: {task.name} needs pairs: a folder {wanted} beside one of clean images ({', '.join(_CLEAN[:6])})"
+            f"{folder}: {task.name} needs pairs: a folder {' or '.join(names[:3])} beside one of clean images "
+            f"({', '.join(_CLEAN[:6])})"
         )
     layout = "clean images, degraded here" if clean is None else f"{clean.name}, degraded here"
     return ImageSet(name, tuple(Pair(_name(p, clean or folder), p, None) for p in files), layout)
@@ -100,29 +103,6 @@ def _images(folder: Path) -> list[Path]:
 
 def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
-
-
-def _sr_folder(folder: Path, folders: dict[str, Path], task: Task) -> Path | None:
-    r = task.scale
-    nested = [folder / "LR_bicubic" / f"X{r}", folder / "LR_bicubic" / f"x{r}", folder / "LR" / f"X{r}"]
-    for path in nested:
-        if path.is_dir() and _images(path):
-            return path
-    names = (f"lrbicx{r}", f"lr_bicubic_x{r}", f"lrx{r}", f"lr_x{r}", f"x{r}")
-    return next((folders[name] for name in names if name in folders), None)
-
-
-def _degraded_folder(folders: dict[str, Path], task: Task) -> Path | None:
-    return next((folders[name] for name in _DEGRADED[task.kind] if name in folders), None)
-
-
-def _pairs_in_one_folder(folder: Path, files: list[Path], task: Task) -> tuple[Pair, ...]:
-    """``rain-001.png`` and ``norain-001.png`` side by side."""
-    if task.kind != "derain":
-        return ()
-    clean = [p for p in files if p.stem.lower().startswith("norain")]
-    rainy = [p for p in files if p.stem.lower().startswith("rain")]
-    return _match(folder, clean, folder, rainy, 1) if clean and rainy else ()
 
 
 def _match(

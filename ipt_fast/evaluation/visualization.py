@@ -1,9 +1,9 @@
 """What the embeddings of a network have learnt: pictures in the manner of the paper's Figures 7 and 9."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,16 +62,13 @@ def _cosine(rows: Tensor) -> Tensor:
     return rows @ rows.T
 
 
-def as_mosaic(similarity: Tensor, gap: int = 1) -> Tensor:
+def as_mosaic(similarity: Tensor) -> Tensor:
     """Return similarity [N, N] as one picture: map (i, j) shows token (i, j) against all others; gaps are nan."""
-    side = round(similarity.shape[0] ** 0.5)
+    side = _side(similarity)
     maps = similarity.view(side, side, side, side)
-    step = side + gap
-    picture = torch.full((side * step - gap, side * step - gap), float("nan"))
-    for i in range(side):
-        for j in range(side):
-            picture[i * step : i * step + side, j * step : j * step + side] = maps[i, j]
-    return picture
+    step = side + 1
+    maps = torch.nn.functional.pad(maps, (0, 1, 0, 1), value=float("nan"))  # [side, side, step, step]
+    return maps.transpose(1, 2).reshape(side * step, side * step)[:-1, :-1]
 
 
 def draw_positions(model: IPT, path: Path) -> Path:
@@ -81,13 +78,10 @@ def draw_positions(model: IPT, path: Path) -> Path:
         NothingToDrawError: the network has no position embedding, or matplotlib is not installed.
     """
     similarity = position_similarity(model)
-    plt = _pyplot()
-    side = round(similarity.shape[0] ** 0.5)
-    figure, axis = plt.subplots(figsize=(8.2, 7.4), layout="constrained")
-    low, high = _range(similarity[None])
-    image = axis.imshow(as_mosaic(similarity).numpy(), vmin=low, vmax=high, cmap=_colours(), interpolation="nearest")
-    _mark(axis, side)
-    near, rest = neighbours_and_rest(similarity, side)
+    figure = _figure(8.2, 7.4)
+    axis = figure.subplots()
+    image, near, rest = _draw_maps(axis, similarity, *_range(similarity[None]))
+    side = _side(similarity)
     axis.set_title(
         f"Position embedding, {side}x{side} tokens: map (row, column) compares that token with all others\n"
         f"mean cosine similarity {near:.3f} of neighbours, {rest:.3f} of all",
@@ -96,7 +90,8 @@ def draw_positions(model: IPT, path: Path) -> Path:
     axis.set_xlabel("column of the token")
     axis.set_ylabel("row of the token")
     figure.colorbar(image, shrink=0.8, extend="max", label="cosine similarity")
-    return _save(plt, figure, path)
+    figure.savefig(path, dpi=110)
+    return path
 
 
 def draw_tasks(model: IPT, path: Path) -> Path:
@@ -106,39 +101,55 @@ def draw_tasks(model: IPT, path: Path) -> Path:
         NothingToDrawError: the network has no task embedding, or matplotlib is not installed.
     """
     similarity, tasks = task_position_similarity(model), model.config.tasks
-    plt = _pyplot()
     several = len(tasks) > 1
     columns = min(_PANELS_A_ROW, len(tasks))
     rows = -(-len(tasks) // columns)
-    figure = plt.figure(figsize=(1.4 + 4.1 * (columns + several), max(4.8, 0.5 + 4.3 * rows)), layout="constrained")
+    figure = _figure(1.4 + 4.1 * (columns + several), max(4.8, 0.5 + 4.3 * rows))
     grid = figure.add_gridspec(rows, columns + several)
     places = [figure.add_subplot(grid[i // columns, i % columns]) for i in range(len(tasks))]
     low, high = _range(similarity)
     for axis, name, maps in zip(places, tasks, similarity, strict=True):
-        side = round(maps.shape[0] ** 0.5)
-        image = axis.imshow(as_mosaic(maps).numpy(), vmin=low, vmax=high, cmap=_colours(), interpolation="nearest")
-        near, rest = neighbours_and_rest(maps, side)
+        image, near, rest = _draw_maps(axis, maps, low, high)
         axis.set_title(f"{name}\nneighbours {near:.3f}, all {rest:.3f}", fontsize=10)
-        _mark(axis, side)
     figure.colorbar(image, ax=places, shrink=0.5, extend="max", label="cosine similarity", location="bottom", aspect=50)
     if several:
-        _between_tasks(figure.add_subplot(grid[:, -1]), task_similarity(model), tasks)
-    title = ("Task embeddings:", "map (row, column) compares that token with all others of the task")
-    figure.suptitle((" " if several else "\n").join(title), fontsize=11)
-    return _save(plt, figure, path)
-
-
-def _between_tasks(axis: Any, similarity: Tensor, tasks: Sequence[str]) -> None:
-    """How alike whole embeddings are, as numbers on a field of colours."""
-    axis.imshow(similarity.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
-    for i in range(len(tasks)):
-        for j in range(len(tasks)):
-            value = similarity[i, j].item()
+        axis, between = figure.add_subplot(grid[:, -1]), task_similarity(model)
+        axis.imshow(between.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+        for (i, j), value in np.ndenumerate(between.numpy()):
             colour = "white" if abs(value) > 0.6 else "black"
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", fontsize=8)
-    axis.set_yticks(range(len(tasks)), tasks, fontsize=8)
-    axis.set_title("between tasks\ncosine similarity of whole embeddings", fontsize=10)
+        axis.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", fontsize=8)
+        axis.set_yticks(range(len(tasks)), tasks, fontsize=8)
+        axis.set_title("between tasks\ncosine similarity of whole embeddings", fontsize=10)
+    title = ("Task embeddings:", "map (row, column) compares that token with all others of the task")
+    figure.suptitle((" " if several else "\n").join(title), fontsize=11)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise NothingToDrawError("drawing needs matplotlib: pip install 'ipt-fast[train]'") from error
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw_maps(axis: Any, similarity: Tensor, low: float, high: float) -> tuple[Any, float, float]:
+    """Draw the mosaic of similarity [N, N]; return the image, and the means of ``neighbours_and_rest``."""
+    side = _side(similarity)
+    picture = as_mosaic(similarity).numpy()
+    image = axis.imshow(picture, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
+    ticks = [t for t in (0, side // 4, side // 2, 3 * side // 4, side - 1) if t < side]
+    middles = [t * (side + 1) + side / 2 - 0.5 for t in ticks]
+    axis.set_xticks(middles, ticks, fontsize=8)
+    axis.set_yticks(middles, ticks, fontsize=8)
+    return image, *neighbours_and_rest(similarity, side)
+
+
+def _side(similarity: Tensor) -> int:
+    """Return the tokens along a side of the image, of similarity [N, N]."""
+    return round(similarity.shape[0] ** 0.5)
 
 
 def _range(similarity: Tensor) -> tuple[float, float]:
@@ -148,35 +159,3 @@ def _range(similarity: Tensor) -> tuple[float, float]:
     different = different[:: max(1, different.numel() // 1_000_000)].sort().values  # quantile() takes no more
     low, high = different[int(0.002 * (len(different) - 1))].item(), different[int(0.998 * (len(different) - 1))].item()
     return (low, high) if high - low > 1e-6 else (low - 0.01, low + 0.01)
-
-
-def _mark(axis: Any, side: int) -> None:
-    ticks = [t for t in (0, side // 4, side // 2, 3 * side // 4, side - 1) if t < side]
-    middles = [t * (side + 1) + side / 2 - 0.5 for t in ticks]
-    axis.set_xticks(middles, ticks, fontsize=8)
-    axis.set_yticks(middles, ticks, fontsize=8)
-
-
-def _colours() -> Any:
-    import matplotlib
-
-    return matplotlib.colormaps["viridis"].with_extremes(bad="white")
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise NothingToDrawError("drawing needs matplotlib: pip install 'ipt-fast[train]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _save(plt: Any, figure: Any, path: Path) -> Path:
-    try:
-        figure.savefig(path, dpi=110)
-    finally:
-        plt.close(figure)
-    return path

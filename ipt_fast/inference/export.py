@@ -8,10 +8,9 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -55,14 +54,17 @@ def export_network(model: IPT, task: str, path: str | Path) -> float:
     # Head, tail and embedding of the other tasks are left behind, so that the file does not hold them.
     on_cpu = all(t.is_cpu for t in model.state_dict().values())
     network = prepare_for_inference(model if on_cpu else copy.deepcopy(model).cpu(), task, torch.float32)
-    with atomic_path(path) as temporary, _plain_operators(), torch.no_grad():
-        program = _trace(network)
+    plain = mock.patch.dict(os.environ, IPT_FAST_IMPL=_PLAIN)  # operators that any runtime knows
+    with atomic_path(path) as temporary, plain, torch.no_grad():
+        size = network.config.patch_size
+        # Two windows: a batch of one would be taken for a constant.
+        batch = torch.export.Dim("batch", min=1, max=1 << 16)
+        program = torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes={"x": {0: batch}})
         if onnx:
             _save_onnx(program, temporary)
         else:
             torch.export.save(program, temporary)
-        difference = _compare(network, temporary)
-    return difference
+        return _compare(network, temporary)
 
 
 def onnx_missing() -> str | None:
@@ -83,27 +85,6 @@ def run_exported(path: str | Path, x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
     with torch.no_grad():
         return torch.export.load(path).module()(x)
-
-
-@contextmanager
-def _plain_operators() -> Iterator[None]:
-    """Run the network's own operators as plain ones, which any runtime knows."""
-    before = os.environ.get("IPT_FAST_IMPL")
-    os.environ["IPT_FAST_IMPL"] = _PLAIN
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["IPT_FAST_IMPL"]
-        else:
-            os.environ["IPT_FAST_IMPL"] = before
-
-
-def _trace(network: PreparedIPT) -> Any:
-    size = network.config.patch_size
-    # Two windows: a batch of one would be taken for a constant.
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    return torch.export.export(network, (torch.zeros(2, 3, size, size),), dynamic_shapes={"x": {0: batch}})
 
 
 def _save_onnx(program: Any, path: Path) -> None:

@@ -1,11 +1,11 @@
 """One image of any size through a network that takes squares of one size."""
 
+import functools
 import gc
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ipt_fast.inference.prepare import DTYPES, PreparedIPT, prepare_for_inference
-from ipt_fast.inference.tiles import Stitch, Tiling, tiling
+from ipt_fast.inference.tiles import Stitch, tiling
 from ipt_fast.io.images import array_to_tensor, from_pil, read_image, to_uint8
 from ipt_fast.io.mirror import mirror_pad
 from ipt_fast.model import IPT
@@ -62,33 +62,25 @@ def restore(
             shape.
         OSError: the path cannot be read.
     """
+    again = functools.partial(
+        restore, model, task=task, overlap=overlap, stitch=stitch, batch_size=batch_size, dtype=dtype,
+        self_ensemble=self_ensemble,
+    )  # fmt: skip
     if isinstance(image, (str, os.PathLike)):
-        image = read_image(Path(image)).pil()
+        return again(read_image(Path(image)).pil())
     if isinstance(image, Image.Image):
-        return _restore_pil(model, image, task, overlap, stitch, batch_size, dtype, self_ensemble)
+        loaded = from_pil(image)
+        result = Image.fromarray(again(loaded.pixels))
+        if loaded.alpha is not None:  # enlarged with the image, and kept
+            result.putalpha(Image.fromarray(loaded.alpha).resize(result.size, Image.Resampling.BICUBIC))
+        return result
     if isinstance(image, np.ndarray):
-        pixels = array_to_tensor(image)[None]
-        out = restore(model, pixels, task, overlap, stitch, batch_size, dtype, self_ensemble=self_ensemble)
-        return to_uint8(out[0])
+        return to_uint8(again(array_to_tensor(image)))
     if not isinstance(image, Tensor) or image.dim() not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
         given = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(
             f"restore: needs a path, a PIL image, a uint8 array [H, W, 3] or a tensor [B, 3, H, W] 0..255, got {given}"
         )
-    _check(model, task, overlap, stitch, batch_size, dtype)
-    if isinstance(model, IPT):
-        model = prepare_for_inference(model, task, dtype)
-    batch = image.reshape(-1, *image.shape[-3:])
-    if self_ensemble:
-        out = _self_ensemble(model, batch, task, overlap, stitch, batch_size, dtype)
-    else:
-        out = _restore_batch(model, batch, task, overlap, stitch, batch_size, dtype)
-    return out.reshape(*image.shape[:-3], *out.shape[-3:])
-
-
-def _check(
-    model: IPT | PreparedIPT, task: str, overlap: int, stitch: Stitch, batch_size: int | None, dtype: Any
-) -> None:
     model.task_index(task)
     size = model.config.patch_size
     if stitch not in ("blend", "official"):
@@ -101,43 +93,36 @@ def _check(
         raise ValueError(f"restore: dtype must be torch.float32, bfloat16 or float16, got {dtype}")
     if isinstance(model, PreparedIPT) and dtype not in (None, model.dtype):
         raise ValueError(f"restore: this network is prepared for {model.dtype}, got dtype={dtype}; prepare it for that")
+    if isinstance(model, IPT):
+        model = prepare_for_inference(model, task, dtype)
+    batch = image.reshape(-1, *image.shape[-3:])
+    through = functools.partial(_restore_batch, model, task, overlap, stitch, batch_size, dtype)
+    out = _self_ensemble(through, batch) if self_ensemble else through(batch)
+    return out.reshape(*image.shape[:-3], *out.shape[-3:])
 
 
-def _restore_pil(model: IPT | PreparedIPT, image: Image.Image, task: str, *options: Any) -> Image.Image:
-    """RGB through the network; an alpha channel is enlarged with the image (Pillow's bicubic) and kept."""
-    overlap, stitch, batch_size, dtype, self_ensemble = options
-    loaded = from_pil(image)
-    out = restore(model, loaded.pixels, task, overlap, stitch, batch_size, dtype, self_ensemble=self_ensemble)
-    result = Image.fromarray(out)
-    if loaded.alpha is not None:
-        result.putalpha(Image.fromarray(loaded.alpha).resize(result.size, Image.Resampling.BICUBIC))
-    return result
-
-
-def _self_ensemble(model: IPT | PreparedIPT, batch: Tensor, *options: Any) -> Tensor:
-    total: Tensor | None = None
+def _self_ensemble(through: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    total = torch.zeros(())
     for transpose in (False, True):
+        turned = batch.transpose(-2, -1) if transpose else batch
         for axes in ((), (-1,), (-2,), (-2, -1)):
-            turned = batch.transpose(-2, -1) if transpose else batch
-            out = _restore_batch(model, turned.flip(axes), *options).flip(axes)
-            out = out.transpose(-2, -1) if transpose else out
-            total = out if total is None else total + out
-    assert total is not None
+            out = through(turned.flip(axes)).flip(axes)
+            total = total + (out.transpose(-2, -1) if transpose else out)
     return total / 8
 
 
 @torch.no_grad()
 def _restore_batch(
-    model: IPT | PreparedIPT,
-    batch: Tensor,
+    model: PreparedIPT,
     task: str,
     overlap: int,
     stitch: Stitch,
     batch_size: int | None,
     dtype: torch.dtype | None,
+    batch: Tensor,
 ) -> Tensor:
     """[B, 3, H, W] -> float32 [B, 3, rH, rW] on the device of the batch."""
-    size, scale = model.config.patch_size, get_task(task).scale
+    size, scale, device = model.config.patch_size, get_task(task).scale, next(model.parameters()).device
     height, width = batch.shape[-2:]
     padded, top, left = mirror_pad(batch.float(), size, centre=True)
     tiles = tiling(padded.shape[-2], padded.shape[-1], size, scale, overlap, stitch)
@@ -147,68 +132,43 @@ def _restore_batch(
     limit = batch_size or _batch_that_fits(model, scale)
     # Equal batches: 117 windows at a limit of 16 are eight batches of 15, the last of 12.
     limit = math.ceil(len(places) / math.ceil(len(places) / limit))
-    with _autocast(model, dtype):
-        for part, windows in _run(model, padded, places, tiles, task, limit):
-            for (b, i, j), window in zip(part, windows, strict=True):
+    start, on = 0, dtype not in (None, torch.float32) and not isinstance(model, PreparedIPT)
+    with torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on):
+        while start < len(places):
+            part = places[start : start + limit]
+            windows = [padded[b, :, rows[i] : rows[i] + size, columns[j] : columns[j] + size] for b, i, j in part]
+            outputs = _run(model, torch.stack(windows).to(device), task)
+            if outputs is None:
+                limit = max(1, len(part) // 2)
+                gc.collect()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+                said = f"restore: out of memory with {len(part)} windows at once, going on with {limit}"
+                warnings.warn(said, ResourceWarning, stacklevel=5)
+                continue
+            for (b, i, j), window in zip(part, outputs, strict=True):
                 y, x = rows[i] * scale, columns[j] * scale
                 out[b, :, y : y + size * scale, x : x + size * scale].addcmul_(window, tiles.share(i, j))
+            start += len(part)
+    # Inside the caller's own autocast the cast weights would stay, without the history that training needs.
+    torch.clear_autocast_cache()
     out = out[..., top * scale : (top + height) * scale, left * scale : (left + width) * scale]
     return out.to(batch.device)
 
 
-def _run(
-    model: IPT | PreparedIPT,
-    image: Tensor,
-    places: list[tuple[int, int, int]],
-    tiles: Tiling,
-    task: str,
-    limit: int,
-) -> Iterator[tuple[list[tuple[int, int, int]], Tensor]]:
-    """Run the windows at ``places`` through the network in batches: (their places, outputs float32 on the CPU)."""
-    size = model.config.patch_size
-    device = next(model.parameters()).device
-    rows, columns = tiles.rows.starts, tiles.columns.starts
-    start = 0
-    while start < len(places):
-        part = places[start : start + limit]
-        windows = [image[b, :, rows[i] : rows[i] + size, columns[j] : columns[j] + size] for b, i, j in part]
-        inputs = torch.stack(windows).to(device)
-        try:
-            outputs = model(inputs, task).float().cpu()
-        except RuntimeError as error:
-            if not _out_of_memory(error) or len(part) == 1:
-                raise
-            limit = max(1, len(part) // 2)
-            message = f"restore: out of memory with {len(part)} windows at once, going on with {limit}"
-        else:
-            start += len(part)
-            yield part, outputs
-            continue
-        # Outside the except block the error, and with it the activations, can be freed.
-        del inputs
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        warnings.warn(message, ResourceWarning, stacklevel=6)
+def _run(model: PreparedIPT, windows: Tensor, task: str) -> Tensor | None:
+    """Return the outputs, float32 on the CPU; None where memory ran out, once the error no longer holds activations."""
+    try:
+        return model(windows, task).float().cpu()
+    except RuntimeError as error:
+        text = str(error).lower()
+        no_memory = isinstance(error, torch.OutOfMemoryError) or ("alloc" in text and "memory" in text)
+        if not no_memory or len(windows) == 1:
+            raise
+        return None
 
 
-@contextmanager
-def _autocast(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Autocast a network of another kind to ``dtype``; none for float32, and for None, which takes it as it is."""
-    device = next(model.parameters()).device
-    on = dtype not in (None, torch.float32) and not isinstance(model, PreparedIPT)
-    with torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on):
-        yield
-    # Inside the caller's own autocast the cast weights would stay, without the history that training needs.
-    torch.clear_autocast_cache()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or ("alloc" in text and "memory" in text)
-
-
-def _batch_that_fits(model: IPT | PreparedIPT, scale: int) -> int:
+def _batch_that_fits(model: PreparedIPT, scale: int) -> int:
     """Windows at once: up to where more brings no speed, in at most half of the memory that is free."""
     config, device = model.config, next(model.parameters()).device
     tokens = config.num_tokens * config.embed_dim * (2 * config.ffn_ratio + 12)

@@ -15,7 +15,7 @@ MUTANTS = [
     Mutant(_METRICS, "(0.03 * 255) ** 2", "(0.05 * 255) ** 2", _METRIC_TESTS),
     Mutant(_METRICS, "/ len(group) for f in fields", "for f in fields", _SCORE_TESTS),
     Mutant(_SCORE, "seed * 1_000_000 + number", "seed * 1_000_000", _SCORE_TESTS),
-    Mutant(_SCORE, 'border = task.scale if task.kind == "sr" else 0', "border = 0", _SCORE_TESTS),
+    Mutant(_METRICS, 'return task.scale if task.kind == "sr" else 0', "return 0", _SCORE_TESTS),
     Mutant(_SCORE, "(s.image_set, s.task, s.method)", "(s.image_set, s.task, INPUT)", _SCORE_TESTS),
     Mutant(_HELD_OUT, "number * 1000 + draw", "number * 1000", _HELD_OUT_TESTS),
     Mutant(_HELD_OUT, "psnr_y(after, gt, border=border)", "psnr_y(before, gt, border=border)", _HELD_OUT_TESTS),
