@@ -52,6 +52,8 @@ def _until_closed(stream: Any) -> Generator[DecodedBatch, None, None]:
     """
     try:
         yield from stream
+    except (ConnectionError, EOFError) as error:  # killed while it handed a batch over
+        raise RuntimeError("a DataLoader worker was killed or has crashed") from error
     finally:
         if hasattr(stream, "_shutdown_workers"):
             stream._shutdown_workers()
