@@ -8,9 +8,10 @@ import copy
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -27,6 +28,19 @@ _PLAIN = "patch_attention=eager,pixelshuffle_tail=eager,layernorm_linear=eager,f
 
 class ExportError(RuntimeError):
     """A package is missing, or the written program does not compute what the network does."""
+
+
+@contextmanager
+def _plain_operators() -> Iterator[None]:
+    """Let the ops be made of operators that any runtime knows."""
+    before = os.environ.get("IPT_FAST_IMPL")
+    os.environ["IPT_FAST_IMPL"] = _PLAIN
+    try:
+        yield
+    finally:
+        del os.environ["IPT_FAST_IMPL"]
+        if before is not None:
+            os.environ["IPT_FAST_IMPL"] = before
 
 
 def export_network(model: IPT, task: str, path: str | Path) -> float:
@@ -54,8 +68,7 @@ def export_network(model: IPT, task: str, path: str | Path) -> float:
     # Head, tail and embedding of the other tasks are left behind, so that the file does not hold them.
     on_cpu = all(t.is_cpu for t in model.state_dict().values())
     network = prepare_for_inference(model if on_cpu else copy.deepcopy(model).cpu(), task, torch.float32)
-    plain = mock.patch.dict(os.environ, IPT_FAST_IMPL=_PLAIN)  # operators that any runtime knows
-    with atomic_path(path) as temporary, plain, torch.no_grad():
+    with atomic_path(path) as temporary, _plain_operators(), torch.no_grad():
         size = network.config.patch_size
         # Two windows: a batch of one would be taken for a constant.
         batch = torch.export.Dim("batch", min=1, max=1 << 16)

@@ -1,0 +1,64 @@
+"""Faults of the fused ops."""
+
+from tests.mutants import Mutant
+
+_ATTENTION, _LOSS, _TAIL = (
+    f"ipt_fast/ops/{op}.py" for op in ("patch_attention", "patch_contrastive_loss", "pixelshuffle_tail")
+)
+_ATTENTION_CPU, _LOSS_CPU = "ipt_fast/ops/_patch_attention_cpu.py", "ipt_fast/ops/_patch_contrastive_loss_cpu.py"
+_NORM, _FFN, _REGISTRY = "ipt_fast/ops/layernorm_linear.py", "ipt_fast/ops/ffn.py", "ipt_fast/ops/_registry.py"
+_TEST_ATTENTION, _TEST_LOSS = "tests/ops/test_patch_attention.py", "tests/ops/test_patch_contrastive_loss.py"
+_TEST_NORM, _TEST_FFN = "tests/ops/test_layernorm_linear.py", "tests/ops/test_ffn.py"
+_TEST_RANKS, _TEST_TAIL = "tests/ops/test_patch_contrastive_ranks.py", "tests/ops/test_pixelshuffle_tail.py"
+
+MUTANTS = [
+    # Attention.
+    Mutant(_ATTENTION, "q @ k.transpose(-2, -1) * scale", "q @ k.transpose(-2, -1)", _TEST_ATTENTION),
+    Mutant(_ATTENTION_CPU, "k if k_embed is None else k + k_embed", "k", _TEST_ATTENTION),
+    Mutant(_ATTENTION_CPU, "own = [None if e is None else e[heads] for e in embeds]", "own = embeds", _TEST_ATTENTION),
+    Mutant(
+        _ATTENTION_CPU, "db.copy_(_scaled_bmm(ds.mT, a, scale)", "db.copy_(_scaled_bmm(ds.mT, a, 1.0)", _TEST_ATTENTION
+    ),
+    Mutant(_ATTENTION_CPU, "dc.copy_(torch.bmm(p.mT, g)", "dc.copy_(torch.bmm(p, g)", _TEST_ATTENTION),
+    Mutant(_ATTENTION_CPU, "doubtful = lse.isinf() | (lse == 0)", "doubtful = lse.isnan()", _TEST_ATTENTION),
+    # Contrastive loss.
+    Mutant(
+        _LOSS,
+        "    negatives = d.masked_fill(same_image, -torch.inf).logsumexp(2)",
+        "    negatives = d.logsumexp(2)",
+        _TEST_LOSS,
+    ),
+    Mutant(_LOSS, "norm = norm.masked_fill(norm.isinf(), torch.nan)\n", "", _TEST_LOSS),
+    Mutant(_LOSS, "    del gathered[dist.get_rank()]\n", "    del gathered[0]\n", _TEST_RANKS),
+    Mutant(_LOSS, "        dist.all_reduce(grads)\n", "", _TEST_RANKS),
+    Mutant(_LOSS_CPU, "p.diagonal(dim1=0, dim2=2).zero_()", "pass", _TEST_LOSS),
+    Mutant(
+        _LOSS_CPU, "sums.log().mean((1, 2)) - positives / N**2", "sums.log().mean((1, 2)) - positives / N", _TEST_LOSS
+    ),
+    Mutant(_LOSS_CPU, "add_matmul(k, w.t(), f[j])", "pass", _TEST_LOSS),
+    Mutant(_LOSS_CPU, "g_part.addcmul_(unit, along[..., None], value=-1)", "g_part", _TEST_LOSS),
+    # LayerNorm and linear, feed-forward network.
+    Mutant(
+        _NORM,
+        "F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), cast(norm_bias, x.dtype), eps)",
+        "F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), None, eps)",
+        _TEST_NORM,
+    ),
+    Mutant(
+        _NORM,
+        "dx, *dnorm = normalise_backward(rows @ weight.to(dtype), x,",
+        "dx, *dnorm = normalise_backward(2 * rows @ weight.to(dtype), x,",
+        _TEST_NORM,
+    ),
+    Mutant(
+        _FFN,
+        "dweight1, dbias1, dbias2 = dhidden.t() @ rows, dhidden.sum(0), grad.sum(0)",
+        "dweight1, dbias1, dbias2 = dhidden.t() @ rows, dhidden.sum(0), grad.mean(0)",
+        _TEST_FFN,
+    ),
+    # Registry.
+    Mutant(_REGISTRY, "        if reasons[impl] is not None:", "        if False:", _TEST_ATTENTION),
+    Mutant(
+        _REGISTRY, "    if impl is None:\n        impl, source", "    if True:\n        impl, source", _TEST_ATTENTION
+    ),
+]
