@@ -1,0 +1,262 @@
+// Attention with additive query and key embeddings, backward, for GPUs whose tensor cores Triton does not reach (sm_70).
+// With p = softmax(s scale), s = (q + q_embed)(k + k_embed)^T, and g the gradient of out = p v, per head:
+//   dv = p^T g,   ds = p (g v^T - delta) scale,   dq = ds (k + k_embed),   dk = ds^T (q + q_embed),
+// delta the sum over a row of g out. Probabilities are computed again from lse; nothing of [N, M] leaves the chip.
+//
+// One block a head, 32 keys a warp: k and v of 256 keys stay in shared memory, queries pass by 32 at a time. A warp
+// works on s^T and keeps its rows of dk and dv in registers to the end. dq sums over all warps' keys: ds^T meets in
+// shared memory, and each 16 x 16 tile of dq is summed by one warp. Every sum has one order: no atomics, the same bits
+// each time. More keys than a block holds: one chunk after the other, dq summed in `dq_sums` by the same warps.
+
+#include "patch_attention.cuh"
+
+namespace ipt_fast {
+
+template <int d>
+struct Backward {
+    static constexpr int kWarps = 8;
+    static constexpr int kThreads = 32 * kWarps;
+    static constexpr int kKeys = 32 * kWarps;             // a chunk
+    static constexpr int kQueries = d <= 48 ? 32 : 16;    // a step; d = 64 leaves no memory for more
+    static constexpr int kPitchK = d == 64 ? 72 : 48;     // read along both ways, as q and g are
+    static constexpr int kPitchV = kPitchAlong<d>;
+    static constexpr int kPitchQ = d == 64 ? 72 : 48;
+    static constexpr int kPitchS = kQueries == 32 ? 48 : 24;
+    static constexpr int kHalves = kKeys * (kPitchK + kPitchV + kPitchS) + 4 * kQueries * kPitchQ;
+    static constexpr int kBytes = 2 * kHalves + 4 * 4 * kQueries;
+    static_assert(kBytes <= 96 << 10, "what a block of sm_70 may have");
+};
+
+// sums [32, 16 spans] += rows [32, d] columns^T, `columns` [16 spans, d].
+template <int kParts, int kSpans>
+__device__ __forceinline__ void multiply_rows(Sums (&sums)[2][kSpans], const __half* rows, int row_pitch,
+                                              const __half* columns, int column_pitch) {
+    for (int c = 0; c < kParts; ++c) {
+        FragmentA left[2];
+        for (int i = 0; i < 2; ++i) wmma::load_matrix_sync(left[i], rows + i * 16 * row_pitch + c * 16, row_pitch);
+        for (int j = 0; j < kSpans; ++j) {
+            FragmentBt right;
+            wmma::load_matrix_sync(right, columns + j * 16 * column_pitch + c * 16, column_pitch);
+            for (int i = 0; i < 2; ++i) wmma::mma_sync(sums[i][j], left[i], right, sums[i][j]);
+        }
+    }
+}
+
+// sums [32, d] += weights [32, 16 spans] rows, `rows` [16 spans, d].
+template <int kSpans, int kParts>
+__device__ __forceinline__ void multiply_columns(Sums (&sums)[2][kParts], const __half* weights, int weight_pitch,
+                                                 const __half* rows, int row_pitch) {
+    for (int j = 0; j < kSpans; ++j) {
+        FragmentA left[2];
+        for (int i = 0; i < 2; ++i)
+            wmma::load_matrix_sync(left[i], weights + i * 16 * weight_pitch + j * 16, weight_pitch);
+        for (int c = 0; c < kParts; ++c) {
+            FragmentB right;
+            wmma::load_matrix_sync(right, rows + j * 16 * row_pitch + c * 16, row_pitch);
+            for (int i = 0; i < 2; ++i) wmma::mma_sync(sums[i][c], left[i], right, sums[i][c]);
+        }
+    }
+}
+
+__device__ __forceinline__ float dot_halves(unsigned a, unsigned b) {
+    const float2 x = __half22float2(*reinterpret_cast<__half2*>(&a)), y = __half22float2(*reinterpret_cast<__half2*>(&b));
+    return x.x * y.x + x.y * y.y;
+}
+__device__ __forceinline__ float dot_halves(uint4 a, uint4 b) {
+    return (dot_halves(a.x, b.x) + dot_halves(a.y, b.y)) + (dot_halves(a.z, b.z) + dot_halves(a.w, b.w));
+}
+
+__device__ __forceinline__ unsigned* pair_at(__half* at) { return reinterpret_cast<unsigned*>(at); }
+
+// A 16 x 16 tile of a gradient from `row` on, times `factor`, as halves; no row from `count` on.
+__device__ __forceinline__ void store_gradient(__half* to, long long pitch, const Sums& sums, float factor,
+                                               const AccumulatorMap& map, int row, int count) {
+    for (int e = 0; e < 8; e += 2) {
+        const int token = row + map.row[row_of(e)];
+        if (token < count)
+            *pair_at(to + token * pitch + map.column[e / 4]) =
+                pack_halves(sums.x[e] * factor, sums.x[e + 1] * factor);
+    }
+}
+
+// grad [B, N, H d], q, k, v and the embeddings as in the forward, by stride; out [B, N, H d] and lse [B, H, N] as the
+// forward left them. dq [B, N, H d], dk and dv [B, M, H d] by stride, halves. dq_sums: floats, B H times d times N
+// rounded up to kQueries, any content; needed (not null) only where M > kKeys. Pointers 16-byte aligned, strides
+// multiples of 8. Grid: B H blocks of kThreads, kBytes of memory.
+template <int d>
+__global__ void __launch_bounds__(Backward<d>::kThreads, 1)
+patch_attention_backward(const __half* __restrict__ grad, const __half* __restrict__ q, const __half* __restrict__ k,
+                         const __half* __restrict__ v, const __half* __restrict__ q_embed,
+                         const __half* __restrict__ k_embed, const __half* __restrict__ out,
+                         const float* __restrict__ lse, __half* __restrict__ dq, __half* __restrict__ dk,
+                         __half* __restrict__ dv, float* dq_sums, int H, int N, int M, long long grad_batch,
+                         long long grad_row, long long q_batch, long long q_row, long long k_batch, long long k_row,
+                         long long v_batch, long long v_row, long long q_embed_row, long long k_embed_row,
+                         long long dq_batch, long long dq_row, long long dk_batch, long long dk_row,
+                         long long dv_batch, long long dv_row, float scale) {
+    using F = Backward<d>;
+    constexpr int kParts = d / 16, kSpans = F::kQueries / 16, kLanes = kLanesARow<d>;
+    extern __shared__ __align__(128) unsigned char shared_memory[];
+    __half* const k_tile = reinterpret_cast<__half*>(shared_memory);  // [256, d]
+    __half* const v_tile = k_tile + F::kKeys * F::kPitchK;            // [256, d]
+    __half* const s_tile = v_tile + F::kKeys * F::kPitchV;            // [256, queries]: p^T, then ds^T
+    __half* const q_tiles = s_tile + F::kKeys * F::kPitchS;           // 2 of [queries, d]: one is read, one written
+    __half* const g_tiles = q_tiles + 2 * F::kQueries * F::kPitchQ;   // 2 of [queries, d]
+    float* const offsets = reinterpret_cast<float*>(g_tiles + 2 * F::kQueries * F::kPitchQ);  // 2 of [queries]
+    float* const deltas = offsets + 2 * F::kQueries;                                          // 2 of [queries]
+
+    const int warp = threadIdx.x / 32;
+    const int b = blockIdx.x / H, h = blockIdx.x % H;
+    const Head g_head = {grad + b * grad_batch + h * d, grad_row};
+    const Head out_head = {out + (static_cast<long long>(b) * N * H + h) * d, static_cast<long long>(H) * d};
+    const Head q_head = {q + b * q_batch + h * d, q_row}, q_added = {q_embed ? q_embed + h * d : nullptr, q_embed_row};
+    const Head k_head = {k + b * k_batch + h * d, k_row}, k_added = {k_embed ? k_embed + h * d : nullptr, k_embed_row};
+    const Head v_head = {v + b * v_batch + h * d, v_row}, none = {nullptr, 0};
+    const int load_row = threadIdx.x / kLanes, load_column = threadIdx.x % kLanes * kVector;
+    const float unit = scale * kLog2E;
+
+    const AccumulatorMap map = learn_map(reinterpret_cast<float*>(shared_memory));
+    int s_pair[2][2];  // where pairs of elements go in s_tile, in halves
+    for (int r = 0; r < 2; ++r)
+        for (int c = 0; c < 2; ++c) s_pair[r][c] = (warp * 32 + map.row[r]) * F::kPitchS + map.column[c];
+
+    // ---- a step's queries: rows to registers, and from there to shared memory once it is free
+    uint4 q_next = {}, g_next = {};
+    float offset_next = 0, delta_next = 0;
+    const auto fetch_queries = [&](int query) {
+        query += load_row;
+        const bool loads = load_row < F::kQueries && load_column < d;
+        q_next = fetch(q_head, q_added, query, load_column, loads ? N : 0);
+        g_next = fetch(g_head, none, query, load_column, loads ? N : 0);
+        const uint4 o = fetch(out_head, none, query, load_column, loads ? N : 0);
+        delta_next = dot_halves(g_next, o);
+        for (int lane = 1; lane < kLanes; lane *= 2) delta_next += __shfl_xor_sync(kAllLanes, delta_next, lane);
+        // Rows past the end have probability 0.
+        offset_next = kShiftLog2 - (query < N ? lse[static_cast<long long>(blockIdx.x) * N + query] * kLog2E
+                                              : -minus_infinity());
+    };
+    const auto place_queries = [&](int buffer) {
+        if (load_row >= F::kQueries) return;
+        const int at = buffer * F::kQueries + load_row;
+        if (load_column < d) {
+            write_shared(reinterpret_cast<uint4*>(q_tiles + at * F::kPitchQ + load_column), q_next);
+            write_shared(reinterpret_cast<uint4*>(g_tiles + at * F::kPitchQ + load_column), g_next);
+        }
+        if (load_column == 0) {
+            write_shared(offsets + at, offset_next);
+            write_shared(deltas + at, -delta_next);
+        }
+    };
+
+    for (int chunk = 0; chunk < M; chunk += F::kKeys) {
+        const int count = M - chunk < F::kKeys ? M - chunk : F::kKeys;
+        const bool works = warp * 32 < count, edge = warp * 32 + 32 > count;
+
+        // ---- keys and values of the chunk, zeros past the end
+        fetch_queries(0);
+        __syncthreads();  // the numbers of the map, or the chunk before, have been used
+        if (load_column < d)
+            for (int row = load_row; row < F::kKeys; row += F::kThreads / kLanes) {
+                const uint4 key = fetch(k_head, k_added, chunk + row, load_column, M);
+                const uint4 value = fetch(v_head, none, chunk + row, load_column, M);
+                write_shared(reinterpret_cast<uint4*>(k_tile + row * F::kPitchK + load_column), key);
+                write_shared(reinterpret_cast<uint4*>(v_tile + row * F::kPitchV + load_column), value);
+            }
+        place_queries(0);
+        Sums dk_sums[2][kParts], dv_sums[2][kParts];  // of this warp's 32 keys
+        for (int i = 0; i < 2; ++i)
+            for (int c = 0; c < kParts; ++c) {
+                wmma::fill_fragment(dk_sums[i][c], 0.0f);
+                wmma::fill_fragment(dv_sums[i][c], 0.0f);
+            }
+        __syncthreads();
+
+        int buffer = 0;
+#pragma unroll 1
+        for (int query = 0; query < N; query += F::kQueries, buffer ^= 1) {
+            const __half* const q_tile = q_tiles + buffer * F::kQueries * F::kPitchQ;
+            const __half* const g_tile = g_tiles + buffer * F::kQueries * F::kPitchQ;
+            const bool more = query + F::kQueries < N;
+            if (more) fetch_queries(query + F::kQueries);
+
+            if (works) {
+                // ---- s^T [32, queries] = k q^T, and from it p^T
+                Sums p[2][kSpans];
+                for (int i = 0; i < 2; ++i)
+                    for (int j = 0; j < kSpans; ++j) wmma::fill_fragment(p[i][j], 0.0f);
+                multiply_rows<kParts>(p, k_tile + warp * 32 * F::kPitchK, F::kPitchK, q_tile, F::kPitchQ);
+                for (int j = 0; j < kSpans; ++j) {
+                    Sums offset;  // a pitch of 0: the same for all rows
+                    wmma::load_matrix_sync(offset, offsets + buffer * F::kQueries + j * 16, 0, wmma::mem_row_major);
+                    for (int i = 0; i < 2; ++i)
+                        for (int e = 0; e < 8; ++e) {
+                            p[i][j].x[e] = exp2_fast(fmaf(p[i][j].x[e], unit, offset.x[e]));
+                            if (edge && warp * 32 + i * 16 + map.row[row_of(e)] >= count) p[i][j].x[e] = 0.0f;
+                        }
+                    for (int i = 0; i < 2; ++i)
+                        for (int e = 0; e < 8; e += 2)
+                            write_shared(pair_at(s_tile + i * 16 * F::kPitchS + j * 16 + s_pair[row_of(e)][e / 4]),
+                                         pack_probabilities(p[i][j].x[e], p[i][j].x[e + 1]));
+                }
+                __syncwarp();
+
+                // ---- dv [32, d] += p^T g
+                multiply_columns<kSpans>(dv_sums, s_tile + warp * 32 * F::kPitchS, F::kPitchS, g_tile, F::kPitchQ);
+
+                // ---- dp^T - delta = v g^T - delta, and from it ds^T = p^T (dp^T - delta); `scale` comes at the end
+                Sums ds[2][kSpans];
+                for (int j = 0; j < kSpans; ++j) {
+                    wmma::load_matrix_sync(ds[0][j], deltas + buffer * F::kQueries + j * 16, 0, wmma::mem_row_major);
+                    ds[1][j] = ds[0][j];
+                }
+                multiply_rows<kParts>(ds, v_tile + warp * 32 * F::kPitchV, F::kPitchV, g_tile, F::kPitchQ);
+                __syncwarp();  // p^T has been read
+                for (int i = 0; i < 2; ++i)
+                    for (int j = 0; j < kSpans; ++j)
+                        for (int e = 0; e < 8; e += 2)
+                            write_shared(pair_at(s_tile + i * 16 * F::kPitchS + j * 16 + s_pair[row_of(e)][e / 4]),
+                                         pack_halves(p[i][j].x[e] * kUnshift * ds[i][j].x[e],
+                                                     p[i][j].x[e + 1] * kUnshift * ds[i][j].x[e + 1]));
+                __syncwarp();
+
+                // ---- dk [32, d] += ds^T q
+                multiply_columns<kSpans>(dk_sums, s_tile + warp * 32 * F::kPitchS, F::kPitchS, q_tile, F::kPitchQ);
+            }
+            if (more) place_queries(buffer ^ 1);
+            __syncthreads();  // ds^T of all warps is there, and the next step's queries
+
+            // ---- dq [queries, d] += ds k, a tile of 16 x 16 a warp
+            if (warp < kSpans * kParts) {
+                const int i = warp / kParts, c = warp % kParts, row = query + i * 16;
+                const long long padded = (N + F::kQueries - 1) / F::kQueries * F::kQueries;
+                float* const so_far = dq_sums + (blockIdx.x * padded + row) * d + c * 16;
+                Sums sums[2];  // two chains, of even and of odd keys: one would wait for itself
+                wmma::fill_fragment(sums[1], 0.0f);
+                if (chunk == 0) wmma::fill_fragment(sums[0], 0.0f);
+                else wmma::load_matrix_sync(sums[0], so_far, d, wmma::mem_row_major);
+                for (int key = 0; key < count; key += 32)
+                    for (int n = 0; n < 2; ++n) {
+                        FragmentAt ds;
+                        FragmentB keys;
+                        wmma::load_matrix_sync(ds, s_tile + (key + n * 16) * F::kPitchS + i * 16, F::kPitchS);
+                        wmma::load_matrix_sync(keys, k_tile + (key + n * 16) * F::kPitchK + c * 16, F::kPitchK);
+                        wmma::mma_sync(sums[n], ds, keys, sums[n]);
+                    }
+                for (int e = 0; e < 8; ++e) sums[0].x[e] += sums[1].x[e];
+                if (chunk + F::kKeys < M) wmma::store_matrix_sync(so_far, sums[0], d, wmma::mem_row_major);
+                else store_gradient(dq + b * dq_batch + h * d + c * 16, dq_row, sums[0], scale, map, row, N);
+            }
+            __syncthreads();  // ds^T has been read
+        }
+
+        // ---- dk and dv of the chunk
+        for (int i = 0; i < 2 && works; ++i)
+            for (int c = 0; c < kParts; ++c) {
+                const int row = chunk + warp * 32 + i * 16;
+                store_gradient(dk + b * dk_batch + h * d + c * 16, dk_row, dk_sums[i][c], scale, map, row, M);
+                store_gradient(dv + b * dv_batch + h * d + c * 16, dv_row, dv_sums[i][c], 1 / kHalfPerOne, map, row, M);
+            }
+    }
+}
+
+}  // namespace ipt_fast

@@ -1,0 +1,211 @@
+// Attention with additive query and key embeddings, forward, for GPUs whose tensor cores Triton does not reach (sm_70).
+// Per head: out = softmax((q + q_embed)(k + k_embed)^T scale) v, halves in and out, float32 softmax and sums.
+//
+// One pass over the keys. A warp owns R queries and keeps their scores and outputs in registers; the running maximum
+// and sum of a row are reduced by shuffles, which knows rows from the accumulator's map. Only the probabilities go
+// through shared memory, to change from WMMA's accumulator layout to its operand layout.
+//
+// A block: kWarps * R queries of one head, keys kTile at a time, 32 of them a step of the softmax.
+
+#include "patch_attention.cuh"
+
+namespace ipt_fast {
+
+template <int d, int R, int kWarps, int kTile>
+struct Forward {
+    static constexpr int kStep = 32;                 // keys a step of the softmax
+    static constexpr int kThreads = 32 * kWarps;
+    static constexpr int kQueries = kWarps * R;      // a block
+    static constexpr int kPitchK = kPitchAlong<d>;
+    static constexpr int kPitchV = kPitchAcross<d>;
+    static constexpr int kPitchP = kStep + 8;
+    static constexpr int kTiles = kTile * (kPitchK + kPitchV) + kQueries * kPitchP;  // halves: k, v, probabilities
+    static constexpr int kStaged = kQueries * kPitchK;                               // q before, out after
+    static constexpr int kBytes = 2 * (kTiles > kStaged ? kTiles : kStaged);
+    static_assert(d % 16 == 0 && R % 16 == 0 && kTile % kStep == 0, "whole fragments");
+};
+
+// Keys swap bits 2 and 3 of their place among 16, in v and in the probabilities alike: their sum does not mind, and the
+// lanes of sm_70 then write probabilities to different banks.
+__device__ __forceinline__ int swap_keys(int key) { return (key & ~12) | (key & 4) << 1 | (key & 8) >> 1; }
+
+// q [B, N, H d], k and v [B, M, H d] by stride (in halves), rows dense; q_embed [N, H d], k_embed [M, H d] or null.
+// out [B, N, H d] and lse [B, H, N] (natural logarithm of a row's sum of exponentials; or null) contiguous.
+// Pointers 16-byte aligned, strides multiples of 8. Grid: B H ceil(N / kQueries) blocks of kThreads, kBytes of memory.
+template <int d, int R = 32, int kWarps = 4, int kTile = 64, int kBlocks = 3>
+__global__ void __launch_bounds__(32 * kWarps, kBlocks)
+patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__ k, const __half* __restrict__ v,
+                        const __half* __restrict__ q_embed, const __half* __restrict__ k_embed,
+                        __half* __restrict__ out, float* __restrict__ lse, int H, int N, int M, long long q_batch,
+                        long long q_row, long long k_batch, long long k_row, long long v_batch, long long v_row,
+                        long long q_embed_row, long long k_embed_row, float scale) {
+    using F = Forward<d, R, kWarps, kTile>;
+    constexpr int kGroups = R / 16, kParts = d / 16, kSpans = F::kStep / 16;
+    constexpr int kLanes = kLanesARow<d>, kLoads = kTile * kLanes / F::kThreads;
+    static_assert(kTile * kLanes % F::kThreads == 0 && F::kThreads / kLanes % 16 == 0, "whole loads");
+    extern __shared__ __align__(128) unsigned char shared_memory[];
+    __half* const k_tile = reinterpret_cast<__half*>(shared_memory);  // [kTile, d]
+    __half* const v_tile = k_tile + kTile * F::kPitchK;               // [kTile, d], keys swapped
+    __half* const p_tiles = v_tile + kTile * F::kPitchV;              // [kQueries, 32], keys swapped
+
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int blocks = (N + F::kQueries - 1) / F::kQueries;  // a head
+    const int b = blockIdx.x / blocks / H, h = blockIdx.x / blocks % H;
+    const int first = blockIdx.x % blocks * F::kQueries + warp * R;  // query of this warp
+    const Head q_head = {q + b * q_batch + h * d, q_row}, q_added = {q_embed ? q_embed + h * d : nullptr, q_embed_row};
+    const Head k_head = {k + b * k_batch + h * d, k_row}, k_added = {k_embed ? k_embed + h * d : nullptr, k_embed_row};
+    const Head v_head = {v + b * v_batch + h * d, v_row}, none = {nullptr, 0};
+    const int load_row = threadIdx.x / kLanes, load_column = threadIdx.x % kLanes * kVector;
+    const bool loads = load_column < d;
+
+    // ---- the accumulator's map
+    const AccumulatorMap map = learn_map(reinterpret_cast<float*>(shared_memory));
+    __syncthreads();
+
+    // ---- queries to fragments, through rows of shared memory that are this warp's alone
+    __half* const staged = k_tile + warp * R * F::kPitchK;  // [R, d]
+    const unsigned sign = scale < 0 ? 0x80008000u : 0u;     // maxima want a positive factor: -q carries the sign
+    if (lane % kLanes * kVector < d)
+        for (int row = lane / kLanes; row < R; row += 32 / kLanes) {
+            uint4 x = fetch(q_head, q_added, first + row, lane % kLanes * kVector, N);
+            x = uint4{x.x ^ sign, x.y ^ sign, x.z ^ sign, x.w ^ sign};
+            write_shared(reinterpret_cast<uint4*>(staged + row * F::kPitchK + lane % kLanes * kVector), x);
+        }
+    __syncwarp();
+    FragmentA q_parts[kGroups][kParts];
+    for (int i = 0; i < kGroups; ++i)
+        for (int c = 0; c < kParts; ++c)
+            wmma::load_matrix_sync(q_parts[i][c], staged + i * 16 * F::kPitchK + c * 16, F::kPitchK);
+
+    const float unit = scale == 0 ? 1e-30f : fabsf(scale) * kLog2E;  // 0 times a masked score would be nan
+    float top[kGroups][2], total[kGroups][2];  // of this lane's rows: highest score; sum over this lane's columns
+    Sums outputs[kGroups][kParts];
+    for (int i = 0; i < kGroups; ++i) {
+        for (int r = 0; r < 2; ++r) top[i][r] = kLowest, total[i][r] = 0.0f;
+        for (int c = 0; c < kParts; ++c) wmma::fill_fragment(outputs[i][c], 0.0f);
+    }
+    __half* const p_tile = p_tiles + warp * R * F::kPitchP;  // [R, 32]
+    int p_pair[2][2];                                        // where pairs of elements go, in halves
+    for (int r = 0; r < 2; ++r)
+        for (int c = 0; c < 2; ++c) p_pair[r][c] = map.row[r] * F::kPitchP + swap_keys(map.column[c]);
+
+    for (int tile = 0; tile < M; tile += kTile) {
+        // ---- keys and values to shared memory: all loads first, then all stores
+        uint4 keys[kLoads], values[kLoads];
+        if (loads)
+            for (int i = 0; i < kLoads; ++i) {
+                const int token = tile + load_row + i * (F::kThreads / kLanes);
+                keys[i] = fetch(k_head, k_added, token, load_column, M);
+                values[i] = fetch(v_head, none, token, load_column, M);
+            }
+        __syncthreads();  // the queries, or the tile before, have been used
+        if (loads)
+            for (int i = 0; i < kLoads; ++i) {
+                const int row = load_row + i * (F::kThreads / kLanes);
+                write_shared(reinterpret_cast<uint4*>(k_tile + row * F::kPitchK + load_column), keys[i]);
+                write_shared(reinterpret_cast<uint4*>(v_tile + swap_keys(row) * F::kPitchV + load_column), values[i]);
+            }
+        __syncthreads();
+
+#pragma unroll 1
+        for (int step = 0; step < kTile && tile + step < M; step += F::kStep) {
+            // ---- scores [R, 32] = q k^T
+            Sums scores[kGroups][kSpans];
+            for (int i = 0; i < kGroups; ++i)
+                for (int j = 0; j < kSpans; ++j) wmma::fill_fragment(scores[i][j], 0.0f);
+            for (int c = 0; c < kParts; ++c)
+                for (int j = 0; j < kSpans; ++j) {
+                    FragmentBt part;
+                    wmma::load_matrix_sync(part, k_tile + (step + j * 16) * F::kPitchK + c * 16, F::kPitchK);
+                    for (int i = 0; i < kGroups; ++i) wmma::mma_sync(scores[i][j], q_parts[i][c], part, scores[i][j]);
+                }
+            if (tile + step + F::kStep > M)
+                for (int i = 0; i < kGroups; ++i)
+                    for (int j = 0; j < kSpans; ++j)
+                        for (int e = 0; e < 8; ++e)
+                            if (tile + step + j * 16 + map.column[e / 4] + e % 2 >= M) scores[i][j].x[e] = minus_infinity();
+
+            // ---- the rows' maxima so far; what was summed below an older maximum shrinks
+            float shrink[kGroups][2];
+            bool raised = false;
+            for (int i = 0; i < kGroups; ++i)
+                for (int r = 0; r < 2; ++r) {
+                    float highest = top[i][r];
+                    for (int j = 0; j < kSpans; ++j)
+                        for (int e = 0; e < 8; ++e)
+                            if (row_of(e) == r) highest = fmaxf(highest, scores[i][j].x[e]);
+                    for (int p = 0; p < 2; ++p)
+                        highest = fmaxf(highest, __shfl_sync(kAllLanes, highest, map.partner[p]));
+                    shrink[i][r] = exp2_fast((top[i][r] - highest) * unit);
+                    raised |= highest > top[i][r];
+                    top[i][r] = highest;
+                }
+            if (__any_sync(kAllLanes, raised))
+                for (int i = 0; i < kGroups; ++i) {
+                    for (int r = 0; r < 2; ++r) total[i][r] *= shrink[i][r];
+                    for (int c = 0; c < kParts; ++c)
+                        for (int e = 0; e < 8; ++e) outputs[i][c].x[e] *= shrink[i][row_of(e)];
+                }
+
+            // ---- probabilities, relative to the maxima, to shared memory
+            for (int i = 0; i < kGroups; ++i) {
+                const float offset[2] = {kShiftLog2 - top[i][0] * unit, kShiftLog2 - top[i][1] * unit};
+                for (int j = 0; j < kSpans; ++j)
+                    for (int e = 0; e < 8; e += 2) {
+                        const float low = exp2_fast(fmaf(scores[i][j].x[e], unit, offset[row_of(e)]));
+                        const float high = exp2_fast(fmaf(scores[i][j].x[e + 1], unit, offset[row_of(e)]));
+                        total[i][row_of(e)] += low + high;
+                        __half* const to = p_tile + i * 16 * F::kPitchP + j * 16 + p_pair[row_of(e)][e / 4];
+                        write_shared(reinterpret_cast<unsigned*>(to), pack_probabilities(low, high));
+                    }
+            }
+            __syncwarp();
+
+            // ---- outputs [R, d] += probabilities v
+            for (int j = 0; j < kSpans; ++j) {
+                FragmentA p_parts[kGroups];
+                for (int i = 0; i < kGroups; ++i)
+                    wmma::load_matrix_sync(p_parts[i], p_tile + i * 16 * F::kPitchP + j * 16, F::kPitchP);
+                for (int c = 0; c < kParts; ++c) {
+                    FragmentB part;
+                    wmma::load_matrix_sync(part, v_tile + (step + j * 16) * F::kPitchV + c * 16, F::kPitchV);
+                    for (int i = 0; i < kGroups; ++i) wmma::mma_sync(outputs[i][c], p_parts[i], part, outputs[i][c]);
+                }
+            }
+            __syncwarp();  // the probabilities have been read
+        }
+    }
+
+    // ---- outputs over their sums, through this warp's rows of shared memory to whole rows of `out`
+    __syncthreads();  // every warp is done with the last tile
+    for (int i = 0; i < kGroups; ++i) {
+        float share[2];
+        for (int r = 0; r < 2; ++r) {
+            float sum = total[i][r];
+            for (int p = 0; p < 2; ++p) sum += __shfl_sync(kAllLanes, sum, map.partner[p]);
+            share[r] = 1.0f / sum * (1.0f / (kHalfPerOne * kUnshift));
+            const int query = first + i * 16 + map.row[r];
+            if (lse != nullptr && map.leads && query < N)
+                lse[(static_cast<long long>(b) * H + h) * N + query] =
+                    (top[i][r] * unit + (log2f(sum) - kShiftLog2)) / kLog2E;
+        }
+        for (int c = 0; c < kParts; ++c)
+            for (int e = 0; e < 8; e += 2) {
+                const float* x = outputs[i][c].x + e;
+                __half* const to =
+                    staged + (i * 16 + map.row[row_of(e)]) * F::kPitchK + c * 16 + map.column[e / 4];
+                write_shared(reinterpret_cast<unsigned*>(to),
+                             pack_halves(x[0] * share[row_of(e)], x[1] * share[row_of(e)]));
+            }
+    }
+    __syncwarp();
+    if (lane % kLanes * kVector < d)
+        for (int row = lane / kLanes; row < R && first + row < N; row += 32 / kLanes) {
+            const int column = lane % kLanes * kVector;
+            __half* const to = out + ((static_cast<long long>(b) * N + first + row) * H + h) * d + column;
+            *reinterpret_cast<uint4*>(to) =
+                read_shared(reinterpret_cast<const uint4*>(staged + row * F::kPitchK + column));
+        }
+}
+
+}  // namespace ipt_fast
