@@ -18,6 +18,23 @@ __device__ __forceinline__ float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+
+// The thread's index, the block's index, or x, as if new at each call: what follows from them is then computed where it
+// is used and does not sit in registers through the loops in between.
+__device__ __forceinline__ int thread_index() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+__device__ __forceinline__ int block_index() {
+    int x;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+    return x;
+}
+__device__ __forceinline__ int anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 #endif
 
 namespace ipt_fast {
@@ -64,14 +81,19 @@ __device__ __forceinline__ uint4 add_halves(uint4 a, uint4 b) {
     return uint4{add_halves(a.x, b.x), add_halves(a.y, b.y), add_halves(a.z, b.z), add_halves(a.w, b.w)};
 }
 
-// This lane's 8 halves of token `token` of a head plus its embedding; zeros from token `count` on.
-__device__ __forceinline__ uint4 fetch(Head head, Head embed, int token, int column, int count) {
-    uint4 x = {0, 0, 0, 0};
-    if (token < count) {
-        x = load_vector(head.first + token * head.row + column);
-        if (embed.first != nullptr) x = add_halves(x, load_vector(embed.first + token * embed.row + column));
-    }
-    return x;
+// 8 halves from `column` on of n tokens, `step` apart from `token` on, plus their embeddings; zeros from token `count`
+// on. All loads are under way before the first is waited for.
+template <int n, int step>
+__device__ __forceinline__ void fetch(uint4 (&x)[n], Head head, Head embed, int token, int column, int count) {
+    uint4 more[n];
+    const __half* from = head.first + token * head.row + column;
+    for (int i = 0; i < n; ++i, from += step * head.row)
+        x[i] = token + i * step < count ? load_vector(from) : uint4{0, 0, 0, 0};
+    if (embed.first == nullptr) return;
+    from = embed.first + token * embed.row + column;
+    for (int i = 0; i < n; ++i, from += step * embed.row)
+        more[i] = token + i * step < count ? load_vector(from) : uint4{0, 0, 0, 0};
+    for (int i = 0; i < n; ++i) x[i] = add_halves(x[i], more[i]);
 }
 
 // ---- probabilities ---------------------------------------------------------------------------------------------
@@ -103,39 +125,41 @@ __device__ __forceinline__ unsigned pack_halves(float low, float high) {
 //   columns     column[0]           column[1]           and the one after
 // and that four lanes share both rows. On a GPU that differs the kernel stops with an error.
 struct AccumulatorMap {
-    int row[2], column[2];
-    int partner[2];  // lanes: the sum over these two exchanges is the sum over the four lanes of a row
-    bool leads;      // first of its four
+    int packed;  // row[0], row[1], column[0], column[1], a byte each, and above all whether the lane leads its four
+    int partner[2];   // lanes: the sum over these two exchanges is the sum over the four lanes of a row
+
+    __device__ AccumulatorMap here() const { return {anew(packed), {partner[0], partner[1]}}; }
+    __device__ int row(int i) const { return packed >> 8 * i & 15; }
+    __device__ int column(int i) const { return packed >> (16 + 8 * i) & 15; }
+    __device__ bool leads() const { return packed < 0; }
 };
 
 constexpr int row_of(int element) { return element / 2 % 2; }
 
 // numbers: 256 floats of shared memory that nothing else uses; the block must meet at a barrier before they are.
+template <int kThreads>
 __device__ __forceinline__ AccumulatorMap learn_map(float* numbers) {
-    for (int i = threadIdx.x; i < 256; i += blockDim.x) write_shared(numbers + i, static_cast<float>(i));
+    for (int i = 0; i < 256; i += kThreads) write_shared(numbers + i + threadIdx.x, static_cast<float>(i + threadIdx.x));
     __syncthreads();
     Sums sums;
     wmma::load_matrix_sync(sums, numbers, 16, wmma::mem_row_major);
     const auto number = [&](int element) { return static_cast<int>(sums.x[element]); };
 
-    AccumulatorMap map;
-    for (int i = 0; i < 2; ++i) {
-        map.row[i] = number(2 * i) / 16;
-        map.column[i] = number(4 * i) % 16;
-    }
+    AccumulatorMap map = {};
+    for (int i = 0; i < 2; ++i) map.packed |= number(2 * i) / 16 << 8 * i | number(4 * i) % 16 << (16 + 8 * i);
     bool known = sums.num_elements == 8;
     for (int e = 0; e < 8; ++e)
-        known &= number(e) == map.row[row_of(e)] * 16 + map.column[e / 4] + e % 2 && map.column[e / 4] % 2 == 0;
+        known &= number(e) == map.row(row_of(e)) * 16 + map.column(e / 4) + e % 2 && map.column(e / 4) % 2 == 0;
 
-    unsigned left = __match_any_sync(kAllLanes, map.row[0]);
-    known &= __popc(left) == 4 && __match_any_sync(kAllLanes, map.row[1]) == left;
+    unsigned left = __match_any_sync(kAllLanes, map.row(0));
+    known &= __popc(left) == 4 && __match_any_sync(kAllLanes, map.row(1)) == left;
     const int lane = threadIdx.x % 32, position = __popc(left & ((1u << lane) - 1));
     for (int i = 0; i < 4; ++i, left &= left - 1) {
         const int member = __ffs(left) - 1;
         if (i == (position ^ 1)) map.partner[0] = member;
         if (i == (position ^ 2)) map.partner[1] = member;
     }
-    map.leads = position == 0;
+    if (position == 0) map.packed |= 1 << 31;
     if (!known) __trap();
     return map;
 }

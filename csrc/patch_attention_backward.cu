@@ -72,9 +72,9 @@ __device__ __forceinline__ unsigned* pair_at(__half* at) { return reinterpret_ca
 __device__ __forceinline__ void store_gradient(__half* to, long long pitch, const Sums& sums, float factor,
                                                const AccumulatorMap& map, int row, int count) {
     for (int e = 0; e < 8; e += 2) {
-        const int token = row + map.row[row_of(e)];
+        const int token = row + map.row(row_of(e));
         if (token < count)
-            *pair_at(to + token * pitch + map.column[e / 4]) =
+            *pair_at(to + token * pitch + map.column(e / 4)) =
                 pack_halves(sums.x[e] * factor, sums.x[e + 1] * factor);
     }
 }
@@ -115,21 +115,22 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
     const int load_row = threadIdx.x / kLanes, load_column = threadIdx.x % kLanes * kVector;
     const float unit = scale * kLog2E;
 
-    const AccumulatorMap map = learn_map(reinterpret_cast<float*>(shared_memory));
+    const AccumulatorMap map = learn_map<F::kThreads>(reinterpret_cast<float*>(shared_memory));
     int s_pair[2][2];  // where pairs of elements go in s_tile, in halves
     for (int r = 0; r < 2; ++r)
-        for (int c = 0; c < 2; ++c) s_pair[r][c] = (warp * 32 + map.row[r]) * F::kPitchS + map.column[c];
+        for (int c = 0; c < 2; ++c) s_pair[r][c] = (warp * 32 + map.row(r)) * F::kPitchS + map.column(c);
 
     // ---- a step's queries: rows to registers, and from there to shared memory once it is free
-    uint4 q_next = {}, g_next = {};
-    float offset_next = 0, delta_next = 0;
+    uint4 q_next[1], g_next[1];
+    float offset_next, delta_next;
     const auto fetch_queries = [&](int query) {
         query += load_row;
-        const bool loads = load_row < F::kQueries && load_column < d;
-        q_next = fetch(q_head, q_added, query, load_column, loads ? N : 0);
-        g_next = fetch(g_head, none, query, load_column, loads ? N : 0);
-        const uint4 o = fetch(out_head, none, query, load_column, loads ? N : 0);
-        delta_next = dot_halves(g_next, o);
+        const int count = load_row < F::kQueries && load_column < d ? N : 0;
+        uint4 o[1];
+        fetch<1, 1>(g_next, g_head, none, query, load_column, count);
+        fetch<1, 1>(o, out_head, none, query, load_column, count);
+        fetch<1, 1>(q_next, q_head, q_added, query, load_column, count);
+        delta_next = dot_halves(g_next[0], o[0]);
         for (int lane = 1; lane < kLanes; lane *= 2) delta_next += __shfl_xor_sync(kAllLanes, delta_next, lane);
         // Rows past the end have probability 0.
         offset_next = kShiftLog2 - (query < N ? lse[static_cast<long long>(blockIdx.x) * N + query] * kLog2E
@@ -139,8 +140,8 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
         if (load_row >= F::kQueries) return;
         const int at = buffer * F::kQueries + load_row;
         if (load_column < d) {
-            write_shared(reinterpret_cast<uint4*>(q_tiles + at * F::kPitchQ + load_column), q_next);
-            write_shared(reinterpret_cast<uint4*>(g_tiles + at * F::kPitchQ + load_column), g_next);
+            write_shared(reinterpret_cast<uint4*>(q_tiles + at * F::kPitchQ + load_column), q_next[0]);
+            write_shared(reinterpret_cast<uint4*>(g_tiles + at * F::kPitchQ + load_column), g_next[0]);
         }
         if (load_column == 0) {
             write_shared(offsets + at, offset_next);
@@ -155,13 +156,18 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
         // ---- keys and values of the chunk, zeros past the end
         fetch_queries(0);
         __syncthreads();  // the numbers of the map, or the chunk before, have been used
-        if (load_column < d)
-            for (int row = load_row; row < F::kKeys; row += F::kThreads / kLanes) {
-                const uint4 key = fetch(k_head, k_added, chunk + row, load_column, M);
-                const uint4 value = fetch(v_head, none, chunk + row, load_column, M);
-                write_shared(reinterpret_cast<uint4*>(k_tile + row * F::kPitchK + load_column), key);
-                write_shared(reinterpret_cast<uint4*>(v_tile + row * F::kPitchV + load_column), value);
+        constexpr int kRows = F::kThreads / kLanes;  // a load of the block; four loads at a time
+        for (int row = load_row; row < F::kKeys; row += 4 * kRows) {
+            uint4 keys[4], values[4];
+            fetch<4, kRows>(keys, k_head, k_added, chunk + row, load_column, load_column < d ? M : 0);
+            fetch<4, kRows>(values, v_head, none, chunk + row, load_column, load_column < d ? M : 0);
+            for (int i = 0; i < 4 && load_column < d; ++i) {
+                __half* const key = k_tile + (row + i * kRows) * F::kPitchK + load_column;
+                __half* const value = v_tile + (row + i * kRows) * F::kPitchV + load_column;
+                write_shared(reinterpret_cast<uint4*>(key), keys[i]);
+                write_shared(reinterpret_cast<uint4*>(value), values[i]);
             }
+        }
         place_queries(0);
         Sums dk_sums[2][kParts], dv_sums[2][kParts];  // of this warp's 32 keys
         for (int i = 0; i < 2; ++i)
@@ -191,7 +197,7 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
                     for (int i = 0; i < 2; ++i)
                         for (int e = 0; e < 8; ++e) {
                             p[i][j].x[e] = exp2_fast(fmaf(p[i][j].x[e], unit, offset.x[e]));
-                            if (edge && warp * 32 + i * 16 + map.row[row_of(e)] >= count) p[i][j].x[e] = 0.0f;
+                            if (edge && warp * 32 + i * 16 + map.row(row_of(e)) >= count) p[i][j].x[e] = 0.0f;
                         }
                     for (int i = 0; i < 2; ++i)
                         for (int e = 0; e < 8; e += 2)
@@ -234,12 +240,14 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
                 wmma::fill_fragment(sums[1], 0.0f);
                 if (chunk == 0) wmma::fill_fragment(sums[0], 0.0f);
                 else wmma::load_matrix_sync(sums[0], so_far, d, wmma::mem_row_major);
-                for (int key = 0; key < count; key += 32)
+                const __half* ds_at = s_tile + i * 16;
+                const __half* key_at = k_tile + c * 16;
+                for (int key = 0; key < count; key += 32, ds_at += 32 * F::kPitchS, key_at += 32 * F::kPitchK)
                     for (int n = 0; n < 2; ++n) {
                         FragmentAt ds;
                         FragmentB keys;
-                        wmma::load_matrix_sync(ds, s_tile + (key + n * 16) * F::kPitchS + i * 16, F::kPitchS);
-                        wmma::load_matrix_sync(keys, k_tile + (key + n * 16) * F::kPitchK + c * 16, F::kPitchK);
+                        wmma::load_matrix_sync(ds, ds_at + n * 16 * F::kPitchS, F::kPitchS);
+                        wmma::load_matrix_sync(keys, key_at + n * 16 * F::kPitchK, F::kPitchK);
                         wmma::mma_sync(sums[n], ds, keys, sums[n]);
                     }
                 for (int e = 0; e < 8; ++e) sums[0].x[e] += sums[1].x[e];

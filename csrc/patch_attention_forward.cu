@@ -32,7 +32,7 @@ __device__ __forceinline__ int swap_keys(int key) { return (key & ~12) | (key & 
 // q [B, N, H d], k and v [B, M, H d] by stride (in halves), rows dense; q_embed [N, H d], k_embed [M, H d] or null.
 // out [B, N, H d] and lse [B, H, N] (natural logarithm of a row's sum of exponentials; or null) contiguous.
 // Pointers 16-byte aligned, strides multiples of 8. Grid: B H ceil(N / kQueries) blocks of kThreads, kBytes of memory.
-template <int d, int R = 32, int kWarps = 4, int kTile = 64, int kBlocks = 3>
+template <int d, int R = 32, int kWarps = 4, int kTile = 64, int kBlocks = d == 64 ? 2 : 3>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks)
 patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__ k, const __half* __restrict__ v,
                         const __half* __restrict__ q_embed, const __half* __restrict__ k_embed,
@@ -41,41 +41,48 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
                         long long q_embed_row, long long k_embed_row, float scale) {
     using F = Forward<d, R, kWarps, kTile>;
     constexpr int kGroups = R / 16, kParts = d / 16, kSpans = F::kStep / 16;
-    constexpr int kLanes = kLanesARow<d>, kLoads = kTile * kLanes / F::kThreads;
-    static_assert(kTile * kLanes % F::kThreads == 0 && F::kThreads / kLanes % 16 == 0, "whole loads");
+    constexpr int kLanes = kLanesARow<d>, kRowsABlock = F::kThreads / kLanes, kLoads = kTile / kRowsABlock;
+    static_assert(kTile % kRowsABlock == 0, "whole loads");
     extern __shared__ __align__(128) unsigned char shared_memory[];
     __half* const k_tile = reinterpret_cast<__half*>(shared_memory);  // [kTile, d]
     __half* const v_tile = k_tile + kTile * F::kPitchK;               // [kTile, d], keys swapped
     __half* const p_tiles = v_tile + kTile * F::kPitchV;              // [kQueries, 32], keys swapped
 
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int blocks = (N + F::kQueries - 1) / F::kQueries;  // a head
-    const int b = blockIdx.x / blocks / H, h = blockIdx.x / blocks % H;
-    const int first = blockIdx.x % blocks * F::kQueries + warp * R;  // query of this warp
-    const Head q_head = {q + b * q_batch + h * d, q_row}, q_added = {q_embed ? q_embed + h * d : nullptr, q_embed_row};
-    const Head k_head = {k + b * k_batch + h * d, k_row}, k_added = {k_embed ? k_embed + h * d : nullptr, k_embed_row};
-    const Head v_head = {v + b * v_batch + h * d, v_row}, none = {nullptr, 0};
-    const int load_row = threadIdx.x / kLanes, load_column = threadIdx.x % kLanes * kVector;
-    const bool loads = load_column < d;
+    // b H + h; b; h d; first query of the warp; column of this lane's loads; [R, d] of shared memory, the warp's alone.
+    struct Where { int head, image, column, query, part; __half* staged; };
+    const auto where = [&] {
+        const int blocks = (anew(N) + F::kQueries - 1) / F::kQueries, block = block_index(), thread = thread_index();
+        const int head = block / blocks, row = thread / 32 * R;
+        return Where{head, head / H, head % H * d, block % blocks * F::kQueries + row, thread % kLanes * kVector,
+                     k_tile + row * F::kPitchK};
+    };
+    const Head none = {nullptr, 0};
 
     // ---- the accumulator's map
-    const AccumulatorMap map = learn_map(reinterpret_cast<float*>(shared_memory));
+    const AccumulatorMap map = learn_map<F::kThreads>(reinterpret_cast<float*>(shared_memory));
     __syncthreads();
 
     // ---- queries to fragments, through rows of shared memory that are this warp's alone
-    __half* const staged = k_tile + warp * R * F::kPitchK;  // [R, d]
     const unsigned sign = scale < 0 ? 0x80008000u : 0u;     // maxima want a positive factor: -q carries the sign
-    if (lane % kLanes * kVector < d)
-        for (int row = lane / kLanes; row < R; row += 32 / kLanes) {
-            uint4 x = fetch(q_head, q_added, first + row, lane % kLanes * kVector, N);
-            x = uint4{x.x ^ sign, x.y ^ sign, x.z ^ sign, x.w ^ sign};
-            write_shared(reinterpret_cast<uint4*>(staged + row * F::kPitchK + lane % kLanes * kVector), x);
-        }
-    __syncwarp();
+    constexpr int kRowsAWarp = 32 / kLanes, kWarpLoads = R / kRowsAWarp;
     FragmentA q_parts[kGroups][kParts];
-    for (int i = 0; i < kGroups; ++i)
-        for (int c = 0; c < kParts; ++c)
-            wmma::load_matrix_sync(q_parts[i][c], staged + i * 16 * F::kPitchK + c * 16, F::kPitchK);
+    {
+        const Where at = where();
+        const Head head = {q + at.image * q_batch + at.column, q_row};
+        const Head added = {q_embed ? q_embed + at.column : nullptr, q_embed_row};
+        const int row = thread_index() % 32 / kLanes;
+        uint4 rows[kWarpLoads];
+        fetch<kWarpLoads, kRowsAWarp>(rows, head, added, at.query + row, at.part, at.part < d ? N : 0);
+        for (int i = 0; i < kWarpLoads && at.part < d; ++i) {
+            const uint4 x = {rows[i].x ^ sign, rows[i].y ^ sign, rows[i].z ^ sign, rows[i].w ^ sign};
+            __half* const to = at.staged + (row + i * kRowsAWarp) * F::kPitchK + at.part;
+            write_shared(reinterpret_cast<uint4*>(to), x);
+        }
+        __syncwarp();
+        for (int i = 0; i < kGroups; ++i)
+            for (int c = 0; c < kParts; ++c)
+                wmma::load_matrix_sync(q_parts[i][c], at.staged + i * 16 * F::kPitchK + c * 16, F::kPitchK);
+    }
 
     const float unit = scale == 0 ? 1e-30f : fabsf(scale) * kLog2E;  // 0 times a masked score would be nan
     float top[kGroups][2], total[kGroups][2];  // of this lane's rows: highest score; sum over this lane's columns
@@ -84,31 +91,34 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
         for (int r = 0; r < 2; ++r) top[i][r] = kLowest, total[i][r] = 0.0f;
         for (int c = 0; c < kParts; ++c) wmma::fill_fragment(outputs[i][c], 0.0f);
     }
-    __half* const p_tile = p_tiles + warp * R * F::kPitchP;  // [R, 32]
-    int p_pair[2][2];                                        // where pairs of elements go, in halves
-    for (int r = 0; r < 2; ++r)
-        for (int c = 0; c < 2; ++c) p_pair[r][c] = map.row[r] * F::kPitchP + swap_keys(map.column[c]);
+    __half* const p_tile = p_tiles + threadIdx.x / 32 * R * F::kPitchP;  // [R, 32]
 
+#pragma unroll 1
     for (int tile = 0; tile < M; tile += kTile) {
         // ---- keys and values to shared memory: all loads first, then all stores
-        uint4 keys[kLoads], values[kLoads];
-        if (loads)
-            for (int i = 0; i < kLoads; ++i) {
-                const int token = tile + load_row + i * (F::kThreads / kLanes);
-                keys[i] = fetch(k_head, k_added, token, load_column, M);
-                values[i] = fetch(v_head, none, token, load_column, M);
+        {
+            const Where at = where();
+            const Head k_head = {k + at.image * k_batch + at.column, k_row};
+            const Head k_added = {k_embed ? k_embed + at.column : nullptr, k_embed_row};
+            const Head v_head = {v + at.image * v_batch + at.column, v_row};
+            const int row = thread_index() / kLanes, count = at.part < d ? M : 0;
+            uint4 keys[kLoads], values[kLoads];
+            fetch<kLoads, kRowsABlock>(keys, k_head, k_added, tile + row, at.part, count);
+            fetch<kLoads, kRowsABlock>(values, v_head, none, tile + row, at.part, count);
+            __syncthreads();  // the queries, or the tile before, have been used
+            for (int i = 0; i < kLoads && at.part < d; ++i) {
+                const int place = row + i * kRowsABlock;
+                write_shared(reinterpret_cast<uint4*>(k_tile + place * F::kPitchK + at.part), keys[i]);
+                write_shared(reinterpret_cast<uint4*>(v_tile + swap_keys(place) * F::kPitchV + at.part), values[i]);
             }
-        __syncthreads();  // the queries, or the tile before, have been used
-        if (loads)
-            for (int i = 0; i < kLoads; ++i) {
-                const int row = load_row + i * (F::kThreads / kLanes);
-                write_shared(reinterpret_cast<uint4*>(k_tile + row * F::kPitchK + load_column), keys[i]);
-                write_shared(reinterpret_cast<uint4*>(v_tile + swap_keys(row) * F::kPitchV + load_column), values[i]);
-            }
+        }
         __syncthreads();
 
 #pragma unroll 1
         for (int step = 0; step < kTile && tile + step < M; step += F::kStep) {
+            const __half* const k_step = k_tile + step * F::kPitchK;  // constant distances from here on
+            const __half* const v_step = v_tile + step * F::kPitchV;
+
             // ---- scores [R, 32] = q k^T
             Sums scores[kGroups][kSpans];
             for (int i = 0; i < kGroups; ++i)
@@ -116,14 +126,14 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
             for (int c = 0; c < kParts; ++c)
                 for (int j = 0; j < kSpans; ++j) {
                     FragmentBt part;
-                    wmma::load_matrix_sync(part, k_tile + (step + j * 16) * F::kPitchK + c * 16, F::kPitchK);
+                    wmma::load_matrix_sync(part, k_step + j * 16 * F::kPitchK + c * 16, F::kPitchK);
                     for (int i = 0; i < kGroups; ++i) wmma::mma_sync(scores[i][j], q_parts[i][c], part, scores[i][j]);
                 }
             if (tile + step + F::kStep > M)
                 for (int i = 0; i < kGroups; ++i)
                     for (int j = 0; j < kSpans; ++j)
                         for (int e = 0; e < 8; ++e)
-                            if (tile + step + j * 16 + map.column[e / 4] + e % 2 >= M) scores[i][j].x[e] = minus_infinity();
+                            if (tile + step + j * 16 + map.column(e / 4) + e % 2 >= M) scores[i][j].x[e] = minus_infinity();
 
             // ---- the rows' maxima so far; what was summed below an older maximum shrinks
             float shrink[kGroups][2];
@@ -148,6 +158,12 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
                 }
 
             // ---- probabilities, relative to the maxima, to shared memory
+            int p_pair[2][2];  // where pairs of elements go, in halves
+            for (int r = 0; r < 2; ++r)
+                for (int c = 0; c < 2; ++c) {
+                    const AccumulatorMap here = map.here();
+                    p_pair[r][c] = here.row(r) * F::kPitchP + swap_keys(here.column(c));
+                }
             for (int i = 0; i < kGroups; ++i) {
                 const float offset[2] = {kShiftLog2 - top[i][0] * unit, kShiftLog2 - top[i][1] * unit};
                 for (int j = 0; j < kSpans; ++j)
@@ -168,7 +184,7 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
                     wmma::load_matrix_sync(p_parts[i], p_tile + i * 16 * F::kPitchP + j * 16, F::kPitchP);
                 for (int c = 0; c < kParts; ++c) {
                     FragmentB part;
-                    wmma::load_matrix_sync(part, v_tile + (step + j * 16) * F::kPitchV + c * 16, F::kPitchV);
+                    wmma::load_matrix_sync(part, v_step + j * 16 * F::kPitchV + c * 16, F::kPitchV);
                     for (int i = 0; i < kGroups; ++i) wmma::mma_sync(outputs[i][c], p_parts[i], part, outputs[i][c]);
                 }
             }
@@ -178,34 +194,34 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
 
     // ---- outputs over their sums, through this warp's rows of shared memory to whole rows of `out`
     __syncthreads();  // every warp is done with the last tile
+    const Where at = where();
     for (int i = 0; i < kGroups; ++i) {
         float share[2];
         for (int r = 0; r < 2; ++r) {
             float sum = total[i][r];
             for (int p = 0; p < 2; ++p) sum += __shfl_sync(kAllLanes, sum, map.partner[p]);
             share[r] = 1.0f / sum * (1.0f / (kHalfPerOne * kUnshift));
-            const int query = first + i * 16 + map.row[r];
-            if (lse != nullptr && map.leads && query < N)
-                lse[(static_cast<long long>(b) * H + h) * N + query] =
+            const int row = at.query + i * 16 + map.row(r);
+            if (lse != nullptr && map.leads() && row < N)
+                lse[static_cast<long long>(at.head) * N + row] =
                     (top[i][r] * unit + (log2f(sum) - kShiftLog2)) / kLog2E;
         }
         for (int c = 0; c < kParts; ++c)
             for (int e = 0; e < 8; e += 2) {
                 const float* x = outputs[i][c].x + e;
                 __half* const to =
-                    staged + (i * 16 + map.row[row_of(e)]) * F::kPitchK + c * 16 + map.column[e / 4];
+                    at.staged + (i * 16 + map.row(row_of(e))) * F::kPitchK + c * 16 + map.column(e / 4);
                 write_shared(reinterpret_cast<unsigned*>(to),
                              pack_halves(x[0] * share[row_of(e)], x[1] * share[row_of(e)]));
             }
     }
     __syncwarp();
-    if (lane % kLanes * kVector < d)
-        for (int row = lane / kLanes; row < R && first + row < N; row += 32 / kLanes) {
-            const int column = lane % kLanes * kVector;
-            __half* const to = out + ((static_cast<long long>(b) * N + first + row) * H + h) * d + column;
-            *reinterpret_cast<uint4*>(to) =
-                read_shared(reinterpret_cast<const uint4*>(staged + row * F::kPitchK + column));
-        }
+    for (int i = 0; i < kWarpLoads; ++i) {
+        const int row = thread_index() % 32 / kLanes + i * kRowsAWarp, token = at.query + row;
+        if (at.part < d && token < N)
+            *reinterpret_cast<uint4*>(out + (static_cast<long long>(at.image) * N + token) * H * d + at.column + at.part) =
+                read_shared(reinterpret_cast<const uint4*>(at.staged + row * F::kPitchK + at.part));
+    }
 }
 
 }  // namespace ipt_fast

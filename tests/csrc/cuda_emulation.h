@@ -81,7 +81,7 @@ struct Machine {
     std::mt19937 random;
     std::string error;
     bool counts = false;
-    std::map<int, Count> by_line;
+    std::map<std::array<int, 3>, Count> by_line;  // line, bytes a lane, write
     std::function<void()> body;
     int row[32][8], column[32][8];  // of a lane's elements of an accumulator
 
@@ -161,11 +161,11 @@ void meet(int kind, const void* argument, F together) {
 
 inline void __syncthreads(int line = CALLER) {
     if (line == machine.skip_barrier) return;
-    machine.flush(machine.warp());
     unsigned waiting = 1;
     for (const Lane& lane : machine.lanes) waiting += lane.wait == Wait::block;
     if (waiting < machine.lanes.size()) return machine.pause(Wait::block);
     ++machine.epoch;
+    for (Warp& warp : machine.warps) machine.flush(warp);
     for (Lane& lane : machine.lanes) lane.wait = Wait::none;
 }
 inline void __syncwarp(int line = CALLER) {
@@ -269,8 +269,8 @@ inline void Machine::flush(Warp& warp) {
             }
             return total;
         };
-        Count& count = by_line[key.first];
         const int bytes = list.front().bytes;
+        Count& count = by_line[{key.first, bytes, list.front().write}];
         ++count.instructions;
         count.split += wavefronts(bytes == 16 ? 8 : bytes == 8 ? 16 : 32);
         count.merged += wavefronts(32);
@@ -317,6 +317,10 @@ inline float exp2_fast(float x) {
     const float y = std::exp2(x);
     return y < 0x1p-126f ? 0.0f : __uint_as_float(__float_as_uint(y) + (y < 1e38f && __float_as_uint(x) % 3 == 0));
 }
+
+inline int thread_index() { return static_cast<int>(threadIdx.x); }
+inline int anew(int x) { return x; }
+inline int block_index() { return static_cast<int>(blockIdx.x); }
 
 // ---- WMMA ------------------------------------------------------------------------------------------------------
 

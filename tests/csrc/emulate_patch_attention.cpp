@@ -63,11 +63,13 @@ extern "C" const char* emulate_backward(const __half* const* in, const float* ls
     return outcome();
 }
 
-// "line instructions split merged" a line, of the last launch.
+// "line bytes write instructions split merged" a line, of the last launch.
 extern "C" const char* wavefronts() {
     counted.clear();
-    for (const auto& [line, c] : machine.by_line)
-        counted += std::to_string(line) + " " + std::to_string(c.instructions) + " " + std::to_string(c.split) + " " +
-                   std::to_string(c.merged) + "\n";
+    for (const auto& [key, c] : machine.by_line) {
+        for (const long n : {long{key[0]}, long{key[1]}, long{key[2]}, c.instructions, c.split, c.merged})
+            counted += std::to_string(n) + " ";
+        counted += "\n";
+    }
     return counted.c_str();
 }
