@@ -134,7 +134,7 @@ struct AccumulatorMap {
     __device__ bool leads() const { return packed < 0; }
 };
 
-constexpr int row_of(int element) { return element / 2 % 2; }
+__device__ constexpr int row_of(int element) { return element / 2 % 2; }
 
 // numbers: 256 floats of shared memory that nothing else uses; the block must meet at a barrier before they are.
 template <int kThreads>

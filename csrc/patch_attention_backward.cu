@@ -3,7 +3,7 @@
 //   dv = p^T g,   ds = p (g v^T - delta) scale,   dq = ds (k + k_embed),   dk = ds^T (q + q_embed),
 // delta the sum over a row of g out. Probabilities are computed again from lse; nothing of [N, M] leaves the chip.
 //
-// One block a head, 32 keys a warp: k and v of 256 keys stay in shared memory, queries pass by 32 at a time. A warp
+// One block a head, 32 keys a warp (four warps fit the 64 KB of sm_75): k and v of 256 keys stay in shared memory, queries pass by 32 at a time. A warp
 // works on s^T and keeps its rows of dk and dv in registers to the end. dq sums over all warps' keys: ds^T meets in
 // shared memory, and each 16 x 16 tile of dq is summed by one warp. Every sum has one order: no atomics, the same bits
 // each time. More keys than a block holds: one chunk after the other, dq summed in `dq_sums` by the same warps.
@@ -12,12 +12,11 @@
 
 namespace ipt_fast {
 
-template <int d>
+template <int d, int kWarps = 8>
 struct Backward {
-    static constexpr int kWarps = 8;
     static constexpr int kThreads = 32 * kWarps;
     static constexpr int kKeys = 32 * kWarps;             // a chunk
-    static constexpr int kQueries = d <= 48 ? 32 : 16;    // a step; d = 64 leaves no memory for more
+    static constexpr int kQueries = kWarps == 8 && d <= 48 ? 32 : 16;  // a step; d = 64 leaves no memory for more
     static constexpr int kPitchK = d == 64 ? 72 : 48;     // read along both ways, as q and g are
     static constexpr int kPitchV = kPitchAlong<d>;
     static constexpr int kPitchQ = d == 64 ? 72 : 48;
@@ -25,6 +24,7 @@ struct Backward {
     static constexpr int kHalves = kKeys * (kPitchK + kPitchV + kPitchS) + 4 * kQueries * kPitchQ;
     static constexpr int kBytes = 2 * kHalves + 4 * 4 * kQueries;
     static_assert(kBytes <= 96 << 10, "what a block of sm_70 may have");
+    static_assert(kQueries * kLanesARow<d> <= kThreads && kQueries / 16 * (d / 16) <= kWarps, "a piece of work a thread");
 };
 
 // sums [32, 16 spans] += rows [32, d] columns^T, `columns` [16 spans, d].
@@ -68,6 +68,8 @@ __device__ __forceinline__ float dot_halves(uint4 a, uint4 b) {
 
 __device__ __forceinline__ unsigned* pair_at(__half* at) { return reinterpret_cast<unsigned*>(at); }
 
+constexpr unsigned kNans = 0x7fff7fff;  // two halves
+
 // A 16 x 16 tile of a gradient from `row` on, times `factor`, as halves; no row from `count` on.
 __device__ __forceinline__ void store_gradient(__half* to, long long pitch, const Sums& sums, float factor,
                                                const AccumulatorMap& map, int row, int count) {
@@ -83,8 +85,8 @@ __device__ __forceinline__ void store_gradient(__half* to, long long pitch, cons
 // forward left them. dq [B, N, H d], dk and dv [B, M, H d] by stride, halves. dq_sums: floats, B H times d times N
 // rounded up to kQueries, any content; needed (not null) only where M > kKeys. Pointers 16-byte aligned, strides
 // multiples of 8. Grid: B H blocks of kThreads, kBytes of memory.
-template <int d>
-__global__ void __launch_bounds__(Backward<d>::kThreads, 1)
+template <int d, int kWarps = 8>
+__global__ void __launch_bounds__(32 * kWarps, 1)
 patch_attention_backward(const __half* __restrict__ grad, const __half* __restrict__ q, const __half* __restrict__ k,
                          const __half* __restrict__ v, const __half* __restrict__ q_embed,
                          const __half* __restrict__ k_embed, const __half* __restrict__ out,
@@ -94,80 +96,94 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
                          long long v_batch, long long v_row, long long q_embed_row, long long k_embed_row,
                          long long dq_batch, long long dq_row, long long dk_batch, long long dk_row,
                          long long dv_batch, long long dv_row, float scale) {
-    using F = Backward<d>;
+    using F = Backward<d, kWarps>;
     constexpr int kParts = d / 16, kSpans = F::kQueries / 16, kLanes = kLanesARow<d>;
     extern __shared__ __align__(128) unsigned char shared_memory[];
-    __half* const k_tile = reinterpret_cast<__half*>(shared_memory);  // [256, d]
-    __half* const v_tile = k_tile + F::kKeys * F::kPitchK;            // [256, d]
-    __half* const s_tile = v_tile + F::kKeys * F::kPitchV;            // [256, queries]: p^T, then ds^T
+    __half* const k_tile = reinterpret_cast<__half*>(shared_memory);  // [kKeys, d]
+    __half* const v_tile = k_tile + F::kKeys * F::kPitchK;            // [kKeys, d]
+    __half* const s_tile = v_tile + F::kKeys * F::kPitchV;            // [kKeys, queries]: p^T, then ds^T
     __half* const q_tiles = s_tile + F::kKeys * F::kPitchS;           // 2 of [queries, d]: one is read, one written
     __half* const g_tiles = q_tiles + 2 * F::kQueries * F::kPitchQ;   // 2 of [queries, d]
     float* const offsets = reinterpret_cast<float*>(g_tiles + 2 * F::kQueries * F::kPitchQ);  // 2 of [queries]
     float* const deltas = offsets + 2 * F::kQueries;                                          // 2 of [queries]
 
+    // b; h d; row and column of this lane's loads.
+    struct Where { int image, column, row, part; };
+    const auto where = [&] {
+        const int head = block_index(), thread = thread_index();
+        return Where{head / H, head % H * d, thread / kLanes, thread % kLanes * kVector};
+    };
+    const Head none = {nullptr, 0};
     const int warp = threadIdx.x / 32;
-    const int b = blockIdx.x / H, h = blockIdx.x % H;
-    const Head g_head = {grad + b * grad_batch + h * d, grad_row};
-    const Head out_head = {out + (static_cast<long long>(b) * N * H + h) * d, static_cast<long long>(H) * d};
-    const Head q_head = {q + b * q_batch + h * d, q_row}, q_added = {q_embed ? q_embed + h * d : nullptr, q_embed_row};
-    const Head k_head = {k + b * k_batch + h * d, k_row}, k_added = {k_embed ? k_embed + h * d : nullptr, k_embed_row};
-    const Head v_head = {v + b * v_batch + h * d, v_row}, none = {nullptr, 0};
-    const int load_row = threadIdx.x / kLanes, load_column = threadIdx.x % kLanes * kVector;
     const float unit = scale * kLog2E;
-
     const AccumulatorMap map = learn_map<F::kThreads>(reinterpret_cast<float*>(shared_memory));
-    int s_pair[2][2];  // where pairs of elements go in s_tile, in halves
-    for (int r = 0; r < 2; ++r)
-        for (int c = 0; c < 2; ++c) s_pair[r][c] = (warp * 32 + map.row(r)) * F::kPitchS + map.column(c);
 
-    // ---- a step's queries: rows to registers, and from there to shared memory once it is free
-    uint4 q_next[1], g_next[1];
-    float offset_next, delta_next;
-    const auto fetch_queries = [&](int query) {
-        query += load_row;
-        const int count = load_row < F::kQueries && load_column < d ? N : 0;
-        uint4 o[1];
-        fetch<1, 1>(g_next, g_head, none, query, load_column, count);
-        fetch<1, 1>(o, out_head, none, query, load_column, count);
-        fetch<1, 1>(q_next, q_head, q_added, query, load_column, count);
-        delta_next = dot_halves(g_next[0], o[0]);
-        for (int lane = 1; lane < kLanes; lane *= 2) delta_next += __shfl_xor_sync(kAllLanes, delta_next, lane);
+    // ---- a step's queries: rows to registers early, from there to shared memory late
+    uint4 q_next[1], added_next[1], g_next[1], out_next[1];
+    float lse_next;
+    const auto fetch_queries = [&](int first) {
+        const Where at = where();
+        const Head q_head = {q + at.image * q_batch + at.column, q_row};
+        const Head q_added = {q_embed ? q_embed + at.column : nullptr, q_embed_row};
+        const Head g_head = {grad + at.image * grad_batch + at.column, grad_row};
+        const Head o_head = {out + static_cast<long long>(at.image) * N * H * d + at.column, static_cast<long long>(H) * d};
+        const int query = first + at.row, count = at.row < F::kQueries && at.part < d ? N : 0;
+        fetch<1, 1>(q_next, q_head, none, query, at.part, count);
+        fetch<1, 1>(added_next, q_added, none, query, at.part, q_embed ? count : 0);
+        fetch<1, 1>(g_next, g_head, none, query, at.part, count);
+        fetch<1, 1>(out_next, o_head, none, query, at.part, count);
         // Rows past the end have probability 0.
-        offset_next = kShiftLog2 - (query < N ? lse[static_cast<long long>(blockIdx.x) * N + query] * kLog2E
-                                              : -minus_infinity());
+        lse_next = -minus_infinity();
+        if (query < N) lse_next = lse[static_cast<long long>(block_index()) * N + query];
     };
     const auto place_queries = [&](int buffer) {
-        if (load_row >= F::kQueries) return;
-        const int at = buffer * F::kQueries + load_row;
-        if (load_column < d) {
-            write_shared(reinterpret_cast<uint4*>(q_tiles + at * F::kPitchQ + load_column), q_next[0]);
-            write_shared(reinterpret_cast<uint4*>(g_tiles + at * F::kPitchQ + load_column), g_next[0]);
+        const Where at = where();
+        if (at.row >= F::kQueries) return;  // whole warps
+        float delta = dot_halves(g_next[0], out_next[0]);
+        for (int lane = 1; lane < kLanes; lane *= 2) delta += __shfl_xor_sync(kAllLanes, delta, lane);
+        const int row = buffer * F::kQueries + at.row;
+        if (at.part < d) {
+            if (q_embed) q_next[0] = add_halves(q_next[0], added_next[0]);
+            if (lse_next != lse_next) g_next[0] = uint4{kNans, kNans, kNans, kNans};  // p is nan, which packing loses
+            write_shared(reinterpret_cast<uint4*>(q_tiles + row * F::kPitchQ + at.part), q_next[0]);
+            write_shared(reinterpret_cast<uint4*>(g_tiles + row * F::kPitchQ + at.part), g_next[0]);
         }
-        if (load_column == 0) {
-            write_shared(offsets + at, offset_next);
-            write_shared(deltas + at, -delta_next);
+        if (at.part == 0) {
+            write_shared(offsets + row, kShiftLog2 - lse_next * kLog2E);
+            write_shared(deltas + row, -delta);
         }
     };
 
+#pragma unroll 1
     for (int chunk = 0; chunk < M; chunk += F::kKeys) {
         const int count = M - chunk < F::kKeys ? M - chunk : F::kKeys;
-        const bool works = warp * 32 < count, edge = warp * 32 + 32 > count;
+        const bool works = warp * 32 < count;
 
         // ---- keys and values of the chunk, zeros past the end
         fetch_queries(0);
         __syncthreads();  // the numbers of the map, or the chunk before, have been used
-        constexpr int kRows = F::kThreads / kLanes;  // a load of the block; four loads at a time
-        for (int row = load_row; row < F::kKeys; row += 4 * kRows) {
-            uint4 keys[4], values[4];
-            fetch<4, kRows>(keys, k_head, k_added, chunk + row, load_column, load_column < d ? M : 0);
-            fetch<4, kRows>(values, v_head, none, chunk + row, load_column, load_column < d ? M : 0);
-            for (int i = 0; i < 4 && load_column < d; ++i) {
-                __half* const key = k_tile + (row + i * kRows) * F::kPitchK + load_column;
-                __half* const value = v_tile + (row + i * kRows) * F::kPitchV + load_column;
-                write_shared(reinterpret_cast<uint4*>(key), keys[i]);
-                write_shared(reinterpret_cast<uint4*>(value), values[i]);
+        {
+            constexpr int kRows = F::kThreads / kLanes;  // a load of the block; four loads at a time
+            const Where at = where();
+            const Head k_head = {k + at.image * k_batch + at.column, k_row};
+            const Head k_added = {k_embed ? k_embed + at.column : nullptr, k_embed_row};
+            const Head v_head = {v + at.image * v_batch + at.column, v_row};
+#pragma unroll 1
+            for (int row = at.row; row < F::kKeys; row += 4 * kRows) {
+                uint4 keys[4], values[4];
+                fetch<4, kRows>(keys, k_head, k_added, chunk + row, at.part, at.part < d ? M : 0);
+                fetch<4, kRows>(values, v_head, none, chunk + row, at.part, at.part < d ? M : 0);
+                for (int i = 0; i < 4 && at.part < d; ++i) {
+                    __half* const key = k_tile + (row + i * kRows) * F::kPitchK + at.part;
+                    __half* const value = v_tile + (row + i * kRows) * F::kPitchV + at.part;
+                    write_shared(reinterpret_cast<uint4*>(key), keys[i]);
+                    write_shared(reinterpret_cast<uint4*>(value), values[i]);
+                }
             }
         }
+        if (!works)  // no keys, no ds^T: dq sums keys by 64
+            for (int i = 0; i < F::kPitchS; i += kVector)
+                write_shared(reinterpret_cast<uint4*>(s_tile + threadIdx.x * F::kPitchS + i), uint4{0, 0, 0, 0});
         place_queries(0);
         Sums dk_sums[2][kParts], dv_sums[2][kParts];  // of this warp's 32 keys
         for (int i = 0; i < 2; ++i)
@@ -190,15 +206,20 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
                 Sums p[2][kSpans];
                 for (int i = 0; i < 2; ++i)
                     for (int j = 0; j < kSpans; ++j) wmma::fill_fragment(p[i][j], 0.0f);
+                const AccumulatorMap here = map.here();
+                int s_pair[2][2];  // where pairs of elements go in s_tile, in halves
+                for (int r = 0; r < 2; ++r)
+                    for (int c = 0; c < 2; ++c) s_pair[r][c] = (warp * 32 + here.row(r)) * F::kPitchS + here.column(c);
                 multiply_rows<kParts>(p, k_tile + warp * 32 * F::kPitchK, F::kPitchK, q_tile, F::kPitchQ);
                 for (int j = 0; j < kSpans; ++j) {
                     Sums offset;  // a pitch of 0: the same for all rows
                     wmma::load_matrix_sync(offset, offsets + buffer * F::kQueries + j * 16, 0, wmma::mem_row_major);
                     for (int i = 0; i < 2; ++i)
-                        for (int e = 0; e < 8; ++e) {
-                            p[i][j].x[e] = exp2_fast(fmaf(p[i][j].x[e], unit, offset.x[e]));
-                            if (edge && warp * 32 + i * 16 + map.row(row_of(e)) >= count) p[i][j].x[e] = 0.0f;
-                        }
+                        for (int e = 0; e < 8; ++e) p[i][j].x[e] = exp2_fast(fmaf(p[i][j].x[e], unit, offset.x[e]));
+                    if (warp * 32 + 32 > count)  // keys past the end
+                        for (int i = 0; i < 2; ++i)
+                            for (int e = 0; e < 8; ++e)
+                                if (warp * 32 + i * 16 + here.row(row_of(e)) >= count) p[i][j].x[e] = 0.0f;
                     for (int i = 0; i < 2; ++i)
                         for (int e = 0; e < 8; e += 2)
                             write_shared(pair_at(s_tile + i * 16 * F::kPitchS + j * 16 + s_pair[row_of(e)][e / 4]),
@@ -233,36 +254,42 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
 
             // ---- dq [queries, d] += ds k, a tile of 16 x 16 a warp
             if (warp < kSpans * kParts) {
+                const Where at = where();
                 const int i = warp / kParts, c = warp % kParts, row = query + i * 16;
                 const long long padded = (N + F::kQueries - 1) / F::kQueries * F::kQueries;
-                float* const so_far = dq_sums + (blockIdx.x * padded + row) * d + c * 16;
+                float* const so_far = dq_sums + (block_index() * padded + row) * d + c * 16;
                 Sums sums[2];  // two chains, of even and of odd keys: one would wait for itself
                 wmma::fill_fragment(sums[1], 0.0f);
                 if (chunk == 0) wmma::fill_fragment(sums[0], 0.0f);
                 else wmma::load_matrix_sync(sums[0], so_far, d, wmma::mem_row_major);
                 const __half* ds_at = s_tile + i * 16;
                 const __half* key_at = k_tile + c * 16;
-                for (int key = 0; key < count; key += 32, ds_at += 32 * F::kPitchS, key_at += 32 * F::kPitchK)
-                    for (int n = 0; n < 2; ++n) {
+#pragma unroll 1
+                for (int key = 0; key < count; key += 64, ds_at += 64 * F::kPitchS, key_at += 64 * F::kPitchK)
+                    for (int n = 0; n < 4; ++n) {
                         FragmentAt ds;
                         FragmentB keys;
                         wmma::load_matrix_sync(ds, ds_at + n * 16 * F::kPitchS, F::kPitchS);
                         wmma::load_matrix_sync(keys, key_at + n * 16 * F::kPitchK, F::kPitchK);
-                        wmma::mma_sync(sums[n], ds, keys, sums[n]);
+                        wmma::mma_sync(sums[n % 2], ds, keys, sums[n % 2]);
                     }
                 for (int e = 0; e < 8; ++e) sums[0].x[e] += sums[1].x[e];
                 if (chunk + F::kKeys < M) wmma::store_matrix_sync(so_far, sums[0], d, wmma::mem_row_major);
-                else store_gradient(dq + b * dq_batch + h * d + c * 16, dq_row, sums[0], scale, map, row, N);
+                else store_gradient(dq + at.image * dq_batch + at.column + c * 16, dq_row, sums[0], scale, map.here(), row, N);
             }
             __syncthreads();  // ds^T has been read
         }
 
         // ---- dk and dv of the chunk
-        for (int i = 0; i < 2 && works; ++i)
+        const Where at = where();
+        if (!works) continue;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
             for (int c = 0; c < kParts; ++c) {
-                const int row = chunk + warp * 32 + i * 16;
-                store_gradient(dk + b * dk_batch + h * d + c * 16, dk_row, dk_sums[i][c], scale, map, row, M);
-                store_gradient(dv + b * dv_batch + h * d + c * 16, dv_row, dv_sums[i][c], 1 / kHalfPerOne, map, row, M);
+                const int row = chunk + warp * 32 + i * 16, column = at.column + c * 16;
+                store_gradient(dk + at.image * dk_batch + column, dk_row, dk_sums[i][c], scale, map, row, M);
+                store_gradient(dv + at.image * dv_batch + column, dv_row, dv_sums[i][c], 1 / kHalfPerOne, map, row, M);
             }
     }
 }

@@ -17,11 +17,11 @@ void forward(const __half* const* in, __half* out, float* lse, const int* size, 
            stride[4], stride[5], stride[6], stride[7], scale);
 }
 
-template <int d>
+template <int d, int kWarps>
 void backward(const __half* const* in, const float* lse, __half* const* out, float* dq_sums, const int* size,
               const long long* stride, float scale) {
-    using F = ipt_fast::Backward<d>;
-    launch(ipt_fast::patch_attention_backward<d>, size[0] * size[1], F::kThreads, F::kBytes, in[0], in[1], in[2], in[3],
+    using F = ipt_fast::Backward<d, kWarps>;
+    launch(ipt_fast::patch_attention_backward<d, kWarps>, size[0] * size[1], F::kThreads, F::kBytes, in[0], in[1], in[2], in[3],
            in[4], in[5], in[6], lse, out[0], out[1], out[2], dq_sums, size[1], size[2], size[3], stride[0], stride[1],
            stride[2], stride[3], stride[4], stride[5], stride[6], stride[7], stride[8], stride[9], stride[10],
            stride[11], stride[12], stride[13], stride[14], stride[15], scale);
@@ -52,15 +52,30 @@ extern "C" const char* emulate_forward(const __half* const* in, __half* out, flo
     return outcome();
 }
 
-// in: grad, q, k, v, q_embed, k_embed, out. out: dq, dk, dv. size: B, H, N, M, d.
+// in: grad, q, k, v, q_embed, k_embed, out. out: dq, dk, dv. size: B, H, N, M, d, warps.
 extern "C" const char* emulate_backward(const __half* const* in, const float* lse, __half* const* out, float* dq_sums,
                                         const int* size, const long long* stride, float scale) {
-    const int d = size[4];
-    if (d == 32) backward<32>(in, lse, out, dq_sums, size, stride, scale);
-    else if (d == 48) backward<48>(in, lse, out, dq_sums, size, stride, scale);
-    else if (d == 64) backward<64>(in, lse, out, dq_sums, size, stride, scale);
+    const int d = size[4], warps = size[5];
+    if (d == 32 && warps == 8) backward<32, 8>(in, lse, out, dq_sums, size, stride, scale);
+    else if (d == 48 && warps == 8) backward<48, 8>(in, lse, out, dq_sums, size, stride, scale);
+    else if (d == 48 && warps == 4) backward<48, 4>(in, lse, out, dq_sums, size, stride, scale);
+    else if (d == 64 && warps == 8) backward<64, 8>(in, lse, out, dq_sums, size, stride, scale);
     else return "no such variant";
     return outcome();
+}
+
+// What a launch needs: threads, bytes of shared memory, queries (forward) or keys (backward) a block.
+extern "C" void geometry(int backward, int d, int* out) {
+    const auto put = [&](int threads, int bytes, int rows) { out[0] = threads, out[1] = bytes, out[2] = rows; };
+    const auto of = [&](auto size) {
+        using F = ipt_fast::Forward<size, 32, 4, 64>;
+        using B = ipt_fast::Backward<size>;
+        if (backward) put(B::kThreads, B::kBytes, B::kKeys);
+        else put(F::kThreads, F::kBytes, F::kQueries);
+    };
+    if (d == 32) of(std::integral_constant<int, 32>{});
+    if (d == 48) of(std::integral_constant<int, 48>{});
+    if (d == 64) of(std::integral_constant<int, 64>{});
 }
 
 // "line bytes write instructions split merged" a line, of the last launch.
