@@ -90,20 +90,12 @@ class Emulation:
         (B, N, D), M, H = q.shape, k.shape[1], num_heads
         grads = list(into or (torch.full(x.shape, math.nan, dtype=x.dtype) for x in (q, k, v)))
         sums = torch.full((B * H, (N + 31) // 32 * 32, D // H), math.nan)
+        workspace = None if warps * 32 >= M else _at(sums)
         size = (ctypes.c_int * 6)(B, H, N, M, D // H, warps)
         strides = _strides([grad, q, k, v], [q_embed, k_embed], grads)
         inputs = _pointers([grad, q, k, v, q_embed, k_embed, out])
-        _check(
-            self._library.emulate_backward(
-                inputs,
-                _at(lse),
-                _pointers(grads),
-                _at(sums) if M > 32 * warps else None,
-                size,
-                strides,
-                ctypes.c_float(scale),
-            )
-        )
+        function, factor = self._library.emulate_backward, ctypes.c_float(scale)
+        _check(function(inputs, _at(lse), _pointers(grads), workspace, size, strides, factor))
         return grads
 
     def wavefronts(self) -> list[tuple[int, int, bool, int, int, int]]:

@@ -92,9 +92,8 @@ def compile_nvcc(source: Path, arch: int, *expressions: str) -> PtxFacts:
         wanted = ", ".join(f"reinterpret_cast<void*>({e})" for e in _wanted(source, expressions))
         unit, ptx = Path(folder) / "kernel.cu", Path(folder) / "kernel.ptx"
         unit.write_text(f'#include "{source}"\n' + (f"void* kernels[] = {{{wanted}}};\n" if wanted else ""))
-        common = ["nvcc", f"-arch=sm_{arch}", "-O3", "-std=c++17", str(unit)]
-        log = _run([*common, "-Xptxas", "-v", "-c", "-o", f"{folder}/kernel.o"])
-        _run([*common, "-ptx", "-o", str(ptx)])
+        _run(["nvcc", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-ptx", str(unit), "-o", str(ptx)])
+        log = _run(["nvcc", f"-arch=sm_{arch}", "-Xptxas", "-v", "-cubin", str(ptx), "-o", f"{folder}/kernel.cubin"])
         return _facts(source, arch, log, ptx.read_text(), expressions)
 
 

@@ -195,6 +195,7 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
     // ---- outputs over their sums, through this warp's rows of shared memory to whole rows of `out`
     __syncthreads();  // every warp is done with the last tile
     const Where at = where();
+#pragma unroll
     for (int i = 0; i < kGroups; ++i) {
         float share[2];
         for (int r = 0; r < 2; ++r) {
@@ -206,6 +207,7 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
                 lse[static_cast<long long>(at.head) * N + row] =
                     (top[i][r] * unit + (log2f(sum) - kShiftLog2)) / kLog2E;
         }
+#pragma unroll
         for (int c = 0; c < kParts; ++c)
             for (int e = 0; e < 8; e += 2) {
                 const float* x = outputs[i][c].x + e;
