@@ -101,9 +101,9 @@ def parse(text: str) -> list[Instruction]:
         if label := re.match(r"(\.L\w+):", line):
             labels[label[1]] = len(rows)
         if code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;\s+/\* 0x[0-9a-f]{16} \*/", line):
-            high = re.search(r"/\* 0x([0-9a-f]{16}) \*/", next(lines))
-            target = re.search(r"`\((\.L\w+)\)", code[1])
-            rows.append((code[1], int(high[1], 16) if high else 0, target and target[1]))
+            bits = re.search(r"/\* 0x([0-9a-f]{16}) \*/", next(lines))
+            goal = re.search(r"`\((\.L\w+)\)", code[1])
+            rows.append((code[1], int(bits[1], 16) if bits else 0, goal[1] if goal else None))
     instructions = []
     for words, high, target in rows:
         predicate, _, rest = words.partition(" ") if words.startswith("@") else ("", "", words)
