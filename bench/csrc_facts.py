@@ -20,6 +20,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 NVRTC_ARCHS, NVCC_ARCHS = (70,), (75, 80, 90)
 # Shared memory that a block of sm_70 has, with the opt-in that more than 48 KB need.
 SHARED = 96 << 10
+HEADING = "## CUDA C++ (`csrc/`)"  # of the section that bench.csrc_report writes into bench/results/offline.md
 
 _TENSOR_CORE = re.compile(r"(?<![\w.])(?:wmma\.mma|mma)\.sync\.aligned\.")
 

@@ -20,7 +20,6 @@ from bench.csrc_replay import CLOCK, MULTIPROCESSORS, Rates
 from ipt_fast.cli.tables import markdown_table
 
 RESULT = Path(__file__).parent / "results" / "offline.md"
-HEADING = "## CUDA C++ (`csrc/`)"
 N, D_HEAD = 256, 48
 # Useful FLOPs of a head, however often a kernel recomputes: two and five matrix products of 2 N^2 d.
 FLOPS = {"forward": 4 * N * N * D_HEAD, "backward": 10 * N * N * D_HEAD}
@@ -166,7 +165,7 @@ def section(emulation: Emulation) -> str:
     floors = " and ".join(f"{size / (0.8e12 / MULTIPROCESSORS / CLOCK):,.0f}" for size in DRAM.values())
     used = ("registers", "spilled bytes", "shared bytes", "products in the PTX", "blocks an SM")
     accesses = ("kernel", "line", "bytes a lane", "instructions", "wavefronts each, split", "merged")
-    return f"""{HEADING}
+    return f"""{csrc_facts.HEADING}
 
 `python -m bench.csrc_report`. **Everything here is an estimate: nothing ran on a GPU.**
 
@@ -208,7 +207,7 @@ def main() -> int:
         except (RuntimeError, FileNotFoundError) as error:
             print(f"bench.csrc_report: {error}", file=sys.stderr)
             return 2
-    RESULT.write_text(RESULT.read_text().partition(HEADING)[0].rstrip() + "\n\n" + text)
+    RESULT.write_text(RESULT.read_text().partition(csrc_facts.HEADING)[0].rstrip() + "\n\n" + text)
     print(f"written: {RESULT}")
     return 0
 

@@ -23,7 +23,7 @@ struct Backward {
     static constexpr int kPitchS = kQueries == 32 ? 48 : 24;
     static constexpr int kHalves = kKeys * (kPitchK + kPitchV + kPitchS) + 4 * kQueries * kPitchQ;
     static constexpr int kBytes = 2 * kHalves + 4 * 4 * kQueries;
-    static_assert(kBytes <= 96 << 10, "what a block of sm_70 may have");
+    static_assert(kBytes <= (kWarps > 4 ? 96 : 64) << 10, "what a block of sm_70, of sm_75 may have");
     static_assert(kQueries * kLanesARow<d> <= kThreads && kQueries / 16 * (d / 16) <= kWarps, "a piece of work a thread");
 };
 

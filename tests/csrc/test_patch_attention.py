@@ -227,6 +227,14 @@ def test_it_compiles_for_later_gpus_without_spills(source, arch):
     assert facts.arch == f"sm_{arch}" and facts.mma > 0 and facts.spills == 0
 
 
+def test_half_as_many_warps_compile_for_sm_75():
+    if "nvcc" not in csrc_facts.compilers():
+        pytest.skip("nvcc is not installed")
+    names = [f"&ipt_fast::patch_attention_backward<{d}, 4>" for d in (32, 48, 64)]
+    facts = csrc_facts.compile_nvcc(csrc_facts.CSRC / "patch_attention_backward.cu", 75, *names)
+    assert facts.mma > 0 and facts.spills == 0
+
+
 def test_a_file_that_does_not_compile_says_why(tmp_path):
     if "nvcc" not in csrc_facts.compilers():
         pytest.skip("nvcc is not installed")
