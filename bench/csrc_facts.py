@@ -51,9 +51,9 @@ KERNELS = (
     Kernel("forward", 32, 128, 21_504, 128, 3),
     Kernel("forward", 48, 128, 23_552, 128, 3),
     Kernel("forward", 64, 128, 29_696, 128, 2),
-    Kernel("backward", 32, 256, 82_432, 256, 1),
-    Kernel("backward", 48, 256, 90_624, 256, 1),
-    Kernel("backward", 64, 256, 95_488, 256, 1),
+    Kernel("backward", 32, 256, 82_448, 256, 1),
+    Kernel("backward", 48, 256, 90_640, 256, 1),
+    Kernel("backward", 64, 256, 95_504, 256, 1),
 )
 
 

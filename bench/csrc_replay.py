@@ -121,7 +121,7 @@ def walk(code: Sequence[Instruction], trips: Sequence[int], skips_loop: bool = F
 
     Args:
         code: of one kernel.
-        trips: how often each loop runs, in the order of the loops' ends.
+        trips: how often each loop runs, in the order of the loops' ends; once where there are more loops.
         skips_loop: the warp jumps over a loop that holds no barrier where it can (it has no tile of dq).
     """
     # The end: an exit, or the jump back to another chunk of keys behind an exit; what follows is slow divisions.
@@ -129,7 +129,7 @@ def walk(code: Sequence[Instruction], trips: Sequence[int], skips_loop: bool = F
     end = next(i for i, x in always if x.base == "EXIT" or (x.base == "BRA" and x.target is not None and x.target < i))
     branches = {i: x.target for i, x in enumerate(code[:end]) if x.base == "BRA" and x.predicated}
     back = {i: target for i, target in branches.items() if target is not None and target <= i}
-    runs = dict(zip(back, trips, strict=True))
+    runs = dict(zip(back, (*trips, *[1] * len(back)), strict=False))
     left, order, at = {i: n - 1 for i, n in runs.items()}, [], 0
     while True:
         x = code[at]

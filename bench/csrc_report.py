@@ -109,6 +109,8 @@ def estimate(emulation: Emulation, variant: Variant) -> tuple[object, ...]:
         for order in orders:
             work.update(csrc_replay.work(code, order, table))
         ports.append(work["port"] / variant.heads)
+    if work["products"] / 16 * 8192 / variant.heads != FLOPS[variant.direction]:
+        raise RuntimeError(f"{variant.label}: its loops do not run as often as stated")
     clocks = [
         csrc_replay.replay(code, orders, variant.blocks, blocks, table, rates) / (blocks * variant.heads)
         for table, rates in ((merged, HIGH), (split, LOW))

@@ -81,18 +81,19 @@ __device__ __forceinline__ uint4 add_halves(uint4 a, uint4 b) {
     return uint4{add_halves(a.x, b.x), add_halves(a.y, b.y), add_halves(a.z, b.z), add_halves(a.w, b.w)};
 }
 
-// 8 halves from `column` on of n tokens, `step` apart from `token` on, plus their embeddings; zeros from token `count`
-// on. All loads are under way before the first is waited for.
+// 8 halves from `column` on of n tokens, `step` apart from `token` on; zeros from token `count` on.
 template <int n, int step>
-__device__ __forceinline__ void fetch(uint4 (&x)[n], Head head, Head embed, int token, int column, int count) {
-    uint4 more[n];
+__device__ __forceinline__ void fetch(uint4 (&x)[n], Head head, int token, int column, int count) {
     const __half* from = head.first + token * head.row + column;
     for (int i = 0; i < n; ++i, from += step * head.row)
         x[i] = token + i * step < count ? load_vector(from) : uint4{0, 0, 0, 0};
-    if (embed.first == nullptr) return;
-    from = embed.first + token * embed.row + column;
-    for (int i = 0; i < n; ++i, from += step * embed.row)
-        more[i] = token + i * step < count ? load_vector(from) : uint4{0, 0, 0, 0};
+}
+// The same plus an embedding, if there is one. All loads are under way before the first is waited for.
+template <int n, int step>
+__device__ __forceinline__ void fetch_sum(uint4 (&x)[n], Head head, Head embed, int token, int column, int count) {
+    uint4 more[n];
+    fetch<n, step>(x, head, token, column, count);
+    fetch<n, step>(more, embed, token, column, embed.first != nullptr ? count : 0);
     for (int i = 0; i < n; ++i) x[i] = add_halves(x[i], more[i]);
 }
 

@@ -22,7 +22,7 @@ struct Backward {
     static constexpr int kPitchQ = d == 64 ? 72 : 48;
     static constexpr int kPitchS = kQueries == 32 ? 48 : 24;
     static constexpr int kHalves = kKeys * (kPitchK + kPitchV + kPitchS) + 4 * kQueries * kPitchQ;
-    static constexpr int kBytes = 2 * kHalves + 4 * 4 * kQueries;
+    static constexpr int kBytes = 2 * kHalves + 4 * 4 * kQueries + 16;
     static_assert(kBytes <= (kWarps > 4 ? 96 : 64) << 10, "what a block of sm_70, of sm_75 may have");
     static_assert(kQueries * kLanesARow<d> <= kThreads && kQueries / 16 * (d / 16) <= kWarps, "a piece of work a thread");
 };
@@ -106,14 +106,15 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
     __half* const g_tiles = q_tiles + 2 * F::kQueries * F::kPitchQ;   // 2 of [queries, d]
     float* const offsets = reinterpret_cast<float*>(g_tiles + 2 * F::kQueries * F::kPitchQ);  // 2 of [queries]
     float* const deltas = offsets + 2 * F::kQueries;                                          // 2 of [queries]
+    int* const place = reinterpret_cast<int*>(deltas + 2 * F::kQueries);
 
-    // b; h d; row and column of this lane's loads.
+    // b; h d; row and column of this lane's loads. The first two are divided once and read again from shared memory.
+    if (threadIdx.x < 2) write_shared(place + threadIdx.x, int(threadIdx.x ? blockIdx.x % H * d : blockIdx.x / H));
     struct Where { int image, column, row, part; };
     const auto where = [&] {
-        const int head = block_index(), thread = thread_index();
-        return Where{head / H, head % H * d, thread / kLanes, thread % kLanes * kVector};
+        const int thread = thread_index();
+        return Where{read_shared(place), read_shared(place + 1), thread / kLanes, thread % kLanes * kVector};
     };
-    const Head none = {nullptr, 0};
     const int warp = threadIdx.x / 32;
     const float unit = scale * kLog2E;
     const AccumulatorMap map = learn_map<F::kThreads>(reinterpret_cast<float*>(shared_memory));
@@ -128,10 +129,10 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
         const Head g_head = {grad + at.image * grad_batch + at.column, grad_row};
         const Head o_head = {out + static_cast<long long>(at.image) * N * H * d + at.column, static_cast<long long>(H) * d};
         const int query = first + at.row, count = at.row < F::kQueries && at.part < d ? N : 0;
-        fetch<1, 1>(q_next, q_head, none, query, at.part, count);
-        fetch<1, 1>(added_next, q_added, none, query, at.part, q_embed ? count : 0);
-        fetch<1, 1>(g_next, g_head, none, query, at.part, count);
-        fetch<1, 1>(out_next, o_head, none, query, at.part, count);
+        fetch<1, 1>(q_next, q_head, query, at.part, count);
+        fetch<1, 1>(added_next, q_added, query, at.part, q_embed ? count : 0);
+        fetch<1, 1>(g_next, g_head, query, at.part, count);
+        fetch<1, 1>(out_next, o_head, query, at.part, count);
         // Rows past the end have probability 0.
         lse_next = -minus_infinity();
         if (query < N) lse_next = lse[static_cast<long long>(block_index()) * N + query];
@@ -143,7 +144,7 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
         for (int lane = 1; lane < kLanes; lane *= 2) delta += __shfl_xor_sync(kAllLanes, delta, lane);
         const int row = buffer * F::kQueries + at.row;
         if (at.part < d) {
-            if (q_embed) q_next[0] = add_halves(q_next[0], added_next[0]);
+            q_next[0] = add_halves(q_next[0], added_next[0]);  // zeros where there is no embedding
             if (lse_next != lse_next) g_next[0] = uint4{kNans, kNans, kNans, kNans};  // p is nan, which packing loses
             write_shared(reinterpret_cast<uint4*>(q_tiles + row * F::kPitchQ + at.part), q_next[0]);
             write_shared(reinterpret_cast<uint4*>(g_tiles + row * F::kPitchQ + at.part), g_next[0]);
@@ -171,8 +172,8 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
 #pragma unroll 1
             for (int row = at.row; row < F::kKeys; row += 4 * kRows) {
                 uint4 keys[4], values[4];
-                fetch<4, kRows>(keys, k_head, k_added, chunk + row, at.part, at.part < d ? M : 0);
-                fetch<4, kRows>(values, v_head, none, chunk + row, at.part, at.part < d ? M : 0);
+                fetch_sum<4, kRows>(keys, k_head, k_added, chunk + row, at.part, at.part < d ? M : 0);
+                fetch<4, kRows>(values, v_head, chunk + row, at.part, at.part < d ? M : 0);
                 for (int i = 0; i < 4 && at.part < d; ++i) {
                     __half* const key = k_tile + (row + i * kRows) * F::kPitchK + at.part;
                     __half* const value = v_tile + (row + i * kRows) * F::kPitchV + at.part;

@@ -56,7 +56,6 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
         return Where{head, head / H, head % H * d, block % blocks * F::kQueries + row, thread % kLanes * kVector,
                      k_tile + row * F::kPitchK};
     };
-    const Head none = {nullptr, 0};
 
     // ---- the accumulator's map
     const AccumulatorMap map = learn_map<F::kThreads>(reinterpret_cast<float*>(shared_memory));
@@ -72,7 +71,7 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
         const Head added = {q_embed ? q_embed + at.column : nullptr, q_embed_row};
         const int row = thread_index() % 32 / kLanes;
         uint4 rows[kWarpLoads];
-        fetch<kWarpLoads, kRowsAWarp>(rows, head, added, at.query + row, at.part, at.part < d ? N : 0);
+        fetch_sum<kWarpLoads, kRowsAWarp>(rows, head, added, at.query + row, at.part, at.part < d ? N : 0);
         for (int i = 0; i < kWarpLoads && at.part < d; ++i) {
             const uint4 x = {rows[i].x ^ sign, rows[i].y ^ sign, rows[i].z ^ sign, rows[i].w ^ sign};
             __half* const to = at.staged + (row + i * kRowsAWarp) * F::kPitchK + at.part;
@@ -103,8 +102,8 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
             const Head v_head = {v + at.image * v_batch + at.column, v_row};
             const int row = thread_index() / kLanes, count = at.part < d ? M : 0;
             uint4 keys[kLoads], values[kLoads];
-            fetch<kLoads, kRowsABlock>(keys, k_head, k_added, tile + row, at.part, count);
-            fetch<kLoads, kRowsABlock>(values, v_head, none, tile + row, at.part, count);
+            fetch_sum<kLoads, kRowsABlock>(keys, k_head, k_added, tile + row, at.part, count);
+            fetch<kLoads, kRowsABlock>(values, v_head, tile + row, at.part, count);
             __syncthreads();  // the queries, or the tile before, have been used
             for (int i = 0; i < kLoads && at.part < d; ++i) {
                 const int place = row + i * kRowsABlock;
