@@ -190,6 +190,8 @@ One product is 16 x 16 x 16: 16 HMMA on sm_70. Blocks: by registers (65,536) and
 - The replaced two-pass forward by the same replay (its loads unrolled, assumptions in the middle): 93,400 clocks, 16.5
   TFLOP/s; a published simulator, adjusted, had 19.0. The two models differ by that much, and neither was compared with
   a V100 on this kernel.
+- How far to trust it: the order in which the assembler happened to place the loads of a tile moved the forward's
+  worse figure between 36 and 41 while nothing else changed. Variants closer than that are equal; decide on a card.
 - Not modelled: instruction cache misses (the loop is larger than the smallest cache), register bank conflicts,
   clocks below boost, uneven ends of a grid.
 

@@ -93,7 +93,8 @@ template <int n, int step>
 __device__ __forceinline__ void fetch_sum(uint4 (&x)[n], Head head, Head embed, int token, int column, int count) {
     uint4 more[n];
     fetch<n, step>(x, head, token, column, count);
-    fetch<n, step>(more, embed, token, column, embed.first != nullptr ? count : 0);
+    if (embed.first == nullptr) return;
+    fetch<n, step>(more, embed, token, column, count);
     for (int i = 0; i < n; ++i) x[i] = add_halves(x[i], more[i]);
 }
 

@@ -171,13 +171,15 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
             const Head v_head = {v + at.image * v_batch + at.column, v_row};
 #pragma unroll 1
             for (int row = at.row; row < F::kKeys; row += 4 * kRows) {
-                uint4 keys[4], values[4];
-                fetch_sum<4, kRows>(keys, k_head, k_added, chunk + row, at.part, at.part < d ? M : 0);
-                fetch<4, kRows>(values, v_head, chunk + row, at.part, at.part < d ? M : 0);
+                const int end = at.part < d ? M : 0;
+                uint4 keys[4], added[4], values[4];
+                fetch<4, kRows>(keys, k_head, chunk + row, at.part, end);
+                fetch<4, kRows>(added, k_added, chunk + row, at.part, k_embed ? end : 0);
+                fetch<4, kRows>(values, v_head, chunk + row, at.part, end);
                 for (int i = 0; i < 4 && at.part < d; ++i) {
                     __half* const key = k_tile + (row + i * kRows) * F::kPitchK + at.part;
                     __half* const value = v_tile + (row + i * kRows) * F::kPitchV + at.part;
-                    write_shared(reinterpret_cast<uint4*>(key), keys[i]);
+                    write_shared(reinterpret_cast<uint4*>(key), add_halves(keys[i], added[i]));
                     write_shared(reinterpret_cast<uint4*>(value), values[i]);
                 }
             }
