@@ -141,7 +141,7 @@ __device__ constexpr int row_of(int element) { return element / 2 % 2; }
 // numbers: 256 floats of shared memory that nothing else uses; the block must meet at a barrier before they are.
 template <int kThreads>
 __device__ __forceinline__ AccumulatorMap learn_map(float* numbers) {
-    for (int i = 0; i < 256; i += kThreads) write_shared(numbers + i + threadIdx.x, static_cast<float>(i + threadIdx.x));
+    for (int i = threadIdx.x, n = 0; n < 256 / kThreads; i += kThreads, ++n) write_shared(numbers + i, float(i));
     __syncthreads();
     Sums sums;
     wmma::load_matrix_sync(sums, numbers, 16, wmma::mem_row_major);

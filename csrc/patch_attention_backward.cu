@@ -1,12 +1,13 @@
-// Attention with additive query and key embeddings, backward, for GPUs whose tensor cores Triton does not reach (sm_70).
+// Attention with additive query and key embeddings, backward, for GPUs that Triton's tensor cores do not reach (sm_70).
 // With p = softmax(s scale), s = (q + q_embed)(k + k_embed)^T, and g the gradient of out = p v, per head:
 //   dv = p^T g,   ds = p (g v^T - delta) scale,   dq = ds (k + k_embed),   dk = ds^T (q + q_embed),
 // delta the sum over a row of g out. Probabilities are computed again from lse; nothing of [N, M] leaves the chip.
 //
-// One block a head, 32 keys a warp (four warps fit the 64 KB of sm_75): k and v of 256 keys stay in shared memory, queries pass by 32 at a time. A warp
-// works on s^T and keeps its rows of dk and dv in registers to the end. dq sums over all warps' keys: ds^T meets in
-// shared memory, and each 16 x 16 tile of dq is summed by one warp. Every sum has one order: no atomics, the same bits
-// each time. More keys than a block holds: one chunk after the other, dq summed in `dq_sums` by the same warps.
+// One block a head, 32 keys a warp: k and v of 256 keys stay in shared memory, queries pass by 32 at a time (four warps
+// and 16 queries fit the 64 KB of sm_75). A warp works on s^T and keeps its rows of dk and dv in registers to the end.
+// dq sums over all warps' keys: ds^T meets in shared memory, and each 16 x 16 tile of dq is summed by one warp. Every
+// sum has one order: no atomics, the same bits each time. More keys than a block holds: one chunk after the other, dq
+// summed in `dq_sums` by the same warps.
 
 #include "patch_attention.cuh"
 
@@ -24,7 +25,7 @@ struct Backward {
     static constexpr int kHalves = kKeys * (kPitchK + kPitchV + kPitchS) + 4 * kQueries * kPitchQ;
     static constexpr int kBytes = 2 * kHalves + 4 * 4 * kQueries + 16;
     static_assert(kBytes <= (kWarps > 4 ? 96 : 64) << 10, "what a block of sm_70, of sm_75 may have");
-    static_assert(kQueries * kLanesARow<d> <= kThreads && kQueries / 16 * (d / 16) <= kWarps, "a piece of work a thread");
+    static_assert(kQueries * kLanesARow<d> <= kThreads && kQueries / 16 * (d / 16) <= kWarps, "one piece of work each");
 };
 
 // sums [32, 16 spans] += rows [32, d] columns^T, `columns` [16 spans, d].
@@ -59,11 +60,20 @@ __device__ __forceinline__ void multiply_columns(Sums (&sums)[2][kParts], const 
 }
 
 __device__ __forceinline__ float dot_halves(unsigned a, unsigned b) {
-    const float2 x = __half22float2(*reinterpret_cast<__half2*>(&a)), y = __half22float2(*reinterpret_cast<__half2*>(&b));
+    const float2 x = __half22float2(*reinterpret_cast<__half2*>(&a));
+    const float2 y = __half22float2(*reinterpret_cast<__half2*>(&b));
     return x.x * y.x + x.y * y.y;
 }
 __device__ __forceinline__ float dot_halves(uint4 a, uint4 b) {
     return (dot_halves(a.x, b.x) + dot_halves(a.y, b.y)) + (dot_halves(a.z, b.z) + dot_halves(a.w, b.w));
+}
+
+// Of 16 numbers, one a column, those of an accumulator's elements 4 c and 4 c + 1 (and of 4 c + 2 and 4 c + 3).
+__device__ __forceinline__ float2 read_pair(const float* numbers, const AccumulatorMap& map, int c) {
+    return read_shared(reinterpret_cast<const float2*>(numbers + map.column(c)));
+}
+__device__ __forceinline__ float of_column(const float2 (&pairs)[2], int element) {
+    return element % 2 ? pairs[element / 4].y : pairs[element / 4].x;
 }
 
 __device__ __forceinline__ unsigned* pair_at(__half* at) { return reinterpret_cast<unsigned*>(at); }
@@ -83,8 +93,8 @@ __device__ __forceinline__ void store_gradient(__half* to, long long pitch, cons
 
 // grad [B, N, H d], q, k, v and the embeddings as in the forward, by stride; out [B, N, H d] and lse [B, H, N] as the
 // forward left them. dq [B, N, H d], dk and dv [B, M, H d] by stride, halves. dq_sums: floats, B H times d times N
-// rounded up to kQueries, any content; needed (not null) only where M > kKeys. Pointers 16-byte aligned, strides
-// multiples of 8. Grid: B H blocks of kThreads, kBytes of memory.
+// rounded up to kQueries, any content, 32-byte aligned; needed (not null) only where M > kKeys. All other pointers
+// 16-byte aligned, strides multiples of 8. Grid: B H blocks of kThreads, kBytes of memory.
 template <int d, int kWarps = 8>
 __global__ void __launch_bounds__(32 * kWarps, 1)
 patch_attention_backward(const __half* __restrict__ grad, const __half* __restrict__ q, const __half* __restrict__ k,
@@ -127,7 +137,7 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
         const Head q_head = {q + at.image * q_batch + at.column, q_row};
         const Head q_added = {q_embed ? q_embed + at.column : nullptr, q_embed_row};
         const Head g_head = {grad + at.image * grad_batch + at.column, grad_row};
-        const Head o_head = {out + static_cast<long long>(at.image) * N * H * d + at.column, static_cast<long long>(H) * d};
+        const Head o_head = {out + static_cast<long long>(at.image) * N * H * d + at.column, H * d};
         const int query = first + at.row, count = at.row < F::kQueries && at.part < d ? N : 0;
         fetch<1, 1>(q_next, q_head, query, at.part, count);
         fetch<1, 1>(added_next, q_added, query, at.part, q_embed ? count : 0);
@@ -215,10 +225,11 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
                     for (int c = 0; c < 2; ++c) s_pair[r][c] = (warp * 32 + here.row(r)) * F::kPitchS + here.column(c);
                 multiply_rows<kParts>(p, k_tile + warp * 32 * F::kPitchK, F::kPitchK, q_tile, F::kPitchQ);
                 for (int j = 0; j < kSpans; ++j) {
-                    Sums offset;  // a pitch of 0: the same for all rows
-                    wmma::load_matrix_sync(offset, offsets + buffer * F::kQueries + j * 16, 0, wmma::mem_row_major);
+                    float2 offset[2];  // of this lane's columns, which are queries
+                    for (int c = 0; c < 2; ++c) offset[c] = read_pair(offsets + buffer * F::kQueries + j * 16, here, c);
                     for (int i = 0; i < 2; ++i)
-                        for (int e = 0; e < 8; ++e) p[i][j].x[e] = exp2_fast(fmaf(p[i][j].x[e], unit, offset.x[e]));
+                        for (int e = 0; e < 8; ++e)
+                            p[i][j].x[e] = exp2_fast(fmaf(p[i][j].x[e], unit, of_column(offset, e)));
                     if (warp * 32 + 32 > count)  // keys past the end
                         for (int i = 0; i < 2; ++i)
                             for (int e = 0; e < 8; ++e)
@@ -236,8 +247,10 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
                 // ---- dp^T - delta = v g^T - delta, and from it ds^T = p^T (dp^T - delta); `scale` comes at the end
                 Sums ds[2][kSpans];
                 for (int j = 0; j < kSpans; ++j) {
-                    wmma::load_matrix_sync(ds[0][j], deltas + buffer * F::kQueries + j * 16, 0, wmma::mem_row_major);
-                    ds[1][j] = ds[0][j];
+                    float2 delta[2];
+                    for (int c = 0; c < 2; ++c) delta[c] = read_pair(deltas + buffer * F::kQueries + j * 16, here, c);
+                    for (int i = 0; i < 2; ++i)
+                        for (int e = 0; e < 8; ++e) ds[i][j].x[e] = of_column(delta, e);
                 }
                 multiply_rows<kParts>(ds, v_tile + warp * 32 * F::kPitchV, F::kPitchV, g_tile, F::kPitchQ);
                 __syncwarp();  // p^T has been read
@@ -278,7 +291,9 @@ patch_attention_backward(const __half* __restrict__ grad, const __half* __restri
                     }
                 for (int e = 0; e < 8; ++e) sums[0].x[e] += sums[1].x[e];
                 if (chunk + F::kKeys < M) wmma::store_matrix_sync(so_far, sums[0], d, wmma::mem_row_major);
-                else store_gradient(dq + at.image * dq_batch + at.column + c * 16, dq_row, sums[0], scale, map.here(), row, N);
+                else
+                    store_gradient(dq + at.image * dq_batch + at.column + c * 16, dq_row, sums[0], scale, map.here(),
+                                   row, N);
             }
             __syncthreads();  // ds^T has been read
         }

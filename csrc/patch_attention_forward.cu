@@ -132,7 +132,8 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
                 for (int i = 0; i < kGroups; ++i)
                     for (int j = 0; j < kSpans; ++j)
                         for (int e = 0; e < 8; ++e)
-                            if (tile + step + j * 16 + map.column(e / 4) + e % 2 >= M) scores[i][j].x[e] = minus_infinity();
+                            if (tile + step + j * 16 + map.column(e / 4) + e % 2 >= M)
+                                scores[i][j].x[e] = minus_infinity();
 
             // ---- the rows' maxima so far; what was summed below an older maximum shrinks
             float shrink[kGroups][2];
@@ -219,8 +220,9 @@ patch_attention_forward(const __half* __restrict__ q, const __half* __restrict__
     __syncwarp();
     for (int i = 0; i < kWarpLoads; ++i) {
         const int row = thread_index() % 32 / kLanes + i * kRowsAWarp, token = at.query + row;
+        __half* const to = out + (static_cast<long long>(at.image) * N + token) * H * d + at.column + at.part;
         if (at.part < d && token < N)
-            *reinterpret_cast<uint4*>(out + (static_cast<long long>(at.image) * N + token) * H * d + at.column + at.part) =
+            *reinterpret_cast<uint4*>(to) =
                 read_shared(reinterpret_cast<const uint4*>(at.staged + row * F::kPitchK + at.part));
     }
 }

@@ -262,7 +262,8 @@ inline void Machine::flush(Warp& warp) {
                 std::set<std::uint32_t> banks[32];
                 for (const Access& a : list)
                     if (a.lane >= phase && a.lane < phase + lanes)
-                        for (std::uint32_t w = a.address / 4; w < (a.address + a.bytes + 3) / 4; ++w) banks[w % 32].insert(w);
+                        for (std::uint32_t w = a.address / 4; w < (a.address + a.bytes + 3) / 4; ++w)
+                            banks[w % 32].insert(w);
                 std::size_t most = 0;
                 for (const auto& bank : banks) most = std::max(most, bank.size());
                 total += static_cast<long>(most);
@@ -309,7 +310,8 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline std::uint32_t __byte_perm(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
     const std::uint64_t bytes = a | static_cast<std::uint64_t>(b) << 32;
     std::uint32_t result = 0;
-    for (int i = 0; i < 4; ++i) result |= static_cast<std::uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+    for (int i = 0; i < 4; ++i)
+        result |= static_cast<std::uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     return result;
 }
 // The hardware's is at most 2 units in the last place off; so is this, and it is 0 where the result is denormal.
@@ -345,7 +347,8 @@ using Accumulator = fragment<accumulator, 16, 16, 16, float>;
 template <typename Use, typename Layout>
 void load_matrix_sync(fragment<Use, 16, 16, 16, __half, Layout>& f, const __half* from, int pitch,
                       int line = CALLER) {
-    if (pitch % 8 || reinterpret_cast<std::uintptr_t>(from) % 32) machine.fail("WMMA: a pitch or pointer is not aligned");
+    if (pitch < 16 || pitch % 8 || reinterpret_cast<std::uintptr_t>(from) % 32)
+        machine.fail("WMMA: a pitch or a pointer that it does not take");
     if (machine.lane()) return;
     constexpr bool transposed = std::is_same_v<Layout, col_major>;
     for (int i = 0; i < 16; ++i) {
@@ -363,15 +366,16 @@ void load_matrix_sync(fragment<Use, 16, 16, 16, __half, Layout>& f, const __half
 }
 
 inline void note_accumulator(const float* at, int pitch, int line, bool write) {
-    for (int pair = 0; pair < (pitch ? 4 : 2); ++pair)
+    for (int pair = 0; pair < 4; ++pair)
         for (unsigned l = 0; l < 32; ++l) {
-            const int row = (l & 16) / 4 + (l & 4) * 2 + (l & 1) + (pitch ? pair % 2 * 2 : 0);
-            const int column = (l & 8) + (l & 2) + (pitch ? pair / 2 : pair) * 4;
+            const int row = (l & 16) / 4 + (l & 4) * 2 + (l & 1) + pair % 2 * 2;
+            const int column = (l & 8) + (l & 2) + pair / 2 * 4;
             note(at + row * pitch + column, 8, l, line, write);
         }
 }
 inline void check_accumulator(const float* at, int pitch) {
-    if (pitch % 4 || reinterpret_cast<std::uintptr_t>(at) % 32) machine.fail("WMMA: a pitch or pointer is not aligned");
+    if (pitch < 16 || pitch % 4 || reinterpret_cast<std::uintptr_t>(at) % 32)
+        machine.fail("WMMA: a pitch or a pointer that it does not take");
 }
 inline void load_matrix_sync(Accumulator& f, const float* from, int pitch, layout_t, int line = CALLER) {
     check_accumulator(from, pitch);
