@@ -20,7 +20,7 @@ from pathlib import Path
 CLOCK, MULTIPROCESSORS = 1.53e9, 80  # V100 SXM2, boost; 512 tensor FMA a clock each: 125 TFLOP/s
 
 # Clocks that an instruction of a warp keeps its pipe (16 lanes, 4 of the slow one, 128 tensor FMA, a scheduler). HMMA
-# is a sixteenth of a product of 16 x 16 x 16.
+# is a sixteenth of an MMA of 16 x 16 x 16.
 BUSY = {"tensor": 2, "slow": 8, "fma": 2, "alu": 2}
 _SLOW = {"MUFU", "F2F", "F2I", "I2F", "POPC", "FLO", "FRND"}
 _FMA = {"FFMA", "FADD", "FMUL", "IMAD"}
@@ -34,7 +34,7 @@ class Rates:
     merged: bool  # lanes that read the same word share a wavefront across the whole warp, not in quarters of it
     global_latency: int
     global_bytes: float  # a clock and multiprocessor, L2 and DRAM mixed
-    tensor_to_tensor: int = 4  # after the last quarter of a chain's product, so that a dependent one starts 10 later
+    tensor_to_tensor: int = 4  # after the last of four steps, so that a dependent four start 10 later
     tensor_to_other: int = 12
     shared_latency: int = 22
     slow_latency: int = 30
@@ -174,7 +174,7 @@ def work(code: Sequence[Instruction], order: Sequence[int], table: Wavefronts) -
     clocks: Counter[str] = Counter()
     for x in (code[i] for i in order):
         clocks["issue"] += 1
-        clocks["products"] += x.base == "HMMA"
+        clocks["hmma"] += x.base == "HMMA"
         if x.pipe in BUSY:
             clocks[x.pipe] += BUSY[x.pipe]
         elif x.pipe == "shared":

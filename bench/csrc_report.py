@@ -21,7 +21,7 @@ from ipt_fast.cli.tables import markdown_table
 
 RESULT = Path(__file__).parent / "results" / "offline.md"
 N, D_HEAD = 256, 48
-# Useful FLOPs of a head, however often a kernel recomputes: two and five matrix products of 2 N^2 d.
+# Useful FLOPs of a head, however often a kernel recomputes: two and five GEMMs of 2 N^2 d.
 FLOPS = {"forward": 4 * N * N * D_HEAD, "backward": 10 * N * N * D_HEAD}
 # DRAM bytes of a head: q, k, v, out; and in the backward also the four gradients. The embeddings stay in L2.
 DRAM = {"forward": 4 * N * D_HEAD * 2, "backward": 8 * N * D_HEAD * 2}
@@ -109,7 +109,7 @@ def estimate(emulation: Emulation, variant: Variant) -> tuple[object, ...]:
         for order in orders:
             work.update(csrc_replay.work(code, order, table))
         ports.append(work["port"] / variant.heads)
-    if work["products"] / 16 * 8192 / variant.heads != FLOPS[variant.direction]:
+    if work["hmma"] / 16 * 8192 / variant.heads != FLOPS[variant.direction]:
         raise RuntimeError(f"{variant.label}: its loops do not run as often as stated")
     clocks = [
         csrc_replay.replay(code, orders, variant.blocks, blocks, table, rates) / (blocks * variant.heads)
@@ -165,14 +165,14 @@ def far(rates: Rates) -> str:
 def section(emulation: Emulation) -> str:
     """Return the section in Markdown."""
     floors = " and ".join(f"{size / (0.8e12 / MULTIPROCESSORS / CLOCK):,.0f}" for size in DRAM.values())
-    used = ("registers", "spilled bytes", "shared bytes", "products in the PTX", "blocks an SM")
+    used = ("registers", "spilled bytes", "shared bytes", "MMAs in the PTX", "blocks an SM")
     accesses = ("kernel", "line", "bytes a lane", "instructions", "wavefronts each, split", "merged")
     return f"""{csrc_facts.HEADING}
 
 `python -m bench.csrc_report`. **Everything here is an estimate: nothing ran on a GPU.**
 
 {markdown_table(("kernel", "arch", "compiler", *used), compiled_rows(), used)}
-One product is 16 x 16 x 16: 16 HMMA on sm_70. Blocks: by registers (65,536) and shared memory (96 KB) of sm_70.
+One MMA is 16 x 16 x 16: 16 HMMA on sm_70. Blocks: by registers (65,536) and shared memory (96 KB) of sm_70.
 
 ### Estimated clocks a head on a V100: N = M = {N}, d = {D_HEAD}, both embeddings, sm_70
 

@@ -203,6 +203,24 @@ def test_barriers_were_found():
     assert len(FORWARD) >= 8 and len(BACKWARD) >= 8
 
 
+@pytest.mark.parametrize(
+    "text, wavefronts",
+    [
+        ("load_matrix_sync(part, k_step", (4.0, 2.0)),  # 16 bytes a lane: 4 is the least where quarters are served
+        ("load_matrix_sync(part, v_step", (2.0, 1.0)),  # 8 bytes a lane
+        ("write_shared(reinterpret_cast<unsigned*>(to), pack_probabilities", (2.0, 2.0)),  # 4 without swapped keys
+    ],
+)
+def test_shared_memory_is_read_and_written_with_as_few_conflicts_as_a_pitch_allows(emulate, text, wavefronts):
+    q, k, v, *_ = case(1, 1, 32, 64, 48, embeds=False)
+    emulate.configure(counts=True)
+    emulate.forward(q, k, v, 1, scale=1.0)
+    lines = (csrc_facts.CSRC / "patch_attention_forward.cu").read_text().splitlines()
+    (line,) = (n for n, words in enumerate(lines, 1) if text in words)
+    ((*_, instructions, split, merged),) = (row for row in emulate.wavefronts() if row[0] == line)
+    assert instructions > 0 and (split / instructions, merged / instructions) == wavefronts
+
+
 @pytest.mark.parametrize("kernel", csrc_facts.KERNELS, ids=lambda k: f"{k.direction}-{k.d}")
 def test_launch_geometry_is_that_of_the_source(emulate, kernel):
     assert emulate.geometry(kernel.direction, kernel.d) == (kernel.threads, kernel.shared, kernel.rows)

@@ -28,10 +28,10 @@ def clocks(code, warps=1, resident=1, blocks=1, table=None):
 
 
 def test_the_scheduling_bits_are_read():
-    load, product, branch, leave = csrc_replay.parse(LISTING)
+    load, mma, branch, leave = csrc_replay.parse(LISTING)
     assert (load.opcode, load.bytes, load.pipe) == ("LDS.U.128", 16, "shared")
     assert (load.stall, load.sets, load.waits) == (1, (1,), ())
-    assert (product.pipe, product.stall, product.sets, product.waits) == ("tensor", 2, (5,), (1,))
+    assert (mma.pipe, mma.stall, mma.sets, mma.waits) == ("tensor", 2, (5,), (1,))
     assert branch.predicated and branch.target == 0
     assert leave.base == "EXIT"
 
@@ -41,14 +41,14 @@ def test_a_loop_is_walked_as_often_as_it_runs():
     order = csrc_replay.walk(code, [3])
     assert order == [0, 1, 2, 0, 1, 2, 0, 1, 2, 3]
     work = csrc_replay.work(code, order, {("LDS", 16): 8})
-    assert (work["tensor"], work["port"], work["products"], work["issue"]) == (6, 24, 3, 10)
+    assert (work["tensor"], work["port"], work["hmma"], work["issue"]) == (6, 24, 3, 10)
 
 
-def test_products_fill_the_tensor_cores_of_four_schedulers():
-    products = [Instruction("HMMA.884", False, 2, (), ())] * 400
-    assert clocks([*products, EXIT]) == pytest.approx(800, abs=5)
-    assert clocks([*products, EXIT], warps=4) == pytest.approx(800, abs=5)
-    assert clocks([*products, EXIT], warps=8) == pytest.approx(1600, abs=5)
+def test_mmas_fill_the_tensor_cores_of_four_schedulers():
+    mmas = [Instruction("HMMA.884", False, 2, (), ())] * 400
+    assert clocks([*mmas, EXIT]) == pytest.approx(800, abs=5)
+    assert clocks([*mmas, EXIT], warps=4) == pytest.approx(800, abs=5)
+    assert clocks([*mmas, EXIT], warps=8) == pytest.approx(1600, abs=5)
 
 
 def test_one_port_of_shared_memory_serves_all_schedulers():
