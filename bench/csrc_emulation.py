@@ -42,10 +42,10 @@ class Emulation:
         """
         self._library.configure(layout, order, skip_barrier, counts)
 
-    def geometry(self, direction: str, d: int) -> tuple[int, int, int]:
-        """Threads a block, bytes of shared memory, and queries (forward) or keys (backward) a block."""
+    def geometry(self, direction: str, d: int, warps: int) -> tuple[int, int, int]:
+        """Return threads a block, bytes of shared memory, and queries (forward) or keys (backward) a block."""
         out = (ctypes.c_int * 3)()
-        self._library.geometry(direction == "backward", d, out)
+        self._library.geometry(direction == "backward", d, warps, out)
         return out[0], out[1], out[2]
 
     def forward(
@@ -99,7 +99,7 @@ class Emulation:
         return grads
 
     def wavefronts(self) -> list[tuple[int, int, bool, int, int, int]]:
-        """Of the last call: line, bytes a lane, whether written, instructions, wavefronts split, wavefronts merged."""
+        """Return of the last call: line, bytes a lane, written or read, instructions, wavefronts split and merged."""
         rows = [[int(n) for n in line.split()] for line in self._library.wavefronts().decode().splitlines()]
         return [(line, size, bool(write), n, split, merged) for line, size, write, n, split, merged in rows]
 

@@ -35,6 +35,7 @@ class Kernel:
     shared: int  # dynamic, bytes
     rows: int  # queries (forward) or keys (backward) a block
     blocks: int  # at the same time on a multiprocessor of sm_70
+    archs: tuple[int, ...] = (70, 75, 80, 90)
 
     @property
     def source(self) -> Path:
@@ -44,16 +45,21 @@ class Kernel:
     @property
     def expression(self) -> str:
         """Its address in C++."""
-        return f"&ipt_fast::patch_attention_{self.direction}<{self.d}>"
+        warps = ", 4" if self.archs == (75,) else ""
+        return f"&ipt_fast::patch_attention_{self.direction}<{self.d}{warps}>"
 
 
 KERNELS = (
     Kernel("forward", 32, 128, 21_504, 128, 3),
     Kernel("forward", 48, 128, 23_552, 128, 3),
     Kernel("forward", 64, 128, 29_696, 128, 2),
-    Kernel("backward", 32, 256, 82_448, 256, 1),
-    Kernel("backward", 48, 256, 90_640, 256, 1),
-    Kernel("backward", 64, 256, 95_504, 256, 1),
+    Kernel("backward", 32, 256, 82_448, 256, 1, (70, 80, 90)),
+    Kernel("backward", 48, 256, 90_640, 256, 1, (70, 80, 90)),
+    Kernel("backward", 64, 256, 95_504, 256, 1, (70, 80, 90)),
+    # A block of sm_75 has 64 KB.
+    Kernel("backward", 32, 128, 35_088, 128, 1, (75,)),
+    Kernel("backward", 48, 128, 39_184, 128, 1, (75,)),
+    Kernel("backward", 64, 128, 52_496, 128, 1, (75,)),
 )
 
 
@@ -90,7 +96,7 @@ def compile_nvcc(source: Path, arch: int, *expressions: str) -> PtxFacts:
     """
     with tempfile.TemporaryDirectory() as folder:
         # Templates come to be by somebody's taking their address.
-        wanted = ", ".join(f"reinterpret_cast<void*>({e})" for e in _wanted(source, expressions))
+        wanted = ", ".join(f"reinterpret_cast<void*>({e})" for e in _wanted(source, arch, expressions))
         unit, ptx = Path(folder) / "kernel.cu", Path(folder) / "kernel.ptx"
         unit.write_text(f'#include "{source}"\n' + (f"void* kernels[] = {{{wanted}}};\n" if wanted else ""))
         _run(["nvcc", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-ptx", str(unit), "-o", str(ptx)])
@@ -100,7 +106,7 @@ def compile_nvcc(source: Path, arch: int, *expressions: str) -> PtxFacts:
 
 def compile_nvrtc(source: Path, arch: int, *expressions: str) -> PtxFacts:
     """Compile with NVRTC, device code alone; otherwise as ``compile_nvcc``."""
-    code = nvrtc(source.read_text(), arch, _wanted(source, expressions), source.parent)
+    code = nvrtc(source.read_text(), arch, _wanted(source, arch, expressions), source.parent)
     return _facts(source, arch, code.log, code.ptx, expressions)
 
 
@@ -144,8 +150,8 @@ def nvrtc(text: str, arch: int, expressions: Sequence[str], folder: Path = CSRC)
     return Compiled(output("CUBIN"), output("PTX").rstrip(b"\0").decode(), log)
 
 
-def _wanted(source: Path, expressions: Sequence[str]) -> Sequence[str]:
-    return expressions or [k.expression for k in KERNELS if k.source == source]
+def _wanted(source: Path, arch: int, expressions: Sequence[str]) -> Sequence[str]:
+    return expressions or [k.expression for k in KERNELS if k.source == source and arch in k.archs]
 
 
 def _run(command: list[str]) -> str:
@@ -160,7 +166,7 @@ def _facts(source: Path, arch: int, log: str, ptx: str, expressions: Sequence[st
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
     if not registers:
         raise RuntimeError(f"the assembler reports no kernel: {log.strip()[:500]}")
-    dynamic = [k.shared for k in KERNELS if k.source == source and k.expression in _wanted(source, expressions)]
+    dynamic = [k.shared for k in KERNELS if k.source == source and k.expression in _wanted(source, arch, expressions)]
     return PtxFacts(
         arch=f"sm_{arch}",
         registers=max(registers),

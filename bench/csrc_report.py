@@ -135,7 +135,7 @@ def compiled_rows() -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for compiler, (archs, compile_file) in csrc_facts.compilers().items():
         for kernel in csrc_facts.KERNELS:
-            for arch in archs:
+            for arch in (a for a in archs if a in kernel.archs):
                 facts = compile_file(kernel.source, arch, kernel.expression)
                 blocks = kernel.blocks if arch == 70 else ""
                 used = (facts.registers, facts.spills, kernel.shared, facts.mma, blocks)

@@ -21,9 +21,9 @@ template <int d, int kWarps>
 void backward(const __half* const* in, const float* lse, __half* const* out, float* dq_sums, const int* size,
               const long long* stride, float scale) {
     using F = ipt_fast::Backward<d, kWarps>;
-    launch(ipt_fast::patch_attention_backward<d, kWarps>, size[0] * size[1], F::kThreads, F::kBytes, in[0], in[1], in[2], in[3],
-           in[4], in[5], in[6], lse, out[0], out[1], out[2], dq_sums, size[1], size[2], size[3], stride[0], stride[1],
-           stride[2], stride[3], stride[4], stride[5], stride[6], stride[7], stride[8], stride[9], stride[10],
+    launch(ipt_fast::patch_attention_backward<d, kWarps>, size[0] * size[1], F::kThreads, F::kBytes, in[0], in[1],
+           in[2], in[3], in[4], in[5], in[6], lse, out[0], out[1], out[2], dq_sums, size[1], size[2], size[3],
+           stride[0], stride[1], stride[2], stride[3], stride[4], stride[5], stride[6], stride[7], stride[8], stride[9], stride[10],
            stride[11], stride[12], stride[13], stride[14], stride[15], scale);
 }
 
@@ -40,7 +40,7 @@ extern "C" void configure(int layout, int order, int skip_barrier, int counts) {
     machine.counts = counts;
 }
 
-// in: q, k, v, q_embed, k_embed. size: B, H, N, M, d, queries a warp. stride: as the kernel's. Returns an error or null.
+// in: q, k, v, q_embed, k_embed. size: B, H, N, M, d, queries a warp. stride: as the kernel's. Returns what went wrong.
 extern "C" const char* emulate_forward(const __half* const* in, __half* out, float* lse, const int* size,
                                        const long long* stride, float scale) {
     const int d = size[4], R = size[5];
@@ -65,12 +65,14 @@ extern "C" const char* emulate_backward(const __half* const* in, const float* ls
 }
 
 // What a launch needs: threads, bytes of shared memory, queries (forward) or keys (backward) a block.
-extern "C" void geometry(int backward, int d, int* out) {
+extern "C" void geometry(int backward, int d, int warps, int* out) {
     const auto put = [&](int threads, int bytes, int rows) { out[0] = threads, out[1] = bytes, out[2] = rows; };
     const auto of = [&](auto size) {
         using F = ipt_fast::Forward<size, 32, 4, 64>;
         using B = ipt_fast::Backward<size>;
-        if (backward) put(B::kThreads, B::kBytes, B::kKeys);
+        using Small = ipt_fast::Backward<size, 4>;
+        if (backward && warps == 4) put(Small::kThreads, Small::kBytes, Small::kKeys);
+        else if (backward) put(B::kThreads, B::kBytes, B::kKeys);
         else put(F::kThreads, F::kBytes, F::kQueries);
     };
     if (d == 32) of(std::integral_constant<int, 32>{});

@@ -221,12 +221,15 @@ def test_shared_memory_is_read_and_written_with_as_few_conflicts_as_a_pitch_allo
     assert instructions > 0 and (split / instructions, merged / instructions) == wavefronts
 
 
-@pytest.mark.parametrize("kernel", csrc_facts.KERNELS, ids=lambda k: f"{k.direction}-{k.d}")
+@pytest.mark.parametrize("kernel", csrc_facts.KERNELS, ids=lambda k: f"{k.direction}-{k.d}-{k.threads}")
 def test_launch_geometry_is_that_of_the_source(emulate, kernel):
-    assert emulate.geometry(kernel.direction, kernel.d) == (kernel.threads, kernel.shared, kernel.rows)
+    of_the_source = emulate.geometry(kernel.direction, kernel.d, kernel.threads // 32)
+    assert of_the_source == (kernel.threads, kernel.shared, kernel.rows)
 
 
-@pytest.mark.parametrize("kernel", csrc_facts.KERNELS, ids=lambda k: f"{k.direction}-{k.d}")
+@pytest.mark.parametrize(
+    "kernel", [k for k in csrc_facts.KERNELS if 70 in k.archs], ids=lambda k: f"{k.direction}-{k.d}"
+)
 def test_it_compiles_for_sm_70_and_as_many_blocks_fit_as_are_promised(kernel):
     if "NVRTC 12" not in csrc_facts.compilers():
         pytest.skip("NVRTC 12 is not installed")
@@ -243,14 +246,7 @@ def test_it_compiles_for_later_gpus_without_spills(source, arch):
         pytest.skip("nvcc is not installed")
     facts = csrc_facts.compile_nvcc(source, arch)
     assert facts.arch == f"sm_{arch}" and facts.mma > 0 and facts.spills == 0
-
-
-def test_half_as_many_warps_compile_for_sm_75():
-    if "nvcc" not in csrc_facts.compilers():
-        pytest.skip("nvcc is not installed")
-    names = [f"&ipt_fast::patch_attention_backward<{d}, 4>" for d in (32, 48, 64)]
-    facts = csrc_facts.compile_nvcc(csrc_facts.CSRC / "patch_attention_backward.cu", 75, *names)
-    assert facts.mma > 0 and facts.spills == 0
+    assert facts.shared <= (64 << 10 if arch == 75 else csrc_facts.SHARED)
 
 
 def test_a_file_that_does_not_compile_says_why(tmp_path):
