@@ -317,6 +317,7 @@ inline std::uint32_t __byte_perm(std::uint32_t a, std::uint32_t b, std::uint32_t
 // The hardware's is at most 2 units in the last place off; so is this, and it is 0 where the result is denormal.
 inline float exp2_fast(float x) {
     const float y = std::exp2(x);
+    if (y != y) return __uint_as_float(0x7fffffff);  // the GPU's nan
     return y < 0x1p-126f ? 0.0f : __uint_as_float(__float_as_uint(y) + (y < 1e38f && __float_as_uint(x) % 3 == 0));
 }
 

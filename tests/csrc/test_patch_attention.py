@@ -107,6 +107,13 @@ def test_biased_and_large_inputs(emulate, mean, size):
     assert_within_budget(emulated(emulate, tensors, 1, 48**-0.5), tensors, 1, 48**-0.5)
 
 
+def test_scores_far_below_zero(emulate):
+    # exp(-lse) overflows: keys past the end, whose score would be 0, must not come in.
+    q, k, v, *_, grad = case(1, 1, 40, 50, 48, embeds=False)
+    tensors = (q + 5, k - 5, v, None, None, grad)
+    assert_within_budget(emulated(emulate, tensors, 1, 48**-0.5), tensors, 1, 48**-0.5)
+
+
 def test_one_key_far_above_the_others_comes_last(emulate):
     q, k, v, *_, grad = case(1, 1, 40, 256, 48, embeds=False)
     k[:, 255] = 8 * q[:, 3]  # the running maximum rises at the very end
