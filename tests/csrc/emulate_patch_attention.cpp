@@ -23,8 +23,8 @@ void backward(const __half* const* in, const float* lse, __half* const* out, flo
     using F = ipt_fast::Backward<d, kWarps>;
     launch(ipt_fast::patch_attention_backward<d, kWarps>, size[0] * size[1], F::kThreads, F::kBytes, in[0], in[1],
            in[2], in[3], in[4], in[5], in[6], lse, out[0], out[1], out[2], dq_sums, size[1], size[2], size[3],
-           stride[0], stride[1], stride[2], stride[3], stride[4], stride[5], stride[6], stride[7], stride[8], stride[9], stride[10],
-           stride[11], stride[12], stride[13], stride[14], stride[15], scale);
+           stride[0], stride[1], stride[2], stride[3], stride[4], stride[5], stride[6], stride[7], stride[8], stride[9],
+           stride[10], stride[11], stride[12], stride[13], stride[14], stride[15], scale);
 }
 
 const char* outcome() { return machine.error.empty() ? nullptr : machine.error.c_str(); }

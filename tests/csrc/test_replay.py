@@ -68,3 +68,15 @@ def test_warps_of_a_block_meet_at_a_barrier():
     meet = [Instruction("BAR.SYNC", False, 1, (), ()), EXIT]
     both = csrc_replay.replay([*slow, *meet], [list(range(52)), [50, 51]], 1, 1, {}, RATES)
     assert both > 50 * csrc_replay.BUSY["slow"]
+
+
+def test_a_new_table_of_kernels_leaves_the_estimates_below_it(tmp_path):
+    pytest.importorskip("triton")
+    from bench import csrc_facts, offline
+
+    path = tmp_path / "offline.md"
+    path.write_text(f"old table\n\n{csrc_facts.HEADING}\n\nestimates\n")
+    offline.write_markdown([], path)
+    text = path.read_text()
+    assert "old table" not in text
+    assert text.endswith(f"\n\n{csrc_facts.HEADING}\n\nestimates\n")
