@@ -10,17 +10,57 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.ptx_facts import PtxFacts
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 NVRTC_ARCHS, NVCC_ARCHS = (70,), (75, 80, 90)
-# Shared memory that a block has without opting in to more, as these kernels are launched.
-SHARED = 48 << 10
+# Shared memory that a block of sm_70 has, with the opt-in that more than 48 KB need.
+SHARED = 96 << 10
+HEADING = "## CUDA C++ (`csrc/`)"  # of the section that bench.csrc_report writes into bench/results/offline.md
 
 _TENSOR_CORE = re.compile(r"(?<![\w.])(?:wmma\.mma|mma)\.sync\.aligned\.")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One instance of a template of ``csrc/`` and what its launch needs."""
+
+    direction: str
+    d: int
+    threads: int
+    shared: int  # dynamic, bytes
+    rows: int  # queries (forward) or keys (backward) a block
+    blocks: int  # at the same time on a multiprocessor of sm_70
+    archs: tuple[int, ...] = (70, 75, 80, 90)
+
+    @property
+    def source(self) -> Path:
+        """The file that it is in."""
+        return CSRC / f"patch_attention_{self.direction}.cu"
+
+    @property
+    def expression(self) -> str:
+        """Its address in C++."""
+        warps = ", 4" if self.archs == (75,) else ""
+        return f"&ipt_fast::patch_attention_{self.direction}<{self.d}{warps}>"
+
+
+KERNELS = (
+    Kernel("forward", 32, 128, 21_504, 128, 3),
+    Kernel("forward", 48, 128, 23_552, 128, 3),
+    Kernel("forward", 64, 128, 29_696, 128, 2),
+    Kernel("backward", 32, 256, 82_448, 256, 1, (70, 80, 90)),
+    Kernel("backward", 48, 256, 90_640, 256, 1, (70, 80, 90)),
+    Kernel("backward", 64, 256, 95_504, 256, 1, (70, 80, 90)),
+    # A block of sm_75 has 64 KB.
+    Kernel("backward", 32, 128, 35_088, 128, 1, (75,)),
+    Kernel("backward", 48, 128, 39_184, 128, 1, (75,)),
+    Kernel("backward", 64, 128, 52_496, 128, 1, (75,)),
+)
 
 
 def sources() -> list[Path]:
@@ -28,9 +68,9 @@ def sources() -> list[Path]:
     return sorted(CSRC.glob("*.cu"))
 
 
-def compilers() -> dict[str, tuple[tuple[int, ...], Callable[[Path, int], PtxFacts]]]:
+def compilers() -> dict[str, tuple[tuple[int, ...], Callable[..., PtxFacts]]]:
     """Return name -> (architectures, compile) of what is installed here."""
-    found: dict[str, tuple[tuple[int, ...], Callable[[Path, int], PtxFacts]]] = {}
+    found: dict[str, tuple[tuple[int, ...], Callable[..., PtxFacts]]] = {}
     if nvrtc_folder() is not None:
         found["NVRTC 12"] = NVRTC_ARCHS, compile_nvrtc
     if shutil.which("nvcc"):
@@ -48,18 +88,39 @@ def nvrtc_folder() -> Path | None:
     return None
 
 
-def compile_nvcc(source: Path, arch: int) -> PtxFacts:
-    """Compile with nvcc. Raises RuntimeError with the compiler's words where it refuses the file."""
+def compile_nvcc(source: Path, arch: int, *expressions: str) -> PtxFacts:
+    """Compile with nvcc: the kernels named, or all that ``KERNELS`` has of ``source``.
+
+    Raises:
+        RuntimeError: the compiler refuses the file; with its words.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        ptx = Path(folder) / "kernel.ptx"
-        common = ["nvcc", f"-arch=sm_{arch}", "-O3", "-std=c++17", str(source)]
-        log = _run([*common, "-Xptxas", "-v", "-c", "-o", f"{folder}/kernel.o"])
-        _run([*common, "-ptx", "-o", str(ptx)])
-        return _facts(arch, log, ptx.read_text())
+        # Templates come to be by somebody's taking their address.
+        wanted = ", ".join(f"reinterpret_cast<void*>({e})" for e in _wanted(source, arch, expressions))
+        unit, ptx = Path(folder) / "kernel.cu", Path(folder) / "kernel.ptx"
+        unit.write_text(f'#include "{source}"\n' + (f"void* kernels[] = {{{wanted}}};\n" if wanted else ""))
+        _run(["nvcc", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-ptx", str(unit), "-o", str(ptx)])
+        log = _run(["nvcc", f"-arch=sm_{arch}", "-Xptxas", "-v", "-cubin", str(ptx), "-o", f"{folder}/kernel.cubin"])
+        return _facts(source, arch, log, ptx.read_text(), expressions)
 
 
-def compile_nvrtc(source: Path, arch: int) -> PtxFacts:
-    """Compile the device code alone. Raises RuntimeError with the compiler's words where it refuses the file."""
+def compile_nvrtc(source: Path, arch: int, *expressions: str) -> PtxFacts:
+    """Compile with NVRTC, device code alone; otherwise as ``compile_nvcc``."""
+    code = nvrtc(source.read_text(), arch, _wanted(source, arch, expressions), source.parent)
+    return _facts(source, arch, code.log, code.ptx, expressions)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What NVRTC returns."""
+
+    cubin: bytes
+    ptx: str
+    log: str
+
+
+def nvrtc(text: str, arch: int, expressions: Sequence[str], folder: Path = CSRC) -> Compiled:
+    """Compile source text. Raises RuntimeError with the compiler's words where it refuses it."""
     root = nvrtc_folder()
     if root is None:
         raise RuntimeError("NVRTC 12 is not installed")
@@ -67,24 +128,30 @@ def compile_nvrtc(source: Path, arch: int) -> PtxFacts:
         ctypes.CDLL(str(part))
     library = ctypes.CDLL(str(root / "cuda_nvrtc/lib/libnvrtc.so.12"))
     program = ctypes.c_void_p()
-    if library.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), b"kernel.cu", 0, None, None):
+    if library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None):
         raise RuntimeError("NVRTC takes no program")
-    options = [f"--gpu-architecture=sm_{arch}", "--std=c++17", "-default-device", "--ptxas-options=-v"]
+    for expression in expressions:
+        library.nvrtcAddNameExpression(program, expression.encode())
+    options = [f"--gpu-architecture=sm_{arch}", "--std=c++17", "-default-device", "--ptxas-options=-v", f"-I{folder}"]
     options += [f"-I{path}" for path in root.glob("*/include")]
     words = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
     code = library.nvrtcCompileProgram(program, len(options), words)
 
-    def text(what: str) -> str:
+    def output(what: str) -> bytes:
         size = ctypes.c_size_t()
         getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
         buffer = ctypes.create_string_buffer(size.value)
         getattr(library, f"nvrtcGet{what}")(program, buffer)
-        return buffer.value.decode()
+        return buffer.raw
 
-    log = text("ProgramLog")
+    log = output("ProgramLog").rstrip(b"\0").decode()
     if code:
         raise RuntimeError(log.strip()[:500])
-    return _facts(arch, log, text("PTX"))
+    return Compiled(output("CUBIN"), output("PTX").rstrip(b"\0").decode(), log)
+
+
+def _wanted(source: Path, arch: int, expressions: Sequence[str]) -> Sequence[str]:
+    return expressions or [k.expression for k in KERNELS if k.source == source and arch in k.archs]
 
 
 def _run(command: list[str]) -> str:
@@ -94,14 +161,16 @@ def _run(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
-def _facts(arch: int, log: str, ptx: str) -> PtxFacts:
+def _facts(source: Path, arch: int, log: str, ptx: str, expressions: Sequence[str]) -> PtxFacts:
+    """Of several kernels: the most registers and shared memory, all tensor-core instructions and spills."""
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
     if not registers:
         raise RuntimeError(f"the assembler reports no kernel: {log.strip()[:500]}")
+    dynamic = [k.shared for k in KERNELS if k.source == source and k.expression in _wanted(source, arch, expressions)]
     return PtxFacts(
         arch=f"sm_{arch}",
         registers=max(registers),
-        shared=max([int(n) for n in re.findall(r"(\d+) bytes smem", log)], default=0),
+        shared=max(dynamic + [int(n) for n in re.findall(r"(\d+) bytes smem", log)], default=0),
         mma=len(_TENSOR_CORE.findall(ptx)),
         spills=sum(int(n) for n in re.findall(r"(\d+) bytes spill", log)),
     )

@@ -110,7 +110,7 @@ def check_csrc() -> list[Outcome]:
     for compiler, (archs, compile_file) in csrc_facts.compilers().items():
         for source in csrc_facts.sources():
             for arch in archs:
-                name = (source.stem, "csrc forward", f"fp16 d=48, {compiler}", arch)
+                name = (source.stem, "csrc", f"fp16 d=32, 48, 64, {compiler}", arch)
                 try:
                     facts = compile_file(source, arch)
                     outcomes.append(Outcome(*name, facts, judge(facts, csrc_facts.SHARED, needs_tensor_cores=True)))
@@ -139,8 +139,11 @@ def write_markdown(outcomes: Sequence[Outcome], path: Path) -> None:
         f"`python -m bench.offline`, triton {version('triton')}, torch {version('torch')}. Registers a thread, "
         "dynamic and static shared memory a block, tensor-core instructions in the PTX, bytes spilled.\n\n"
     )
+    # What bench.csrc_report wrote below the table stays.
+    _, heading, kept = (path.read_text() if path.exists() else "").partition(csrc_facts.HEADING)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + markdown_table(COLUMNS, [o.row() for o in outcomes], NUMERIC))
+    table = markdown_table(COLUMNS, [o.row() for o in outcomes], NUMERIC)
+    path.write_text(text + table + (f"\n{heading}{kept}" if heading else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
