@@ -19,10 +19,9 @@ from rich.table import Table
 
 from ipt_fast.checkpoint import LATEST, CheckpointError, keep_one_task, load_checkpoint
 from ipt_fast.data import CropLoader, build_index, make_loader, make_pair_loader
-from ipt_fast.engine.config import ConfigError, TrainConfig, check, total_steps
+from ipt_fast.engine.config import ConfigError, TrainConfig, apply_changes, check, finetune_recipe, recipe, total_steps
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
 from ipt_fast.engine.precision import resolve
-from ipt_fast.engine.recipe import apply_changes, finetune_recipe, recipe
 from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError, Trainer
 from ipt_fast.model import IPT, PRESETS

@@ -7,9 +7,8 @@ import torch
 from rich.console import Console
 
 from ipt_fast.data import Batch
-from ipt_fast.engine.config import TrainConfig
+from ipt_fast.engine.config import TrainConfig, apply_changes
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
-from ipt_fast.engine.recipe import apply_changes
 from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import LoaderError, Trainer
 from ipt_fast.model import IPTConfig

@@ -5,8 +5,16 @@ import json
 
 import pytest
 
-from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, total_steps
-from ipt_fast.engine.recipe import RECIPES, apply_changes, recipe
+from ipt_fast.engine.config import (
+    RECIPES,
+    ConfigError,
+    TrainConfig,
+    apply_changes,
+    check,
+    learning_rate,
+    recipe,
+    total_steps,
+)
 from ipt_fast.model import PRESETS
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ipt_fast.checkpoint import keep_one_task
 from ipt_fast.data import make_pair_loader
-from ipt_fast.engine.recipe import apply_changes, finetune_recipe
+from ipt_fast.engine.config import apply_changes, finetune_recipe
 from ipt_fast.inference import load_checkpoint
 from ipt_fast.model import IPT, IPTConfig
 from tests.data.test_pairs import write_pair
