@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the run (default runs/tiny)")
     parser.add_argument("--preset", default="tiny", help="preset to train (default tiny)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, as in train.py"
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change the recipe, as in train.py"
     )
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import glob
+import os
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,8 @@ exit codes: 0 all restored, 1 some images failed (each is named), 2 wrong usage 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IN", help="image files, folders (nested too) or globs")
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="OUT",
-        help="a file for one image, otherwise a folder; images are PNG unless OUT says otherwise",
+        "-o", "--out", required=True, metavar="OUT",
+        help="a file for one image, otherwise a folder (as one with / at the end is); PNG unless OUT says otherwise",
     )  # fmt: skip
     parser.add_argument("--task", required=True, help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="released, own or safetensors")
@@ -71,15 +73,16 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def plan(inputs: list[str], out: Path) -> tuple[list[tuple[Path, Path]], int]:
+def plan(inputs: list[str], target: str) -> tuple[list[tuple[Path, Path]], int]:
     """Return each image with the file that it becomes, and count the files of folders that are no images.
 
     Files of a folder keep their place below it; OUT itself is not entered. A single file may be given the name of its
-    output.
+    output. Of images that differ in the kind of file alone, such as a.jpg and a.png, each keeps the kind in its name.
 
     Raises:
         CommandError: nothing found, a name that is no image, two images with one output, or one output for many.
     """
+    out = Path(target)
     found: list[tuple[Path, Path]] = []  # the image, and its place below OUT
     left_out = 0
     for text in inputs:
@@ -103,26 +106,31 @@ def plan(inputs: list[str], out: Path) -> tuple[list[tuple[Path, Path]], int]:
         else:
             raise CommandError(f"{text}: no such file or folder")
     found = list(dict.fromkeys(found))
-    if _names_a_file(out):
+    if _names_a_file(target):
         if len(found) > 1:
             raise CommandError(f"{len(found)} images cannot all go to {out}; give -o a folder")
         return [(found[0][0], out)], left_out
-    by_target: dict[Path, Path] = {}
+    alike = Counter(place.with_suffix("") for _, place in found)
+    sources: dict[Path, Path] = {}
     for source, place in found:
-        target = (out / place).with_suffix(".png")
-        if other := by_target.get(target):
-            raise CommandError(f"{other} and {source} would both become {target}; restore them one by one")
-        by_target[target] = source
-    return [(source, target) for target, source in by_target.items()], left_out
+        kind = f"_{place.suffix[1:]}" if alike[place.with_suffix("")] > 1 else ""
+        written = out / place.with_name(f"{place.stem}{kind}.png")
+        if other := sources.get(written):
+            raise CommandError(f"{other} and {source} would both become {written}; restore them one by one")
+        sources[written] = source
+    return [(source, written) for written, source in sources.items()], left_out
 
 
-def _names_a_file(out: Path) -> bool:
-    if out.is_dir() or not out.suffix:
+def _names_a_file(target: str) -> bool:
+    out = Path(target)
+    if target.endswith(os.sep) or out.is_dir() or not out.suffix:
         if out.is_file():
             raise CommandError(f"-o {out} is a file; give a folder")
         return False
     if out.suffix.lower() not in SUFFIXES:
-        raise CommandError(f"-o {out}: not a kind of image that can be written; take .png, or a folder")
+        raise CommandError(
+            f"-o {out}: not a kind of image that can be written; take .png, or for a folder end it with a /"
+        )
     return True
 
 

@@ -25,7 +25,7 @@ def small_photos(monkeypatch):
 
 
 def demo(out, *changes):
-    return main(["demo", "--out", str(out), *(f"--set={change}" for change in (*MICRO, *changes))])
+    return main(["demo", "--out", str(out), "--set", *MICRO, "--set", *changes])
 
 
 def test_a_run_leaves_everything_and_is_resumed(tmp_path, small_photos, capsys):

@@ -117,6 +117,14 @@ def test_bad_images_are_named_and_the_others_restored(tmp_path, checkpoint, caps
     assert (tmp_path / "out/good.png").exists() and not (tmp_path / "out/bad.png").exists()
 
 
+def test_a_slash_names_a_folder_and_equal_names_are_told_apart(tmp_path, checkpoint):
+    for kind in ("a.jpg", "a.png", "b.png"):
+        photo(tmp_path / "in" / kind)
+    folder = f"{tmp_path / 'results_v1.5'}/"
+    assert restore(tmp_path / "in", "-o", folder, "--task", "derain", "--checkpoint", checkpoint) == 0
+    assert sorted(path.name for path in (tmp_path / "results_v1.5").iterdir()) == ["a_jpg.png", "a_png.png", "b.png"]
+
+
 def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys):
     path = photo(tmp_path / "a.png")
     assert restore(path, "-o", tmp_path / "b.png", "--task", "denoise70", "--checkpoint", checkpoint) == 0
@@ -143,7 +151,7 @@ def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys
 )
 def test_errors_are_one_line_and_exit_code_2(change, message, tmp_path, checkpoint, assert_refused):
     (tmp_path / "empty").mkdir()
-    names = {"A": photo(tmp_path / "a.png"), "B": photo(tmp_path / "b/a.jpg"), "EMPTY": str(tmp_path / "empty"),
+    names = {"A": photo(tmp_path / "a.png"), "B": photo(tmp_path / "b/a.png"), "EMPTY": str(tmp_path / "empty"),
              "CLASH": str(tmp_path / "clash")}  # fmt: skip
     options = {"images": ["A"], "-o": str(tmp_path / "o.png"), "--task": "sr2", "--checkpoint": checkpoint, **change}
     images = [names.get(name, name) for name in options.pop("images")]
