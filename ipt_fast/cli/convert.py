@@ -14,6 +14,7 @@ exit codes: 0 written, 2 wrong usage or input"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast convert``."""
     parser.add_argument("checkpoint", type=Path, metavar="IN", help="released, own or safetensors")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="NAME.safetensors or NAME.pt")
     parser.add_argument(

@@ -16,6 +16,7 @@ EXAMPLE = """example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast demo``."""
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the run (default runs/tiny)")
     parser.add_argument("--preset", default="tiny", help="preset to train (default tiny)")
     parser.add_argument(

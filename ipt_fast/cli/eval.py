@@ -28,6 +28,7 @@ exit codes: 0 scored, 2 wrong usage or data"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast eval``."""
     add = parser.add_argument
     add("--task", help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
     add("--data", nargs="+", type=Path, required=True, metavar="DIR", help="test sets")

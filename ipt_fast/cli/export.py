@@ -15,6 +15,7 @@ exit codes: 0 written and equal, 1 the program does not compute what the network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast export``."""
     parser.add_argument("checkpoint", type=Path, metavar="FILE", help="released, own or safetensors")
     parser.add_argument("--task", required=True, help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="NAME.onnx or NAME.pt2")

@@ -14,6 +14,7 @@ failed, 130 and 143 stopped by a signal; the last three after a checkpoint"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast finetune``."""
     parser.add_argument("finetune", metavar="TASK", help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
     add_training_arguments(parser)
 

@@ -12,6 +12,7 @@ _NAMED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast index``."""
     parser.add_argument("data", nargs="+", metavar="DIR", help="folder of photos, nested or flat, or a tar shard")
     parser.add_argument("--index-file", metavar="FILE", help="one index for all folders (default: one in each folder)")
     parser.add_argument("--min-size", type=int, default=48, help="refuse images with a side under this many pixels")

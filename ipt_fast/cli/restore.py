@@ -27,6 +27,7 @@ exit codes: 0 all restored, 1 some images failed (each is named), 2 wrong usage 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast restore``."""
     parser.add_argument("images", nargs="+", metavar="IN", help="image files, folders (nested too) or globs")
     parser.add_argument(
         "-o", "--out", required=True, metavar="OUT",

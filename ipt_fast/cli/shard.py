@@ -13,6 +13,7 @@ _NAMED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast shard``."""
     parser.add_argument("data", nargs="+", metavar="DIR", help="folder of photos, nested or flat")
     parser.add_argument("out", metavar="OUT", help="new folder for the shards; training takes it as --data")
     parser.add_argument("--shard-mb", type=float, default=256, help="size of a shard in MB (default: %(default)s)")

@@ -14,6 +14,7 @@ exit codes: 0 written, 2 wrong usage or input, or a network without these embedd
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``ipt-fast visualize``."""
     parser.add_argument("checkpoint", type=Path, metavar="FILE", help="released, own or safetensors")
     parser.add_argument("-o", "--out", type=Path, default=Path("."), metavar="DIR", help="folder (default: this one)")
     parser.add_argument("--task", help="of a file that holds one task and does not say which")
