@@ -5,13 +5,11 @@ from pathlib import Path
 
 import torch
 
-from ipt_fast.data.base import CropLoader
-from ipt_fast.data.check import ImageEntry
 from ipt_fast.data.dali import unavailable_reason
-from ipt_fast.data.index import ImageIndex, build_index
+from ipt_fast.data.index import ImageEntry, ImageIndex, build_index
+from ipt_fast.data.loader import CropLoader, TorchLoader
 from ipt_fast.data.plan import CropPlan, CropSpec, crop_spec, subset
 from ipt_fast.data.source import CropSource, PhotoTable
-from ipt_fast.data.torch_loader import TorchLoader
 from ipt_fast.io.images import silence_pillow_warnings
 from ipt_fast.io.pairs import PairError, match_pairs
 from ipt_fast.tasks import TASKS, get_task

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ipt_fast.data.check import ImageEntry
-from ipt_fast.data.index import INDEX_NAME, ImageIndex, write_index_file
+from ipt_fast.data.index import INDEX_NAME, ImageEntry, ImageIndex, write_index_file
 from ipt_fast.data.plan import shard_order
 from ipt_fast.data.source import PhotoTable, UnreadablePhotoError
 from ipt_fast.io.progress import progress_bar

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ipt_fast.data.check import ImageEntry, check_image
 from ipt_fast.data.decode import decode_rows
+from ipt_fast.data.index import ImageEntry, check_image
 from ipt_fast.data.plan import BatchPlan, CropPlan
 from ipt_fast.io.images import DECODE_ERRORS
 from ipt_fast.io.mirror import mirror_pad

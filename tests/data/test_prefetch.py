@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from ipt_fast.data.prefetch import PrefetchIterator
+from ipt_fast.data.loader import PrefetchIterator
 
 
 def wait_for(condition):
@@ -82,7 +82,7 @@ def test_the_iterator_is_closed_in_its_own_thread(how):
 def test_the_thread_ends_before_a_library_and_python_do():
     code = """
 import atexit, time
-from ipt_fast.data.prefetch import PrefetchIterator
+from ipt_fast.data.loader import PrefetchIterator
 atexit.register(print, "library ends")
 def items():
     try:

@@ -3,7 +3,7 @@
 from tests.mutants import Mutant
 
 _PLAN, _SOURCE, _DECODE = "ipt_fast/data/plan.py", "ipt_fast/data/source.py", "ipt_fast/data/decode.py"
-_BASE, _TORCH, _INDEX = "ipt_fast/data/base.py", "ipt_fast/data/torch_loader.py", "ipt_fast/data/index.py"
+_BASE, _TORCH, _INDEX = "ipt_fast/data/loader.py", "ipt_fast/data/loader.py", "ipt_fast/data/index.py"
 _BICUBIC, _NOISE = "ipt_fast/degradations/bicubic.py", "ipt_fast/degradations/noise.py"
 _PHILOX, _RAIN = "ipt_fast/degradations/philox.py", "ipt_fast/degradations/rain.py"
 _STREAKS, _MIRROR = "ipt_fast/degradations/streak_folder.py", "ipt_fast/io/mirror.py"

@@ -17,10 +17,9 @@ import nvidia.dali.types as types
 import torch
 from nvidia.dali import pipeline_def
 
-from ipt_fast.data.base import CropLoader, Item, Stream
 from ipt_fast.data.cores import cpu_cores
 from ipt_fast.data.dali.encoded import EncodedBatch, Reader
-from ipt_fast.data.prefetch import PrefetchIterator
+from ipt_fast.data.loader import CropLoader, Item, PrefetchIterator, Stream
 from ipt_fast.data.source import Batch, CropSource, DecodedBatch
 from ipt_fast.io.mirror import mirror_pad
 
