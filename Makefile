@@ -7,7 +7,7 @@ RUN    ?= runs/tiny
 
 BIN := $(VENV)/bin
 
-.PHONY: pretrain test test-kernels lint bench clean
+.PHONY: pretrain test test-kernels lint docs bench clean
 .DELETE_ON_ERROR:
 
 pretrain: $(VENV)/.installed-demo
@@ -24,6 +24,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation, as pages to open: build/site/index.html
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/ipt-fast bench
