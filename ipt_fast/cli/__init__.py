@@ -16,6 +16,7 @@ COMMANDS = {
     "shard": "pack a folder of images into tar shards",
     "demo": "pre-train the tiny preset on packaged photos (make pretrain)",
     "restore": "restore images: super-resolution, denoising, deraining",
+    "datasets": "where test sets and training photos come from, and whether a folder is complete",
     "eval": "PSNR and SSIM on test sets, beside the paper's tables",
     "finetune": "fine-tune a checkpoint on one task",
     "visualize": "draw what the embeddings of a checkpoint have learnt",
