@@ -24,6 +24,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint --config docker/.hadolint.yaml docker/*.Dockerfile
 
 # The documentation, as pages to open: build/site/index.html
 docs: $(VENV)/.installed-docs
