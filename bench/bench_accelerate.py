@@ -61,5 +61,4 @@ def run(measure, network, contender, shape, flops):
         with torch.no_grad():
             return network()
 
-    work = Work(flops=flops)
-    measure(call, op="accelerate", contender=contender, shape=shape, dtype="float32", work=work, baseline="plain")
+    measure(call, "accelerate", contender, shape, "float32", Work(flops=flops), baseline="plain")

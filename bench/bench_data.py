@@ -96,17 +96,9 @@ def bench_loader(measure, index, small, contender, task):
     with batches(contender, index, task, workers=2) as stream:
         for _ in range(6):
             next(stream)
-        measure(
-            lambda: [next(stream) for _ in range(_BATCHES)],
-            op="data",
-            contender=contender,
-            shape=f"{_BATCHES} batches of {BATCH} crops {size}x{size}, {len(index.usable)} photos",
-            dtype="uint8",
-            work=Work(bytes=_BATCHES * BATCH * 3 * size * size),
-            baseline=BASELINE,
-            memory=False,
-            capture=False,
-        )
+        call, work = lambda: [next(stream) for _ in range(_BATCHES)], Work(bytes=_BATCHES * BATCH * 3 * size * size)
+        shape = f"{_BATCHES} batches of {BATCH} crops {size}x{size}, {len(index.usable)} photos"
+        measure(call, "data", contender, shape, "uint8", work, baseline=BASELINE, memory=False, capture=False)
 
 
 # ---- alone: CPU time too
@@ -126,22 +118,13 @@ class Rate:
     faster_cpu: float
 
     def row(self) -> tuple[str, ...]:
-        return (
-            self.crop,
-            self.loader,
-            f"{self.wall:,.0f}",
-            f"{self.cpu:,.0f}",
-            f"{self.cpu_low:,.0f}..{self.cpu_high:,.0f}",
-            f"{self.faster:.2f}x",
-            f"{self.faster_cpu:.2f}x",
-            f"{1e6 / self.cpu:,.0f}",
-        )
+        spread, factors = f"{self.cpu_low:,.0f}..{self.cpu_high:,.0f}", (self.faster, self.faster_cpu)
+        wall, cpu, each = (f"{rate:,.0f}" for rate in (self.wall, self.cpu, 1e6 / self.cpu))
+        return self.crop, self.loader, wall, cpu, spread, *(f"{factor:.2f}x" for factor in factors), each
 
 
-def one_round(
-    contender: str, index: ImageIndex, task: str, workers: int, count: int, crops: int
-) -> tuple[float, float]:
-    """(crops a second, crops a CPU-second) over ``count`` crops, once the loader runs."""
+def one_round(contender: str, index: ImageIndex, task: str, workers: int, count: int, crops: int) -> list[float]:
+    """[crops a second, crops a CPU-second] over ``count`` crops, once the loader runs."""
     with batches(contender, index, task, workers, crops) as stream:
         for _ in range(2 * workers + 2):
             next(stream)
@@ -149,8 +132,7 @@ def one_round(
         for _ in range(count // BATCH):
             next(stream)
         wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
-    done = count // BATCH * BATCH
-    return done / wall, done / cpu
+    return [count // BATCH * BATCH / seconds for seconds in (wall, cpu)]
 
 
 def measure_rates(index: ImageIndex, workers: int, rounds: int, count: int) -> list[Rate]:
@@ -181,23 +163,20 @@ def measure_rates(index: ImageIndex, workers: int, rounds: int, count: int) -> l
 
 def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
     """Bars of crops a CPU-second, the goals as lines across them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     crops = list(dict.fromkeys(rate.crop for rate in rates))
     labels = list(dict.fromkeys(rate.loader for rate in rates))
     colours = ("#999999", "#4477aa", "#228833", "#aac4dd", "#99cc99")
-    figure, axis = plt.subplots(figsize=(10.5, 5), layout="constrained")
+    figure = Figure(figsize=(10.5, 5), layout="constrained")
+    axis = figure.subplots()
     width = 0.84 / len(labels)
     for i, label in enumerate(labels):
         own = [r for r in rates if r.loader == label]  # in the order of the crops
         places = [n - 0.42 + (i + 0.5) * width for n in range(len(crops))]
         errors = [[r.cpu - r.cpu_low for r in own], [r.cpu_high - r.cpu for r in own]]
-        axis.bar(
-            places, [r.cpu for r in own], width * 0.94, label=label, color=colours[i], yerr=errors, ecolor="#333333"
-        )
+        look = {"label": label, "color": colours[i], "yerr": errors, "ecolor": "#333333"}
+        axis.bar(places, [r.cpu for r in own], width * 0.94, **look)
         for place, r in zip(places, own, strict=True):
             if r.loader != BASELINE:
                 above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
@@ -211,7 +190,6 @@ def draw(rates: Sequence[Rate], where: str, path: Path) -> None:
     axis.set_axisbelow(True)
     axis.margins(y=0.18)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,16 +207,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"the DALI loader is not measured: {unavailable_reason()}")
     rates = measure_rates(index, args.workers, args.rounds, args.crops)
     photos = index.usable
-    description = {
-        "photos": len(photos),
-        "mean kB": round(sum(e.size_bytes for e in photos) / len(photos) / 1e3),
-        "mean megapixels": round(sum(e.width * e.height for e in photos) / len(photos) / 1e6, 2),
-        "workers": args.workers,
-        "batch": BATCH,
-        "rounds": args.rounds,
-        "crops a round": args.crops,
-        **environment(torch.device("cpu")),
-    }
+    kilobytes = round(sum(e.size_bytes for e in photos) / len(photos) / 1e3)
+    megapixels = round(sum(e.width * e.height for e in photos) / len(photos) / 1e6, 2)
+    description = {"photos": len(photos), "mean kB": kilobytes, "mean megapixels": megapixels}
+    description |= {"workers": args.workers, "batch": BATCH, "rounds": args.rounds, "crops a round": args.crops}
+    description |= environment(torch.device("cpu"))
     where = f"{device_name(torch.device('cpu'))}, {args.workers} workers"
     print_table(f"{where}, {len(photos)} photos", COLUMNS, [rate.row() for rate in rates], COLUMNS[2:])
     for name, goal in GOALS.items():

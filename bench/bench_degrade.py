@@ -25,13 +25,6 @@ def bench_batch(measure, device, small, task, contender):
     clean = torch.randint(0, 256, (B, 3, side, side), dtype=torch.uint8, device=device)
     seeds = torch.arange(B, device=device)
     call = functools.partial(degrade, clean, task, seeds=seeds, margin=margin, impl=contender)
-    measure(
-        call,
-        op="degrade",
-        contender=contender,
-        shape=f"{task} {B} crops {side}x{side}",
-        dtype="float32",
-        work=Work(bytes=clean.nbytes + sum(x.nbytes for x in call())),
-        # The eager rain counts its streaks on the host: no graph can hold that.
-        capture=not (contender == "eager" and kind == "derain"),
-    )
+    work = Work(bytes=clean.nbytes + sum(x.nbytes for x in call()))
+    capture = not (contender == "eager" and kind == "derain")  # it counts streaks on the host: no graph can hold that
+    measure(call, "degrade", contender, f"{task} {B} crops {side}x{side}", "float32", work, capture=capture)

@@ -54,8 +54,8 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
         with torch.no_grad(), autocast(device, "float32" if cast else dtype):
             return model(x, "sr2")
 
-    work, shape = Work(flops=B * FLOPS[preset]), f"{preset} x2 B={B}"
-    measure(call, op="model", contender=contender, shape=shape, dtype=dtype, work=work, baseline="plain float32")
+    work = Work(flops=B * FLOPS[preset])
+    measure(call, "model", contender, f"{preset} x2 B={B}", dtype, work, baseline="plain float32")
 
 
 @pytest.mark.parametrize("dtype, contender", TRAINING)
@@ -74,14 +74,5 @@ def bench_training_step(measure, device, preset, network, plain, contender, dtyp
             loss = pretrain_loss(y.float(), target, feats)[0]
         return torch.autograd.grad(loss, parameters, allow_unused=True)
 
-    measure(
-        call,
-        op="model",
-        contender=contender,
-        shape=f"{preset} x2 B={B}",
-        dtype=dtype,
-        work=Work(flops=3 * B * FLOPS[preset]),
-        direction="forward+backward",
-        baseline="plain float32",
-        capture=False,
-    )
+    options = {"direction": "forward+backward", "baseline": "plain float32", "capture": False}
+    measure(call, "model", contender, f"{preset} x2 B={B}", dtype, Work(flops=3 * B * FLOPS[preset]), **options)

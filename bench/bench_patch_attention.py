@@ -120,12 +120,5 @@ def bench_attention(measure, device, dtype, B, N, direction, contender):
     call = functools.partial(outcome, function, inputs, upstream)
     with sdpa_kernel(TORCH[contender]) if contender in TORCH else contextlib.nullcontext():
         check(call, inputs, upstream, dtype, contender)
-        measure(
-            call,
-            op="patch_attention",
-            contender=contender,
-            shape=f"B={B} N={N} D={D}",
-            dtype=dtype,
-            work=least(B, N, packed.element_size(), direction),
-            direction=direction,
-        )
+        work = least(B, N, packed.element_size(), direction)
+        measure(call, "patch_attention", contender, f"B={B} N={N} D={D}", dtype, work, direction=direction)

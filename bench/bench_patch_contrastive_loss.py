@@ -40,15 +40,9 @@ def bench_forward_backward(measure, device, small, precision, dtype, contender, 
     precision("medium" if medium else "highest")
     N, D = (64, 96) if small else (256, 576)
     features = torch.randn(B, N, D, device=device).to(DTYPES[dtype]).requires_grad_()
-    measure(
-        lambda: torch.autograd.grad(patch_contrastive_loss(features, impl=impl), features),
-        op="patch_contrastive_loss",
-        contender=contender,
-        shape=f"B={B} N={N} D={D}",
-        dtype=dtype,
-        # Products of every pair of images: once forward, recomputed once, and two for the gradients.
-        work=Work(flops=4 * B * (B - 1) * N**2 * D, bytes=2 * features.nbytes),
-        direction="forward+backward",
-        baseline="eager float32",
-        gemm_dtype=torch.bfloat16 if medium else None,
-    )
+    call = lambda: torch.autograd.grad(patch_contrastive_loss(features, impl=impl), features)  # noqa: E731
+    # Products of every pair of images: once forward, recomputed once, and two for the gradients.
+    work = Work(flops=4 * B * (B - 1) * N**2 * D, bytes=2 * features.nbytes)
+    options = {"direction": "forward+backward", "baseline": "eager float32"}
+    options["gemm_dtype"] = torch.bfloat16 if medium else None
+    measure(call, "patch_contrastive_loss", contender, f"B={B} N={N} D={D}", dtype, work, **options)

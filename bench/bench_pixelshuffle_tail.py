@@ -42,12 +42,5 @@ def bench_tail(measure, device, direction, dtype, contender, scale):
     work, upstream = least(x, math.prod(scales), sum(p.numel() for p in convs.parameters())), None
     if direction == "forward+backward":
         work, upstream = Work(flops=3 * work.flops, bytes=2 * work.bytes), torch.randn_like(function(x))
-    measure(
-        lambda: outcome(function, [x, *convs.parameters()], upstream),
-        op="pixelshuffle_tail",
-        contender=contender,
-        shape=f"{scale} B={B} {C}x{SIDE}x{SIDE}",
-        dtype=dtype,
-        work=work,
-        direction=direction,
-    )
+    call, shape = lambda: outcome(function, [x, *convs.parameters()], upstream), f"{scale} B={B} {C}x{SIDE}x{SIDE}"
+    measure(call, "pixelshuffle_tail", contender, shape, dtype, work, direction=direction)

@@ -58,16 +58,9 @@ def bench_restore(measure, device, small, contender):
         dtype = pick_precision("auto", device)
         network = prepare_for_inference(model, _TASK, dtype)
         options = {"overlap": int(contender.split()[1])}
-    measure(
-        lambda: restore(network, image, _TASK, dtype=dtype, **options),
-        op="restore",
-        contender=contender,
-        shape=f"{preset} {side}x{side}",
-        dtype=dtype,
-        work=Work(),
-        baseline="official float32",
-        capture=False,
-    )
+    call = functools.partial(restore, network, image, _TASK, dtype=dtype, **options)
+    names = ("restore", contender, f"{preset} {side}x{side}", dtype)
+    measure(call, *names, Work(), baseline="official float32", capture=False)
 
 
 # By hand: a whole photo, and a checkpoint.

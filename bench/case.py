@@ -5,7 +5,7 @@
         q = torch.randn(8, 256, 576, device=device)
         call = lambda: patch_attention(q, q, q, num_heads=12, impl=contender)
         work = Work(flops=4 * 8 * 256 * 256 * 576, bytes=4 * q.nbytes)
-        measure(call, op="patch_attention", contender=contender, shape="B=8 N=256", dtype=q.dtype, work=work)
+        measure(call, "patch_attention", contender, "B=8 N=256", q.dtype, work)
 
 ``measure`` and ``device`` are fixtures of ``bench/conftest.py``. A contender that cannot run calls ``pytest.skip`` with
 the reason; the report lists it as not measured. The contender of a shape whose name is ``baseline`` (of the same dtype
@@ -16,7 +16,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -42,14 +42,14 @@ class Work:
 def measure_call(
     benchmark: Any,
     call: Callable[[], object],
-    *,
-    device: torch.device,
-    small: bool,
     op: str,
     contender: str,
     shape: str,
     dtype: torch.dtype | str,
     work: Work,
+    *,
+    device: torch.device,
+    small: bool,
     direction: str = "forward",
     baseline: str = "eager",
     memory: bool = True,
@@ -89,20 +89,11 @@ def measure_call(
                 call()
         wait(device)
 
-    benchmark.extra_info.update(
-        op=op,
-        contender=contender,
-        shape=shape,
-        dtype=str(dtype).removeprefix("torch."),
-        direction=direction,
-        baseline=baseline,
-        flops=work.flops,
-        bytes=work.bytes,
-        calls_per_round=calls,
-        cuda_graph=graph is not None,
-        peak_bytes=peak,
-        gemm_dtype="" if gemm_dtype is None else str(gemm_dtype).removeprefix("torch."),
-    )
+    names = {"op": op, "contender": contender, "shape": shape, "direction": direction, "baseline": baseline}
+    dtypes = {"dtype": str(dtype), "gemm_dtype": "" if gemm_dtype is None else str(gemm_dtype)}
+    measured = {"calls_per_round": calls, "cuda_graph": graph is not None, "peak_bytes": peak}
+    dtypes = {key: name.removeprefix("torch.") for key, name in dtypes.items()}
+    benchmark.extra_info.update(names | dtypes | asdict(work) | measured)
     # The calls above have warmed a slow case up.
     benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=int(seconds < 0.3), iterations=1)
 

@@ -12,18 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.results_io import Result, Run
 
-_COLOURS = (
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#999999",
-    "#222255",
-    "#ee8866",
-    "#44bb99",
-)
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#222255")
+_COLOURS += ("#ee8866", "#44bb99")
 _CEILING_COLOURS = {"copy bandwidth": "#88ccee", "matmul rate": "#ddaa33"}
 _MARKERS = "osD^vP*X"
 _DASHES = ("-", "--", ":", "-.")
@@ -185,16 +175,10 @@ def _roofline(run: Run, results: Sequence[Result], folder: Path) -> Path:
     for r in results:
         best = r.median == fastest[r.group, r.dtype]
         colour = _COLOURS[dtypes.index(r.rate_dtype)]
-        axis.scatter(
-            r.flops / r.bytes,
-            r.flops / r.median / scale,
-            marker=_MARKERS[ops.index((r.op, r.direction)) % len(_MARKERS)],
-            s=45 if best else 14,
-            facecolor=colour if best else "none",
-            edgecolor=colour,
-            alpha=1.0 if best else 0.6,
-            zorder=3 if best else 2,
-        )
+        look = {"s": 45, "alpha": 1.0, "zorder": 3} if best else {"s": 14, "alpha": 0.6, "zorder": 2}
+        look |= {"facecolor": colour if best else "none", "edgecolor": colour}
+        marker = _MARKERS[ops.index((r.op, r.direction)) % len(_MARKERS)]
+        axis.scatter(r.flops / r.bytes, r.flops / r.median / scale, marker=marker, **look)
     for i, (op, direction) in enumerate(ops):
         axis.scatter([], [], marker=_MARKERS[i % len(_MARKERS)], color="#555555", s=45, label=f"{op}, {direction}")
     axis.scatter([], [], marker="o", facecolor="none", edgecolor="#555555", s=14, label="(small, hollow: slower ones)")

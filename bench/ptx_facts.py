@@ -44,6 +44,7 @@ def compile_case(case: OfflineCase, capability: int) -> PtxFacts:
     while not hasattr(fn, "arg_names") or hasattr(fn, "configs"):
         fn = fn.fn
     given = {**case.types, **case.consts}
+    pointers = [name for name, kind in case.types.items() if kind.startswith("*")]
     missing = [name for name in fn.arg_names if name not in given]
     unknown = [name for name in (*given, *case.align16) if name not in fn.arg_names]
     if missing or unknown:
@@ -55,7 +56,7 @@ def compile_case(case: OfflineCase, capability: int) -> PtxFacts:
         fn,
         signature={name: case.types.get(name, "constexpr") for name in fn.arg_names},
         constexprs=dict(case.consts),
-        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if name in case.align16},
+        attrs={(fn.arg_names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *case.align16)},
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": case.fp_fusion}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

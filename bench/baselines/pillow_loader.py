@@ -1,8 +1,7 @@
 """The loader most people would write: PyTorch's DataLoader over a Dataset that opens, decodes and crops with Pillow.
 
 The contender of the data benchmark. It gives what ours give, uint8 crops [B, 3, S, S] of random places in photos in
-random order, channels last in memory as ours, and nothing more: no index,
-no resume, no rank, no check of what it reads.
+random order, channels last as ours, and nothing more: no index, no resume, no rank, no check of what it reads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,14 +39,8 @@ class PillowCrops(Dataset):
 
 def pillow_batches(paths: Sequence[str | Path], size: int, batch_size: int, workers: int) -> Iterator[Tensor]:
     """Batches uint8 [B, 3, S, S] without end; workers stay from one epoch to the next."""
-    loader = DataLoader(
-        PillowCrops(paths, size),
-        batch_size=batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
+    options = {"batch_size": batch_size, "shuffle": True, "drop_last": True, "num_workers": workers}
+    loader = DataLoader(PillowCrops(paths, size), **options, persistent_workers=workers > 0)
     while True:
         for crops in loader:
             yield crops.permute(0, 3, 1, 2)

@@ -19,7 +19,7 @@ class OfflineCase:
         fn: the ``@triton.jit`` function; ``@autotune`` and ``@heuristics`` wrappers are taken off.
         types: every argument that is no constant -> Triton's type string ("*fp16", "*bf16", "*fp32", "i32", "fp32").
         consts: every constexpr argument -> its value; also a pointer that is passed as None.
-        align16: arguments that are multiples of 16 at launch (fresh tensors, strides of whole rows).
+        align16: sizes and strides that are multiples of 16 at launch; pointers, of fresh tensors, always are.
         num_warps, num_stages, fp_fusion: as launched.
         targets: compute capabilities to compile for.
         needs_tensor_cores: True where the kernel must contain tensor-core instructions.

@@ -40,27 +40,11 @@ def _case(
     consts |= {"BLOCK_M": plan.block_m, "EVEN_M": N % plan.block_m == 0}
     absent = ("QE", "KE") * (not embeds) + ("DELTA",) * flags.get("ONE", False)
     consts |= dict.fromkeys(absent)
-    types = {}
-    for argument in fn.arg_names:
-        if argument in ("LSE", "DELTA"):
-            types[argument] = "*fp32"
-        elif (argument.isupper() and len(argument) > 1) or argument in "GQKV":
-            types[argument] = f"*{dtype}"
-        else:
-            types[argument] = "fp32" if argument in ("scale", "unit") else "i32"
-    types = {argument: kind for argument, kind in types.items() if argument not in consts}
-    aligned = [argument for argument, kind in types.items() if kind.startswith("*")]
-    aligned += [a for a in types if d * 12 % 16 == 0 and a.endswith(("_row", "_batch"))]  # whole rows
+    known = {"LSE": "*fp32", "DELTA": "*fp32", "scale": "fp32", "unit": "fp32"}
+    tensor = lambda a: f"*{dtype}" if (a.isupper() and len(a) > 1) or a in "GQKV" else "i32"  # noqa: E731
+    types = {a: known.get(a, tensor(a)) for a in fn.arg_names if a not in consts}
+    aligned = [a for a in types if d * 12 % 16 == 0 and a.endswith(("_row", "_batch"))]  # whole rows
     aligned += [a for a in types if N % 16 == 0 and a in ("N", "M", "rows")]
-    return OfflineCase(
-        op="patch_attention",
-        kernel_name=kernel,
-        fn=fn,
-        types=types,
-        consts=consts,
-        align16=tuple(aligned),
-        num_warps=plan.num_warps,
-        num_stages=plan.num_stages,
-        needs_tensor_cores=dtype != "fp32",
-        label=f"{dtype} {name}",
-    )
+    options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "needs_tensor_cores": dtype != "fp32"}
+    label = f"{dtype} {name}"
+    return OfflineCase("patch_attention", kernel, fn, types, consts, tuple(aligned), **options, label=label)

@@ -5,13 +5,7 @@ from typing import Any
 import torch
 
 from bench.offline_cases import OfflineCase
-from ipt_fast.kernels.patch_contrastive_loss import (
-    norm_backward_kernel,
-    plan,
-    sums_kernel,
-    unit_kernel,
-    weights_kernel,
-)
+from ipt_fast.kernels.patch_contrastive_loss import norm_backward_kernel, plan, sums_kernel, unit_kernel, weights_kernel
 
 # B, N, D: the network's own, a small batch, no multiple of any tile, a few wide tokens.
 SHAPES = [(64, 256, 576), (8, 256, 576), (64, 257, 100), (64, 49, 1024)]
@@ -54,19 +48,9 @@ def _case(
     **options: Any,
 ) -> OfflineCase:
     B, N, D = shape
-    types = {}
-    for argument in fn.arg_names:
-        number = argument in ("K", "N", "NP") or argument.islower()
-        types[argument] = "i32" if number else f"*{dtype}" if argument in FEATURES else "*fp32"
-    types = {argument: kind for argument, kind in types.items() if argument not in consts}
-    sizes = ("NP", "N") if N % 16 == 0 else ("NP",)
-    return OfflineCase(
-        op="patch_contrastive_loss",
-        kernel_name=name,
-        fn=fn,
-        types=types,
-        consts=consts,
-        align16=tuple(a for a, kind in types.items() if kind.startswith("*") or a in sizes),
-        label=f"{dtype} B={B} N={N} D={D}{suffix}",
-        **options,
-    )
+    features, numbers = dict.fromkeys(FEATURES, f"*{dtype}"), dict.fromkeys(("K", "N", "NP"), "i32")
+    known = features | numbers
+    types = {a: known.get(a, "i32" if a.islower() else "*fp32") for a in fn.arg_names if a not in consts}
+    sizes = tuple(a for a in (("NP", "N") if N % 16 == 0 else ("NP",)) if a in types)
+    label = f"{dtype} B={B} N={N} D={D}{suffix}"
+    return OfflineCase("patch_contrastive_loss", name, fn, types, consts, sizes, label=label, **options)

@@ -16,23 +16,10 @@ def offline_cases() -> list[OfflineCase]:
 
 def _case(name: str, R: int, frame: int, reach: int, C: int, O: int, dtype: str) -> OfflineCase:
     sizes = plan(C, O * R * R, torch.float32 if dtype == "fp32" else torch.bfloat16)
-    pointer = f"*{dtype}"
-    return OfflineCase(
-        "pixelshuffle_tail",
-        "forward",
-        tail_kernel,
-        types={
-            **dict.fromkeys(("X", "KERNELS", "BIAS", "OUT"), pointer),
-            **dict.fromkeys(("x_batch", "x_row", "x_column", "B", "H", "W", "C", "P"), "i32"),
-        },
-        consts={
-            **{"FRAME_Y": frame, "FRAME_X": frame, "REACH_Y": reach, "REACH_X": reach, "R": R},
-            **{k: v for k, v in sizes.items() if k.isupper()},
-            "PRECISION": "ieee" if dtype == "fp32" else "tf32",
-        },
-        align16=("X", "KERNELS", "BIAS", "OUT", "x_batch", "x_row", "x_column", "C"),
-        num_warps=sizes["num_warps"],
-        num_stages=sizes["num_stages"],
-        needs_tensor_cores=dtype != "fp32",
-        label=f"{dtype} {name}",
-    )
+    types = dict.fromkeys(("X", "KERNELS", "BIAS", "OUT"), f"*{dtype}")
+    types |= dict.fromkeys(("x_batch", "x_row", "x_column", "B", "H", "W", "C", "P"), "i32")
+    consts = {"FRAME_Y": frame, "FRAME_X": frame, "REACH_Y": reach, "REACH_X": reach, "R": R}
+    consts |= {k: v for k, v in sizes.items() if k.isupper()} | {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
+    options = {k: v for k, v in sizes.items() if k.islower()} | {"needs_tensor_cores": dtype != "fp32"}
+    aligned, label = ("x_batch", "x_row", "x_column", "C"), f"{dtype} {name}"
+    return OfflineCase("pixelshuffle_tail", "forward", tail_kernel, types, consts, aligned, **options, label=label)

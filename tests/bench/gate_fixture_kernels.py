@@ -33,8 +33,11 @@ def normalise(X, Y, N: tl.constexpr):
     tl.store(Y + tl.arange(0, N), x / tl.sum(x, 0))
 
 
-PRODUCT = {"types": {"A": "*fp16", "B": "*fp16", "C": "*fp32"}, "align16": ("A", "B", "C")}
-ROW = {"types": {"X": "*fp32", "Y": "*fp32"}, "align16": ("X", "Y")}
+PRODUCT = {"types": {"A": "*fp16", "B": "*fp16", "C": "*fp32"}}
+ROW = {"types": {"X": "*fp32", "Y": "*fp32"}}
+SPILLING = {"consts": {"N": 8192}, "num_warps": 1, "targets": (80,), "needs_tensor_cores": False, **ROW}
+SHARED = {"types": {**PRODUCT["types"], "n": "i32"}, "consts": {"BLOCK": 128, "K": 64}, "align16": ("n",)}
+DEEP = {"num_warps": 8, "num_stages": 8, "targets": (80,)}
 
 
 def offline_cases() -> list[OfflineCase]:
@@ -42,26 +45,7 @@ def offline_cases() -> list[OfflineCase]:
         OfflineCase("fixture", "good", product, consts={"BLOCK": 64, "K": 32}, **PRODUCT),
         OfflineCase("fixture", "memory", normalise, consts={"N": 1024}, needs_tensor_cores=False, **ROW),
         OfflineCase("fixture", "no tensor cores", normalise, consts={"N": 1024}, targets=(80,), **ROW),
-        OfflineCase(
-            "fixture",
-            "spilling",
-            normalise,
-            consts={"N": 8192},
-            num_warps=1,
-            targets=(80,),
-            needs_tensor_cores=False,
-            **ROW,
-        ),
-        OfflineCase(
-            "fixture",
-            "too much shared",
-            pipelined,
-            types={**PRODUCT["types"], "n": "i32"},
-            consts={"BLOCK": 128, "K": 64},
-            align16=("A", "B", "C", "n"),
-            num_warps=8,
-            num_stages=8,
-            targets=(80,),
-        ),
+        OfflineCase("fixture", "spilling", normalise, **SPILLING),
+        OfflineCase("fixture", "too much shared", pipelined, **SHARED, **DEEP),
         OfflineCase("fixture", "misnamed", product, consts={"BLOCK": 64, "DEPTH": 32}, targets=(80,), **PRODUCT),
     ]
