@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.ops import patch_contrastive_loss
 
 
@@ -15,6 +16,7 @@ class PretrainLoss(NamedTuple):
     contrastive: Tensor
 
 
+@checked
 def l1_loss(output: Tensor, target: Tensor) -> Tensor:
     """Return mean |output - target| (Eq. 4) in float32 or wider. Both [B, 3, H, W], pixels 0..255.
 
@@ -26,6 +28,7 @@ def l1_loss(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).abs().mean()
 
 
+@checked
 def pretrain_loss(
     output: Tensor,
     target: Tensor,

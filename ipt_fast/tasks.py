@@ -4,9 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ipt_fast.arguments import checked
+
 Kind = Literal["sr", "derain", "denoise", "deblur"]
 
 
+@checked
 @dataclass(frozen=True)
 class Task:
     """One restoration task. ``scale`` is output size over input size; ``sigma`` is in pixel units (0..255)."""
@@ -23,6 +26,7 @@ TASKS = ("sr2", "sr3", "sr4", "derain", "denoise30", "denoise50")
 _DENOISE = re.compile(r"denoise(\d+(?:\.\d+)?)")
 
 
+@checked
 def get_task(name: "str | Task") -> Task:
     """Return the task named ``sr2``, ``sr3``, ``sr4``, ``derain``, ``deblur``, or ``denoise<sigma>`` for any sigma.
 

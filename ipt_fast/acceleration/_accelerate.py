@@ -20,6 +20,7 @@ from ipt_fast.acceleration._adapters import Finding, LinearTail, adapters
 from ipt_fast.acceleration._attention import EmbeddedAttention, reason_not_served
 from ipt_fast.acceleration._plain import reason_no_conv, reason_not_fusable, reason_not_plain
 from ipt_fast.acceleration._tail import Tail, TailConv, TailSequential, TailShuffle, TailStart
+from ipt_fast.arguments import checked
 from ipt_fast.ops.pixelshuffle_tail import collapse_tail
 
 
@@ -52,6 +53,7 @@ class Acceleration:
         return f"Acceleration of {len(self.report.swapped)} parts; call it to undo\n{self.report}"
 
 
+@checked
 def accelerate(network: nn.Module, *, frozen: bool = False) -> Acceleration:
     """Swap what this package has a faster equal for, in place.
 
@@ -85,10 +87,8 @@ def accelerate(network: nn.Module, *, frozen: bool = False) -> Acceleration:
         ValueError: ``frozen=True`` for a network whose tails are accelerated already; an adapter names a part that is
             not there.
     """
-    if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
-        raise TypeError(f"accelerate: needs an nn.Module that is not scripted (got {type(network).__name__})")
-    if not isinstance(frozen, bool):
-        raise TypeError(f"accelerate: frozen must be True or False (got {frozen!r})")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise TypeError(f"accelerate: network must not be scripted (got {type(network).__name__})")
     modules = [(p, m) for p, m in network.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
     before = [tail for _, m in modules if isinstance(m, TailSequential | TailStart) for tail in m._tails]
     if frozen and any(tail.collapsed is None for tail in before):

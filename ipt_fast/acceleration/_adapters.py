@@ -8,6 +8,7 @@ from torch import nn
 
 from ipt_fast.acceleration._plain import is_plain_sequential, reason_no_conv, reason_not_plain
 from ipt_fast.acceleration._source import Flags, follower
+from ipt_fast.arguments import checked
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ Match = Callable[[nn.Module], Iterable[Finding] | None]
 _REGISTERED: dict[str, Match] = {}
 
 
+@checked
 def register_adapter(name: str, match: Match) -> None:
     """Add an architecture to what ``accelerate`` finds.
 
@@ -49,10 +51,6 @@ def register_adapter(name: str, match: Match) -> None:
     Raises:
         TypeError: ``name`` is no string, or ``match`` cannot be called.
     """
-    if not isinstance(name, str) or not callable(match):
-        raise TypeError(
-            f"register_adapter: needs a name and a function (got {type(name).__name__} and {type(match).__name__})"
-        )
     _REGISTERED[name] = match
 
 

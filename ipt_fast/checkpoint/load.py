@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.checkpoint.read import CheckpointError, check_weights, read_weights
 from ipt_fast.model import IPT, IPTConfig
 from ipt_fast.model.ipt import MeanShift
@@ -26,6 +27,7 @@ RELEASED_HEADS = 12
 _RELEASED_PATCH = 48
 
 
+@checked(num_heads=1)
 def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int | None = None) -> IPT:
     """Load the network of a file, in evaluation mode on the CPU, float32.
 
@@ -160,6 +162,7 @@ def _named_in(path: Path, scale: int) -> str:
     )
 
 
+@checked
 def nearest_task(task: str, tasks: tuple[str, ...]) -> str:
     """Return the task of a network whose head is the best start for another task.
 
@@ -190,6 +193,7 @@ def _task_weights(weights: Mapping[str, Tensor], index: int) -> dict[str, Tensor
     return kept
 
 
+@checked
 def keep_one_task(model: IPT, task: str) -> tuple[IPT, str]:
     """Return a network for ``task`` alone with the weights of ``model``, and the name of the task whose parts it took.
 

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ipt_fast.arguments import checked
+
 FORMAT = "ipt-fast/1"
 # Where projects put the weights inside a file; the averaged weights first, as they are the better ones.
 _CONTAINERS = ("ema", "params_ema", "params", "state_dict", "model_state_dict", "model", "net", "net_g", "generator")
@@ -123,6 +125,7 @@ def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     )
 
 
+@checked
 def check_weights(
     path: str | Path, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str, advice: str = ""
 ) -> None:

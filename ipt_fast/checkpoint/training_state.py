@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ipt_fast.arguments import checked
 from ipt_fast.checkpoint.read import FORMAT, CheckpointError, read_torch_file
 from ipt_fast.io.atomic import atomic_write
 
@@ -23,6 +24,7 @@ _KEYS = {"format", "config", "model", "optimizer", "scaler", "schedule", "rng", 
 _log = logging.getLogger(__name__)
 
 
+@checked
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write ``state`` to ``path``: to a temporary file beside it, flushed to the disk, then moved into place.
 
@@ -57,6 +59,7 @@ def _keep_as(path: Path, other: Path) -> None:
         raise
 
 
+@checked
 def load_training_state(path: str | Path) -> dict[str, Any]:
     """Load the whole content of a training checkpoint onto the CPU, weights-only: a file cannot run code.
 
@@ -73,6 +76,7 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
+@checked
 def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest checkpoint of a run that can be read, None where there is none; each bad one is logged.
 
@@ -97,6 +101,7 @@ def newest_good(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+@checked
 def generator_states(device: torch.device) -> dict[str, Any]:
     """Return the states of the generators of torch (CPU, and the GPU of this rank), Python and NumPy.
 
@@ -113,6 +118,7 @@ def generator_states(device: torch.device) -> dict[str, Any]:
     return states
 
 
+@checked
 def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
     """Set all generators as ``generator_states`` found them."""
     torch.set_rng_state(states["torch"])

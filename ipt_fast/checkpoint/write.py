@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.checkpoint.load import RELEASED_HEADS
 from ipt_fast.checkpoint.read import FORMAT
 from ipt_fast.io.atomic import atomic_path, atomic_write
@@ -24,6 +25,7 @@ LAYOUTS: dict[Layout, str] = {
 }
 
 
+@checked
 def save_network(
     model: IPT,
     path: str | Path,
@@ -46,8 +48,6 @@ def save_network(
     """
     path = Path(path)
     layout = layout or ("safetensors" if path.suffix.lower() == ".safetensors" else "own")
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if layout == "released":
         _check_released(model)
     weights = {key: _as(value, dtype) for key, value in model.state_dict().items()}

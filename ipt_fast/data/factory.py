@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ipt_fast.arguments import checked
 from ipt_fast.data.dali import unavailable_reason
 from ipt_fast.data.index import ImageEntry, ImageIndex, build_index
 from ipt_fast.data.loader import CropLoader, TorchLoader
@@ -15,6 +16,7 @@ from ipt_fast.io.pairs import PairError, match_pairs
 from ipt_fast.tasks import TASKS, get_task
 
 
+@checked(patch_size=1, crops_per_image=1, workers=0)
 def make_loader(
     index: ImageIndex,
     *,
@@ -72,6 +74,7 @@ def make_loader(
     return DaliLoader(source, workers=workers, prefetch=prefetch, device=where)
 
 
+@checked(patch_size=1, crops_per_image=1, workers=0)
 def make_pair_loader(
     clean: Path,
     degraded: Path,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from ipt_fast.arguments import checked
 from ipt_fast.data.cores import cpu_cores
 from ipt_fast.data.decode import is_jpeg, simplejpeg, to_rgb
 from ipt_fast.io.atomic import atomic_write
@@ -145,6 +146,7 @@ class ImageIndex:
         return dict(counts.most_common())
 
 
+@checked(workers=1, min_size=1)
 def build_index(
     paths: Sequence[str | os.PathLike] | str | os.PathLike,
     *,

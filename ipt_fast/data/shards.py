@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ipt_fast.arguments import checked
 from ipt_fast.data.index import INDEX_NAME, ImageEntry, ImageIndex, write_index_file
 from ipt_fast.data.plan import shard_order
 from ipt_fast.data.source import PhotoTable, UnreadablePhotoError
@@ -46,6 +47,7 @@ class Shards:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
+@checked
 def write_shards(
     index: ImageIndex,
     out: str | os.PathLike,

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
+
 _SCALES = (2, 3, 4, 5, 6, 7, 8)
 _EXACT = 1 << 24  # whole numbers up to here are exact in float32
 _LARGEST_SUM = 255 * 2  # times the denominator: the weights' absolute values add up to less than 2
@@ -105,6 +107,7 @@ def resize_planes(planes: Tensor, scale: Fraction, cut: int = 0) -> Tensor:
     return _round(planes, denominator)
 
 
+@checked
 def imresize(image: Tensor, scale: float | Fraction) -> Tensor:
     """Do MATLAB's ``imresize(image, scale)`` of uint8 images (bicubic, antialiased), to the last bit.
 
@@ -130,11 +133,13 @@ def imresize(image: Tensor, scale: float | Fraction) -> Tensor:
     return planes.reshape(*image.shape[:-2], *planes.shape[-2:])
 
 
+@checked
 def bicubic_down(image: Tensor, scale: int) -> Tensor:
     """Return ``imresize(image, 1 / scale)``: the low-resolution image of the benchmarks, whole-number float32."""
     return imresize(image, Fraction(1, scale))
 
 
+@checked
 def bicubic_up(image: Tensor, scale: int) -> Tensor:
     """Return ``imresize(image, scale)``: the bicubic baseline of super-resolution, rounded and clamped float32."""
     return imresize(image, Fraction(scale))

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.degradations.philox import NOISE, normal_pair, philox
 
 # Pixels worked on at once on a CPU: the random words of that many stay in the cache.
 PIXELS_AT_ONCE = 1 << 16
 
 
+@checked(sigma=0)
 def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> Tensor:
     """Return ``clip(clean + N(0, sigma), 0, 255)``.
 

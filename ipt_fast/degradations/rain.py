@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.degradations.philox import RAIN_IMAGE, RAIN_STREAK, normal_pair, philox, uniform
 
 CELL = 8  # side of a cell, pixels
@@ -94,6 +95,7 @@ def draw_layers(streaks: Streaks, images: int, height: int, width: int) -> Tenso
     return total.reshape(images, height, width).float().mul_(1 / FIXED_POINT)
 
 
+@checked(height=1, width=1)
 def rain_layers(seeds: Tensor, height: int, width: int) -> Tensor:
     """Return a rain layer per seed: float32 [B, H, W] on the seeds' device, levels to be added to all three channels.
 
@@ -102,6 +104,7 @@ def rain_layers(seeds: Tensor, height: int, width: int) -> Tensor:
     return draw_layers(draw_streaks(seeds, height, width), len(seeds), height, width)
 
 
+@checked
 def add_rain(clean: Tensor, layers: Tensor) -> Tensor:
     """Return ``clip(clean + r, 0, 255)``: clean uint8 [B, 3, H, W], layers [B, H, W] -> float32 [B, 3, H, W]."""
     return (clean + layers[:, None]).clamp_(0, 255)

@@ -7,11 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.degradations.philox import RAIN_FOLDER, philox
 from ipt_fast.io.images import SUFFIXES, read_image
 from ipt_fast.io.scan import image_files
 
 
+@checked
 class StreakFolder:
     """Streak pictures (bright streaks on black) of a folder; called like ``rain_layers`` it cuts layers out of them.
 

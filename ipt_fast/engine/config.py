@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ipt_fast.arguments import checked
 from ipt_fast.model import PRESETS, IPTConfig, preset
 from ipt_fast.tasks import get_task
 
@@ -26,6 +27,7 @@ class ConfigError(ValueError):
     """A setting that does not exist or cannot be; the message names the key."""
 
 
+@checked
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides the weights of a run; the defaults are the paper's recipe (section 4.1).
@@ -106,9 +108,6 @@ class TrainConfig:
                 f"the length of the run is given by epochs or by steps, one of them (got epochs={self.epochs}, "
                 f"steps={self.steps})"
             )
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ConfigError(f"{name} must be one of {', '.join(get_args(kind))} (got {getattr(self, name)!r})")
         at_least: dict[str, float] = {
             "batch_size": 1, "warmup_steps": 0, "clip_grad": 0, "lam": 0, "prefetch": 1, "crops_per_image": 1,
             "weight_decay": 0, "checkpoint_every": 1, "keep_every": 0, "log_every": 1, "max_bad_steps": 1, "workers": 0,
@@ -144,6 +143,7 @@ class TrainConfig:
         return cls(**{**values, "model": model, "betas": tuple(values.get("betas", cls.betas))})
 
 
+@checked(steps_per_epoch=1)
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     """Return the length of the run in steps."""
     if config.epochs is None:
@@ -151,6 +151,7 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return max(1, round(config.epochs * steps_per_epoch))
 
 
+@checked(step=0, total=1)
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     """Return the learning rate of the step with that number, from 0, in a run of ``total`` steps.
 
@@ -174,6 +175,7 @@ def log_differences(then: Mapping[str, Any], config: TrainConfig) -> None:
         _log.warning("the run goes on with other settings: %s", "; ".join(differing))
 
 
+@checked(ranks=1)
 def check(
     config: TrainConfig,
     ranks: int = 1,
@@ -256,6 +258,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@checked
 def recipe(name: str, changes: Sequence[str] = ()) -> TrainConfig:
     """Return the recipe of a preset, with ``--set`` changes applied.
 
@@ -267,6 +270,7 @@ def recipe(name: str, changes: Sequence[str] = ()) -> TrainConfig:
     return apply_changes(TrainConfig(preset=name, model=preset(name), **RECIPES[name]), changes)
 
 
+@checked
 def finetune_recipe(network: IPTConfig, task: str) -> TrainConfig:
     """Return the paper's fine-tuning of a network on one task.
 
@@ -284,6 +288,7 @@ def finetune_recipe(network: IPTConfig, task: str) -> TrainConfig:
     )
 
 
+@checked
 def apply_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
     """Return ``config`` with changes such as ``lr=1e-4``, ``model.num_layers=4`` or ``model.tasks=sr2,derain``.
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.evaluation.metrics import means_by, psnr_y, scored_border
 from ipt_fast.inference import prepare_for_inference, restore
@@ -38,12 +40,14 @@ COLUMNS = ("task", "input (SR: bicubic)", "model", "difference")
 RAIN_DRAWS = 4
 
 
+@checked
 def score_held_out(
-    model: IPT | PreparedIPT, photos: Mapping[str, Tensor], tasks: Sequence[str], seed: int = 0
+    model: Any, photos: Mapping[str, Tensor], tasks: Sequence[str], seed: int = 0
 ) -> list[HeldOutResult]:
     """Degrade each photo for each task, restore it, and score both against the photo itself.
 
     Args:
+        model: an ``IPT`` or a prepared one, see ``restore``.
         photos: name -> uint8 [3, H, W]. For super-resolution the photo is cut to a multiple of the scale.
         seed: of the noise and the rain; the same for every call, so that two models see the same input.
 
@@ -73,11 +77,13 @@ def _score(network: IPT | PreparedIPT, task: Task, name: str, photo: Tensor, dra
     return HeldOutResult(task.name, name, draw, before[0], after[0], gt[0], *scores)
 
 
+@checked
 def mean_psnr(results: Sequence[HeldOutResult]) -> dict[str, tuple[float, ...]]:
     """Return task -> (mean PSNR-Y before, mean PSNR-Y after), in the order of the results."""
     return means_by(results, lambda r: r.task, ("psnr_before", "psnr_after"))
 
 
+@checked
 def score_rows(results: Sequence[HeldOutResult]) -> list[tuple[str, ...]]:
     """Return the rows of the table that a person reads, under ``COLUMNS``."""
     rows = ((task, before, after, after - before) for task, (before, after) in mean_psnr(results).items())

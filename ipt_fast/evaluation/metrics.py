@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.tasks import Task
 
 _Item = TypeVar("_Item")
@@ -46,11 +47,13 @@ def means_by(
     return {k: tuple(sum(getattr(i, f) for i in group) / len(group) for f in fields) for k, group in groups.items()}
 
 
+@checked
 def scored_border(task: Task) -> int:
     """Return the pixels at every side that are not scored: the scale for super-resolution, otherwise none."""
     return task.scale if task.kind == "sr" else 0
 
 
+@checked
 def to_luma(image: Tensor) -> Tensor:
     """Return Y of RGB images [..., 3, H, W], 0..255, as [..., H, W] in 16..235, not rounded, in the images' dtype."""
     r, g, b = image.unbind(-3)
@@ -62,6 +65,7 @@ def _psnr(difference: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / error)  # equal images: inf
 
 
+@checked
 def psnr_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
     """Return PSNR on Y (``utility.py``, calc_psnr, of the reference code), in dB.
 
@@ -81,12 +85,14 @@ def psnr_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
     return _psnr(((output - target) * weight).sum(1))
 
 
+@checked
 def psnr_rgb(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
     """Return PSNR over all three colours, in dB. Arguments, result and errors as ``psnr_y``."""
     output, target = _images("psnr_rgb", output, target, border)
     return _psnr(output - target)
 
 
+@checked
 def ssim_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
     """Return SSIM on Y (Wang et al., 2004).
 

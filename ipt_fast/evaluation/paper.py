@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ipt_fast.arguments import checked
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -61,6 +63,7 @@ CELLS: tuple[Cell, ...] = (
 )  # fmt: skip
 
 
+@checked
 def find_paper_sets(roots: Sequence[Path]) -> dict[str, Path]:
     """Return the paper's name of a set -> its folder: one of ``roots``, a folder in it, or in its ``benchmark``."""
     by_alias = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
@@ -74,6 +77,7 @@ def find_paper_sets(roots: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
+@checked
 def table_rows(table: int, ours: Mapping[tuple[str, str], Mapping[str, float]], methods: Sequence[str]):
     """Return the columns and rows of one table: the paper's methods, then ours; empty where a figure is missing.
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.evaluation.held_out import HeldOutResult
 from ipt_fast.io.images import to_uint8, write_image
 from ipt_fast.tasks import get_task
@@ -15,6 +16,7 @@ GAP, CAPTION, TITLE = 8, 24, 34  # pixels
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
+@checked(crop=1, zoom=1)
 def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2) -> Image.Image:
     """Return one task's results as one picture: a square of ``crop`` pixels from each photo, enlarged ``zoom`` times.
 
@@ -50,6 +52,7 @@ def sample_grid(results: Sequence[HeldOutResult], crop: int = 128, zoom: int = 2
     return picture
 
 
+@checked
 def write_sample_grids(results: Sequence[HeldOutResult], folder: Path) -> list[Path]:
     """Write one PNG per task into ``folder``; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.evaluation.metrics import SSIM_SIDE, means_by, psnr_rgb, psnr_y, scored_border, ssim_y
 from ipt_fast.evaluation.test_sets import ImageSet, Pair, read_pair
@@ -58,6 +59,7 @@ def lq_and_gt(pair: Pair, task: Task, seed: int) -> tuple[Tensor, Tensor]:
     return degrade(gt[None], task, seeds=torch.tensor([seed]))
 
 
+@checked(limit=0)
 def score_set(
     image_set: ImageSet, task: Task, methods: Mapping[str, Method], seed: int = 0, limit: int | None = None
 ) -> Iterator[Score]:
@@ -86,6 +88,7 @@ def _figures(output: Tensor, gt: Tensor, border: int) -> tuple[float, float, flo
     return psnr_y(output, gt, border).item(), psnr_rgb(output, gt, border).item(), ssim
 
 
+@checked
 def mean_scores(scores: Sequence[Score]) -> list[Score]:
     """Return one mean per set, task and method, in the order of the scores; ``image`` is "mean"."""
     means = means_by(scores, lambda s: (s.image_set, s.task, s.method), METRICS)

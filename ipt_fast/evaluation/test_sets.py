@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.io.images import read_rgb
 from ipt_fast.io.pairs import PairError, match_pairs
 from ipt_fast.io.scan import image_files
@@ -54,6 +55,7 @@ class ImageSet:
     layout: str
 
 
+@checked
 def find_set(folder: Path, task: Task) -> ImageSet:
     """Find the test set in ``folder`` for ``task``.
 
@@ -117,6 +119,7 @@ def _match(
     return tuple(Pair(_name(Path(gt), clean_folder), Path(gt), Path(lq)) for gt, lq in sorted(pairs))
 
 
+@checked
 def read_pair(pair: Pair, task: Task) -> tuple[Tensor, Tensor | None]:
     """Read the clean and the degraded image, uint8 [3, H, W]; the clean one is cut to a multiple of the scale.
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.model import IPT
 
 _PANELS_A_ROW = 3
@@ -71,6 +72,7 @@ def as_mosaic(similarity: Tensor) -> Tensor:
     return maps.transpose(1, 2).reshape(side * step, side * step)[:-1, :-1]
 
 
+@checked
 def draw_positions(model: IPT, path: Path) -> Path:
     """Draw Figure 7: for each token a map of the similarity of its position embedding to all others.
 
@@ -94,6 +96,7 @@ def draw_positions(model: IPT, path: Path) -> Path:
     return path
 
 
+@checked
 def draw_tasks(model: IPT, path: Path) -> Path:
     """Draw Figure 9: the same maps for each task's embedding on one scale of colours, and how alike the tasks are.
 

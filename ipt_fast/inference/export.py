@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.inference.prepare import PreparedIPT, prepare_for_inference
 from ipt_fast.io.atomic import atomic_path
 from ipt_fast.model import IPT
@@ -43,6 +44,7 @@ def _plain_operators() -> Iterator[None]:
             os.environ["IPT_FAST_IMPL"] = before
 
 
+@checked
 def export_network(model: IPT, task: str, path: str | Path) -> float:
     """Write one task's network to ``path`` (``.pt2`` or ``.onnx``), run the file, and compare it with eager.
 
@@ -86,6 +88,7 @@ def onnx_missing() -> str | None:
     return f"ONNX needs the package {missing[0]}: pip install 'ipt-fast[export]'" if missing else None
 
 
+@checked
 def run_exported(path: str | Path, x: Tensor) -> Tensor:
     """Compute the output of an exported file on windows x [B, 3, S, S], float32."""
     path = Path(path)

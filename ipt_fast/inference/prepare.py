@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ipt_fast.arguments import checked
 from ipt_fast.model import IPT
 from ipt_fast.model.ipt import check_input, to_features, to_tokens
 from ipt_fast.model.layers import Attention, DecoderLayer, EncoderLayer, MLPHead, is_plain
@@ -276,6 +277,7 @@ def _expect(module: nn.Module, kind: type[_M]) -> _M:
     return module
 
 
+@checked
 def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torch.dtype | None = None) -> PreparedIPT:
     """Return a frozen network that computes what ``model`` does, faster, with copies of all that it needs of it.
 

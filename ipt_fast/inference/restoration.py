@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.inference.prepare import DTYPES, PreparedIPT, prepare_for_inference
 from ipt_fast.inference.tiles import Stitch, tiling
 from ipt_fast.io.images import array_to_tensor, from_pil, read_image, to_uint8
@@ -24,8 +25,9 @@ from ipt_fast.tasks import get_task
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
 
+@checked
 def restore(
-    model: IPT | PreparedIPT,
+    model: Any,
     image: Any,
     task: str,
     overlap: int = 10,
@@ -58,10 +60,13 @@ def restore(
         self_ensemble: mean over the 8 flips and transposes ("+" in the paper's tables); 8 times the work.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: an unknown task, stitch or dtype, an overlap or batch size out of range, or an image of another
             shape.
         OSError: the path cannot be read.
     """
+    if not hasattr(model, "task_index") or not hasattr(model, "config"):
+        raise TypeError(f"restore: model must be an IPT, or a prepared one (got {type(model).__name__})")
     again = functools.partial(
         restore, model, task=task, overlap=overlap, stitch=stitch, batch_size=batch_size, dtype=dtype,
         self_ensemble=self_ensemble,
@@ -83,8 +88,6 @@ def restore(
         )
     model.task_index(task)
     size = model.config.patch_size
-    if stitch not in ("blend", "official"):
-        raise ValueError(f'restore: stitch must be "blend" or "official", got {stitch!r}')
     if not 0 <= overlap < size:
         raise ValueError(f"restore: overlap must be 0 to {size - 1} pixels for this network, got {overlap}")
     if batch_size is not None and batch_size < 1:

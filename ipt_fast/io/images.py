@@ -23,6 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ipt_fast.arguments import checked
 from ipt_fast.io.atomic import atomic_path
 
 _KNOWN = (
@@ -81,6 +82,7 @@ class LoadedImage:
         return image
 
 
+@checked
 def read_image(source: str | Path | bytes, *, exif: bool = True, alpha: Alpha = "keep") -> LoadedImage:
     """Read an image file, as the head of this module says.
 
@@ -174,6 +176,7 @@ def _to_eight_bits(image: Image.Image, notes: list[str]) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
 
 
+@checked
 def write_image(
     image: Image.Image, path: Path, *, force: bool = True, icc_profile: bytes | None = None
 ) -> tuple[str, ...]:
@@ -201,6 +204,7 @@ def write_image(
     return notes
 
 
+@checked
 def array_to_tensor(image: np.ndarray) -> Tensor:
     """Convert uint8 [H, W, 3], [H, W] or [H, W, 1] to a uint8 tensor [3, H, W]; gray is repeated.
 
@@ -216,11 +220,13 @@ def array_to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
+@checked
 def to_uint8(image: Tensor) -> np.ndarray:
     """Convert a float tensor [3, H, W] to uint8 [H, W, 3]: clamped and rounded."""
     return image.clamp(0, 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
+@checked
 def read_rgb(path: str | Path) -> Tensor:
     """Read one image file as uint8 [3, H, W], upright, without alpha."""
     return read_image(path, alpha="drop").tensor()

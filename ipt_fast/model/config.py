@@ -3,9 +3,11 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from ipt_fast.arguments import checked
 from ipt_fast.tasks import TASKS, get_task
 
 
+@checked
 @dataclass(frozen=True)
 class IPTConfig:
     """Sizes of the network; the defaults are the released six-task network.
@@ -101,6 +103,7 @@ PRESETS: dict[str, IPTConfig] = {
 }
 
 
+@checked
 def preset(name: str, **changes: Any) -> IPTConfig:
     """Return the preset of that name, with fields changed.
 

@@ -326,7 +326,7 @@ def test_a_registered_architecture():
         accelerate(network)
     assert [type(m) for m in network.modules()] == kinds
     register_adapter("Mine", lambda m: None)
-    with pytest.raises(TypeError, match="name and a function"):
+    with pytest.raises(TypeError, match="match must be a function"):
         register_adapter("Mine", "no function")
 
 
@@ -340,7 +340,7 @@ def test_ipt_needs_none_of_it():
 
 
 def test_errors():
-    with pytest.raises(TypeError, match="needs an nn"):
+    with pytest.raises(TypeError, match="network must be an nn"):
         accelerate(torch.relu)
     with pytest.raises(TypeError, match="scripted"):
         accelerate(torch.jit.script(nn.Sequential(nn.Conv2d(1, 1, 1))))

@@ -97,7 +97,7 @@ def test_unknown_presets_and_lengths():
 
 @pytest.mark.parametrize("name", ["schedule", "contrastive", "contrastive_scope", "loader", "precision", "recompute"])
 def test_choices_are_checked_however_they_are_given(name):
-    with pytest.raises(ConfigError, match=rf"{name} must be one of .* \(got 'linear'\)"):
+    with pytest.raises(ValueError, match=rf"{name} must be one of .* \(got 'linear'\)"):
         TrainConfig(**{name: "linear"})
 
 
