@@ -62,9 +62,14 @@ def check_like(op: str, name: str, x: Tensor, model: str, y: Tensor, any_dtype: 
         )
 
 
+def forward_mode() -> bool:
+    """Return whether a forward-mode derivative is being taken; tensors do not tell."""
+    return forward_ad._current_level >= 0
+
+
 def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
-    """Return whether autograd would record a call with these tensors, or a forward-mode derivative is being taken."""
-    if forward_ad._current_level >= 0:  # tensors do not tell; without a record a tangent would be dropped
+    """Return whether autograd may record a call with these tensors; under ``torch.func`` they do not tell."""
+    if forward_mode() or torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+
+from ipt_fast.ops._common import any_requires_grad, forward_mode
 
 _VARIABLE = "IPT_FAST_IMPL"
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -86,7 +89,18 @@ class Backends:
 
     @constant_to_compilers
     def _resolve(self, impl: str | None, *fields: Any) -> str:
-        return choose(self.op, impl, self.reasons(self._call(*fields)))
+        reasons = self.reasons(self._call(*fields))
+        if forward_mode():
+            fused = [name for name, reason in reasons.items() if reason is None and self[name].backward]
+            reasons |= dict.fromkeys(fused, "has no forward-mode derivative")
+        return choose(self.op, impl, reasons)
+
+    def call(self, function: type[torch.autograd.Function], backend: Backend, tensors: Sequence, *options: Any) -> Any:
+        """Compute by ``backend``; ``function`` is the op's, its inputs are the tensors, the options and a name."""
+        if backend.backward is None:
+            return backend.forward(*tensors, *options)
+        compute = function.apply if any_requires_grad(tensors) else function.forward
+        return compute(*tensors, *options, backend.name)
 
     def define_forward(self, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Register ``ipt_fast::<op>``; its last argument, ``str impl``, names the backend whose ``forward`` computes.
@@ -137,9 +151,19 @@ def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable
     torch.library.register_autograd(f"ipt_fast::{name}", refuse)  # otherwise a gradient would be dropped
     op = getattr(torch.ops.ipt_fast, name)
 
+    def one_by_one(info: Any, in_dims: Any, *args: Any) -> Any:  # what vmap does; it would warn of its own loop
+        dims = zip(args, in_dims, strict=True)
+        parts = zip(*(x.unbind(d) if isinstance(d, int) else [x] * info.batch_size for x, d in dims), strict=True)
+        results = [op(*part) for part in parts]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(each) for each in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    torch.library.register_vmap(f"ipt_fast::{name}", one_by_one)
+
     def call(*args: Any) -> Any:
-        result = op(*args)
-        return tuple(result) if isinstance(result, list) else result
+        return op(*args)
 
     call.__signature__ = inspect.signature(fake)  # type: ignore[attr-defined]  # compilers count the parameters
     return call

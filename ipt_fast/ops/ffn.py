@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ipt_fast.ops._common import (
-    any_requires_grad,
     autocast_off,
     cast,
     check_choice,
@@ -25,7 +24,9 @@ from ipt_fast.ops._registry import Backend, Backends
 from ipt_fast.ops.layernorm_linear import (
     DeviceCall,
     check_tensors,
+    fake_gradients,
     fused_unsupported,
+    gradients,
     layernorm_linear_reference,
     normalise,
     normalise_backward,
@@ -99,13 +100,13 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bi
             dhidden = torch.ops.aten.gelu_backward(dhidden, kept)
         dweight1, dbias1, dbias2 = dhidden.t() @ rows, dhidden.sum(0), grad.sum(0)
         dx, *dnorm = normalise_backward(dhidden @ weight1.to(dtype), x, mean, rstd, norm_weight, norm_bias)
-        pairs = ((dweight1, weight1), (dbias1, bias1), (dweight2, weight2), (dbias2, bias2))
-        return [dx, *dnorm, *(d.to(t.dtype) for d, t in pairs if t is not None)]
+        inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+        return gradients(inputs, (dx, *dnorm, dweight1, dbias1, dweight2, dbias2))
 
 
 def _eager(x, *args):
     with autocast_off(x):
-        return ffn_reference(x, *args[:-1])
+        return ffn_reference(x, *args[:-1]), None
 
 
 BACKENDS = Backends(
@@ -117,8 +118,7 @@ BACKENDS = Backends(
 
 
 # Dispatcher registration: to a compiler each pass is one opaque op, so that ``recompute`` holds there too.
-# ``kept`` is what the backward needs of the hidden layer, [..., D_hidden]; with ``recompute`` an empty tensor. The
-# backward gives the gradients of all inputs that are there, in their order.
+# ``kept`` is what the backward needs of the hidden layer, [..., D_hidden]; with ``recompute`` an empty tensor.
 
 _INPUTS = (
     "Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2"
@@ -132,15 +132,14 @@ def _forward_fake(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps
 
 
 def _backward_fake(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, kept, eps, activation, dtype, impl):
-    tensors = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-    return [t.new_empty(t.shape) for t in tensors if t is not None]
+    return fake_gradients(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
 
 
 _forward = BACKENDS.define_forward(
     f"({_INPUTS}, {_OPTIONS}, bool recompute, str impl) -> (Tensor out, Tensor kept)", _forward_fake
 )
 _gradient = BACKENDS.define_backward(
-    f"(Tensor grad, {_INPUTS}, Tensor? kept, {_OPTIONS}, str impl) -> Tensor[]", _backward_fake
+    f"(Tensor grad, {_INPUTS}, Tensor? kept, {_OPTIONS}, str impl) -> ({', '.join(['Tensor'] * 7)})", _backward_fake
 )
 
 
@@ -159,8 +158,8 @@ class _FFN(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         *inputs, kept = ctx.saved_tensors
-        grads = iter(_gradient(grad, *inputs, kept, *ctx.options))
-        return *(None if t is None else next(grads) for t in inputs), *[None] * 5
+        grads = _gradient(grad, *inputs, kept, *ctx.options)
+        return *(None if t is None else g for t, g in zip(inputs, grads, strict=True)), *[None] * 5
 
 
 def ffn(
@@ -221,11 +220,7 @@ def ffn(
     check_tensors(_OP, x, shapes)
     backend, dtype = BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
     inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
-    if backend.backward is None:
-        return backend.forward(*inputs, eps, activation, dtype, recompute)
-    if any_requires_grad(inputs):
-        return _FFN.apply(*inputs, eps, activation, dtype, recompute, backend.name)[0]
-    return _forward(*inputs, eps, activation, dtype, True, backend.name)[0]
+    return BACKENDS.call(_FFN, backend, inputs, eps, activation, dtype, recompute)[0]
 
 
 backend_status = BACKENDS.status

@@ -4,6 +4,7 @@ A pre-norm block keeps the normalised tokens for the gradient of the weight, one
 projection. They are cheap to compute again; ``torch.utils.checkpoint`` would do that too, at 0.3 ms of Python a call.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ipt_fast.ops._common import (
-    any_requires_grad,
     autocast_dtype,
     autocast_off,
     cast,
@@ -61,15 +61,23 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     return torch.native_layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
-def normalise_backward(grad, x, mean, rstd, weight, bias) -> list[Tensor]:
+def normalise_backward(grad, x, mean, rstd, weight, bias) -> tuple:
     """Return the gradients of x, weight and bias; ``grad`` is that of the normalised tokens, any dtype and shape."""
     grad = grad.view_as(x).to(x.dtype)
     if weight is None:
-        return [grad]
-    dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        grad, x, x.shape[-1:], mean, rstd, weight.to(x.dtype), bias.to(x.dtype), [True] * 3
-    )
-    return [dx, dweight.to(weight.dtype), dbias.to(bias.dtype)]
+        return grad, None, None
+    affine = weight.to(x.dtype), bias.to(x.dtype)
+    return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, *affine, [True] * 3)
+
+
+def gradients(inputs: Sequence, grads: Sequence) -> tuple[Tensor, ...]:
+    """Return what a backward gives: each gradient in the dtype of its input, empty where that is None."""
+    return tuple(inputs[0].new_empty(0) if t is None else g.to(t.dtype) for t, g in zip(inputs, grads, strict=True))
+
+
+def fake_gradients(*inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """Return what stands for them while a compiler traces."""
+    return gradients(inputs, [None if t is None else t.new_empty(t.shape) for t in inputs])
 
 
 def check_tensors(op: str, x: Tensor, shapes: dict[str, tuple[Tensor | None, list[int]]]) -> None:
@@ -113,8 +121,7 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype):
         rows = grad.to(dtype).reshape(-1, weight.shape[0])  # [B N, D_out]
         dweight = rows.t() @ y.to(dtype).view(-1, x.shape[-1])
         dx, *dnorm = normalise_backward(rows @ weight.to(dtype), x, mean, rstd, norm_weight, norm_bias)
-        dbias = [] if bias is None else [rows.sum(0).to(bias.dtype)]
-        return [dx, *dnorm, dweight.to(weight.dtype), *dbias]
+        return gradients((x, norm_weight, norm_bias, weight, bias), (dx, *dnorm, dweight, rows.sum(0)))
 
 
 def _eager(x, *args):
@@ -130,8 +137,7 @@ BACKENDS = Backends(
 )
 
 
-# Dispatcher registration: to a compiler each pass is one opaque op. The backward gives the gradients of all inputs
-# that are there, in their order.
+# Dispatcher registration: to a compiler each pass is one opaque op.
 
 _INPUTS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias, float eps, ScalarType dtype"
 
@@ -141,11 +147,13 @@ def _forward_fake(x, norm_weight, norm_bias, weight, bias, eps, dtype, impl):
 
 
 def _backward_fake(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype, impl):
-    return [t.new_empty(t.shape) for t in (x, norm_weight, norm_bias, weight, bias) if t is not None]
+    return fake_gradients(x, norm_weight, norm_bias, weight, bias)
 
 
 _forward = BACKENDS.define_forward(f"({_INPUTS}, str impl) -> Tensor", _forward_fake)
-_gradient = BACKENDS.define_backward(f"(Tensor grad, {_INPUTS}, str impl) -> Tensor[]", _backward_fake)
+_gradient = BACKENDS.define_backward(
+    f"(Tensor grad, {_INPUTS}, str impl) -> (Tensor, Tensor, Tensor, Tensor, Tensor)", _backward_fake
+)
 
 
 class _LayerNormLinear(torch.autograd.Function):
@@ -155,12 +163,12 @@ class _LayerNormLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:5])
-        ctx.options = inputs[5:]
+        ctx.options, ctx.no_bias = inputs[5:], inputs[4] is None
 
     @staticmethod
     def backward(ctx, grad):
-        grads = _gradient(grad, *ctx.saved_tensors, *ctx.options)
-        return *grads, *[None] * (8 - len(grads))
+        *grads, dbias = _gradient(grad, *ctx.saved_tensors, *ctx.options)
+        return *grads, None if ctx.no_bias else dbias, None, None, None
 
 
 def layernorm_linear(
@@ -208,12 +216,7 @@ def layernorm_linear(
     norm = {"norm_weight": (norm_weight, [D]), "norm_bias": (norm_bias, [D])}
     check_tensors(_OP, x, {**norm, "weight": (weight, [D_out, D]), "bias": (bias, [D_out])})
     backend, dtype = BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
-    inputs = (x, norm_weight, norm_bias, weight, bias)
-    if backend.backward is None:
-        return backend.forward(*inputs, eps, dtype)
-    if any_requires_grad(inputs):
-        return _LayerNormLinear.apply(*inputs, eps, dtype, backend.name)
-    return _forward(*inputs, eps, dtype, backend.name)
+    return BACKENDS.call(_LayerNormLinear, backend, (x, norm_weight, norm_bias, weight, bias), eps, dtype)
 
 
 backend_status = BACKENDS.status

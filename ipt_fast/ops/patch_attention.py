@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ipt_fast.ops import _common
 from ipt_fast.ops._common import (
-    any_requires_grad,
     autocast_dtype,
     autocast_off,
     cast,
@@ -179,8 +178,8 @@ class _PatchAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        q, k, *_ = ctx.saved_tensors
-        first, second = _gradient(grad, *ctx.saved_tensors, *ctx.options)
+        q, k, *_ = saved = ctx.saved_tensors  # once: recomputed by checkpointing, they can be had no second time
+        first, second = _gradient(grad, *saved, *ctx.options)
         dq, dk, dv = unpack_gradients(first, second, q, k)
         # An embedding serves the whole batch, so its gradient is the sum over the batch, taken in float32.
         wide = torch.promote_types(q.dtype, torch.float32)
@@ -245,19 +244,13 @@ def patch_attention(
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
     check_number(_OP, "scale", scale)
     scale = float(scale)
-    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
-    q_embed = None if q_embed is None else q_embed.resolve_neg()
-    k_embed = None if k_embed is None else k_embed.resolve_neg()
     backend = BACKENDS.resolve(impl, _Call(str(q.device), q.dtype, operator.index(head_dim)))
     if q.shape[0] == 0:
         return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)
     if backend.name == "sdpa" and q.device.type != "cpu":
         backend = _SDPA_ELSEWHERE
-    if backend.backward is None:
-        return backend.forward(q, k, v, q_embed, k_embed, num_heads, scale)
-    if any_requires_grad((q, k, v, q_embed, k_embed)):
-        return _PatchAttention.apply(q, k, v, q_embed, k_embed, num_heads, scale, backend.name)[0]
-    return _forward(q, k, v, q_embed, k_embed, num_heads, scale, backend.name)[0]
+    out = BACKENDS.call(_PatchAttention, backend, (q, k, v, q_embed, k_embed), num_heads, scale)
+    return out if isinstance(out, Tensor) else out[0]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_embed: Tensor | None, k_embed: Tensor | None) -> None:

@@ -1,0 +1,211 @@
+"""What PyTorch's own machinery finds in the fused ops: derivatives of every kind, layouts, compilers, odd tensors."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from ipt_fast.ops import ffn, layernorm_linear, patch_attention
+from tests.saved_tensors import negative_view
+
+NORM, FFN = [(6,), (6,)], [(9, 6), (9,), (4, 9), (4,)]
+
+
+def attention(q, k, v, q_embed=None, k_embed=None, **options):
+    return patch_attention(q, k, v, num_heads=2, q_embed=q_embed, k_embed=k_embed, **options)
+
+
+def without_norm(x, weight1, weight2, **options):
+    return ffn(x, None, None, weight1, None, weight2, None, **options)
+
+
+# name -> the call, its fused backend, the shapes of its tensors
+CASES = {
+    "attention, sdpa": (attention, "sdpa", [(2, 5, 8), (2, 7, 8), (2, 7, 8), (5, 8), (7, 8)]),
+    "attention, cpu": (attention, "cpu", [(2, 5, 8), (2, 7, 8), (2, 7, 8), (5, 8), (7, 8)]),
+    "attention of one length, sdpa": (attention, "sdpa", [(2, 5, 8)] * 3),
+    "attention of one length, cpu": (attention, "cpu", [(2, 5, 8)] * 3),
+    "layernorm_linear": (layernorm_linear, "fused", [(2, 5, 6), *NORM, (10, 6), (10,)]),
+    "layernorm_linear without bias": (layernorm_linear, "fused", [(2, 5, 6), *NORM, (10, 6)]),
+    "ffn": (ffn, "fused", [(2, 5, 6), *NORM, *FFN]),
+    "ffn, kept": (partial(ffn, recompute=False, activation="gelu"), "fused", [(2, 5, 6), *NORM, *FFN]),
+    "ffn without norm and biases": (without_norm, "fused", [(2, 5, 6), (9, 6), (4, 9)]),
+}
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "batch last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "sequence first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "every other column": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "part of a packed tensor": lambda x: torch.cat([x, x, x], -1).chunk(3, -1)[1],
+    "one for all": lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    function, impl, shapes = CASES[request.param]
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    return partial(function, impl=impl), partial(function, impl="eager"), tensors
+
+
+def laid_out(tensors, layout):
+    return [LAYOUTS[layout](t) if t.dim() > 1 else t for t in tensors]
+
+
+def results(function, tensors, grad=None):
+    """Output and all gradients."""
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    out = function(*tensors)
+    grad = out.detach().sign() if grad is None else grad
+    return [out.detach(), *torch.autograd.grad(out, tensors, grad)]
+
+
+def same(ours, wanted):
+    torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_torch_func_gives_what_eager_gives(case):
+    fused, eager, tensors = case
+    every = tuple(range(len(tensors)))
+
+    def each(transform):
+        same(transform(fused), transform(eager))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        each(lambda f: torch.func.grad(lambda *t: f(*t).square().sum(), every)(*tensors))
+        each(lambda f: torch.func.vjp(f, *tensors)[1](f(*tensors)))
+        each(lambda f: torch.func.jacrev(f)(*tensors))
+        for i in every:
+            dims = tuple(-1 if j == i else None for j in every)
+            several = [torch.stack([t, 2 * t, 3 * t], -1) if j == i else t for j, t in enumerate(tensors)]
+            each(lambda f: torch.vmap(f, dims)(*several))  # noqa: B023
+            each(lambda f: torch.vmap(torch.func.grad(lambda *t: f(*t).square().sum(), every), dims)(*several))  # noqa: B023
+            each(lambda f: results(torch.vmap(f, dims), several))  # noqa: B023
+        several = [torch.stack([t, 2 * t]) for t in tensors]
+        each(lambda f: torch.vmap(torch.vmap(f))(*(torch.stack([t, 2 * t]) for t in several)))
+    each(lambda f: torch.autograd.functional.jacobian(f, tuple(tensors), vectorize=True))
+
+
+def test_forward_mode_is_right_and_refused_where_the_named_backend_has_none(case):
+    fused, eager, tensors = case
+    function = partial(fused, impl=None)
+    direction = [torch.randn_like(t) for t in tensors]
+    same(torch.func.jvp(function, (*tensors,), (*direction,)), torch.func.jvp(eager, (*tensors,), (*direction,)))
+    same(torch.func.hessian(lambda t: function(t, *tensors[1:]).square().sum())(tensors[0]),
+         torch.func.hessian(lambda t: eager(t, *tensors[1:]).square().sum())(tensors[0]))  # fmt: skip
+    with pytest.raises(RuntimeError, match=r'impl="\w+" has no forward-mode derivative; use impl="eager"'):
+        torch.func.jvp(fused, (*tensors,), (*direction,))
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(RuntimeError, match='use impl="eager"'):
+        fused(*(forward_ad.make_dual(t, d) for t, d in zip(tensors, direction, strict=True)))
+
+
+def test_a_second_derivative_is_that_of_eager_or_refused(case):
+    fused, eager, tensors = case
+    leaves = [t.requires_grad_() for t in tensors]
+    for function in (fused, eager):
+        out = function(*leaves)
+        weights = torch.ones_like(out, requires_grad=True)
+        (grad,) = torch.autograd.grad(out, leaves[:1], weights, create_graph=True)
+        for to in (leaves[1], weights):
+            if function is eager:
+                assert torch.autograd.grad(grad.square().sum(), to, retain_graph=True)[0].isfinite().all()
+                continue
+            with pytest.raises(RuntimeError, match='cannot differentiate twice; use impl="eager"'):
+                torch.autograd.grad(grad.square().sum(), to, retain_graph=True)
+
+
+def test_activation_checkpointing_goes_round_it(case):
+    fused, _, tensors = case
+    same(results(lambda *t: checkpoint(fused, *t, use_reentrant=False), tensors), results(fused, tensors))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_and_the_strides_of_fakes(case, layout):
+    fused, eager, tensors = case
+    tensors = laid_out(tensors, layout)
+    same(results(fused, tensors), results(eager, [t.contiguous() for t in tensors]))
+    one = torch.ones((), dtype=torch.float64).expand(fused(*tensors).shape)
+    same(results(fused, tensors, one), results(eager, tensors, one.contiguous()))
+    half = [t.float() for t in tensors]
+    for op, args in ops_reached(fused, tensors) + ops_reached(fused, laid_out(half, layout), torch.bfloat16):
+        assert set(torch.library.opcheck(op, args, test_utils=CHECKS).values()) == {"SUCCESS"}
+        with FakeTensorMode() as mode:
+            fakes = op(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args))
+        real = op(*args)
+        for a, b in zip(*((x,) if isinstance(x, torch.Tensor) else x for x in (real, fakes)), strict=True):
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "ipt_fast":
+            self.calls.append((op, args))
+        return op(*args, **kwargs or {})
+
+
+def ops_reached(function, tensors, autocast=None):
+    """Return the registered ops of a forward and a backward, each with its arguments."""
+    with _Recorder() as recorder, torch.autocast("cpu", autocast, enabled=autocast is not None):
+        results(function, tensors)
+    assert [op.name().endswith("_backward") for op, _ in recorder.calls] == [False, True]
+    return recorder.calls
+
+
+# Inductor asserts the strides that a fake promised; it takes seconds to compile.
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_whole_forward_and_backward(case, backend):
+    *functions, tensors = case
+    inputs = laid_out([t.float() for t in tensors], "sequence first")
+    for function in functions:
+        torch.compiler.reset()
+        double = lambda *t: 2 * function(*(2 * x for x in t))  # noqa: E731, B023
+        compiled = torch.compile(double, fullgraph=True, backend=backend)
+        torch.testing.assert_close(results(compiled, inputs), results(double, inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_negative_views_inference_tensors_and_empty_batches(case):
+    fused, eager, tensors = case
+    negative = [negative_view(-t) for t in tensors]
+    assert all(t.is_neg() for t in negative)
+    same(results(fused, negative), results(eager, tensors))
+    with torch.inference_mode():
+        same(fused(*(t.clone() for t in tensors)), eager(*tensors))
+    lead = 3 if fused.func is attention else 1
+    empty = [t[:0] if i < lead else t for i, t in enumerate(tensors)]
+    out, *grads = results(fused, empty)
+    assert out.shape == (0, *fused(*tensors).shape[1:]) and not any(g.any() for g in grads)
+
+
+@pytest.mark.parametrize("dtype, device", [(torch.float64, "cpu"), (torch.bfloat16, "cpu"), (torch.float32, "meta")])
+def test_neither_default_dtype_nor_default_device_matter(case, dtype, device):
+    fused, _, tensors = case
+    wanted = results(fused, [t.float() for t in tensors])
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            found = results(fused, [t.float() for t in tensors])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_meta_and_fake_tensors_before_and_after_real_ones(case):
+    fused, _, tensors = case
+    real = [(r.shape, r.stride()) for r in results(fused, tensors)]
+    for _ in range(2):
+        assert [r.shape for r in results(fused, [t.to("meta") for t in tensors])] == [shape for shape, _ in real]
+        with FakeTensorMode() as mode:
+            assert [(r.shape, r.stride()) for r in results(fused, [mode.from_tensor(t) for t in tensors])] == real
+        assert [(r.shape, r.stride()) for r in results(fused, tensors)] == real
