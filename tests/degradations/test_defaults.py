@@ -1,17 +1,14 @@
 """Degradations follow the device and dtype of what they are given, never torch's defaults, and keep no fake tensor."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ipt_fast.degradations.bicubic import bicubic_up, resize_planes
-from ipt_fast.degradations.noise import add_noise
-from ipt_fast.degradations.rain import add_rain, rain_layers
+from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.degradations.streak_folder import StreakFolder
+from ipt_fast.ops import degrade
 
 SEEDS = torch.tensor([3, 1 << 40])
 
@@ -31,11 +28,11 @@ def cases(side, folder):
     """name -> call(clean, seeds); ``side`` is new to each test, so that nothing is kept of it yet."""
     streaks = StreakFolder(folder)
     return {
-        "shrink": lambda clean, seeds: resize_planes(clean[0], Fraction(1, 3), cut=2),
-        "enlarge": lambda clean, seeds: bicubic_up(clean, 2),
-        "noise": lambda clean, seeds: add_noise(clean, seeds, 30),
-        "rain": lambda clean, seeds: add_rain(clean, rain_layers(seeds, side, side)),
-        "streaks": lambda clean, seeds: add_rain(clean, streaks(seeds, side, side)),
+        "shrink": lambda clean, seeds: degrade(clean, "sr3", margin=2),
+        "enlarge": lambda clean, seeds: [bicubic_up(clean, 2)],
+        "noise": lambda clean, seeds: degrade(clean, "denoise30", seeds=seeds),
+        "rain": lambda clean, seeds: degrade(clean, "derain", seeds=seeds),
+        "streaks": lambda clean, seeds: degrade(clean, "derain", seeds=seeds, rain=streaks),
     }
 
 
@@ -47,8 +44,8 @@ def test_the_default_device_changes_nothing_then_or_later(name, folder):
     clean = crops(27)
     with torch.device("meta"):  # stands for a GPU that is the default device
         under = cases(27, folder)[name](clean, SEEDS)
-    later = cases(27, folder)[name](clean, SEEDS)
-    assert under.device.type == later.device.type == "cpu" and torch.equal(under, later)
+    for a, b in zip(under, cases(27, folder)[name](clean, SEEDS), strict=True):
+        assert a.device.type == b.device.type == "cpu" and torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -61,16 +58,17 @@ def test_the_default_dtype_changes_nothing(name, dtype, folder):
         found = cases(33, folder)[name](clean, SEEDS)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", ("shrink", "enlarge", "noise"))
 def test_a_dry_run_leaves_nothing_behind(name, folder):
     clean, call = crops(36), cases(36, folder)[name]
     with FakeTensorMode() as mode:
-        shape = call(mode.from_tensor(clean), mode.from_tensor(SEEDS)).shape
-    real = call(clean, SEEDS)
-    assert type(real) is torch.Tensor and real.shape == shape
+        fakes = call(mode.from_tensor(clean), mode.from_tensor(SEEDS))
+    for real, fake in zip(call(clean, SEEDS), fakes, strict=True):
+        assert type(real) is torch.Tensor and real.shape == fake.shape
 
 
 @pytest.mark.gpu

@@ -166,19 +166,3 @@ def test_eager_serves_every_device():
     assert backend_status("cpu")["eager"] is None and backend_status("cuda")["eager"] is None
     expected = degrade(crops(), "denoise30", seeds=torch.arange(4))[0]
     assert torch.equal(degrade(crops(), "denoise30", seeds=torch.arange(4), impl="eager")[0], expected)
-
-
-@pytest.mark.parametrize("task", ["sr2", "denoise30", "derain"])
-def test_default_dtype_and_device_do_not_matter(task):
-    clean, seeds = crops(2, 28, 26), torch.arange(2)  # sides that no other test has: nothing is cached yet
-    with torch.device("meta"):
-        first = degrade(clean, task, seeds=seeds)
-    expected = degrade(clean, task, seeds=seeds)
-    torch.set_default_dtype(torch.float64)
-    try:
-        second = degrade(clean, task, seeds=seeds)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for got in (first, second):
-        for a, b in zip(got, expected, strict=True):
-            assert a.device.type == "cpu" and a.dtype == torch.float32 and torch.equal(a, b)

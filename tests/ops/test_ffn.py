@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from ipt_fast.ops import ffn
 from ipt_fast.ops.ffn import backend_status, ffn_reference
+from tests.ops.results import relative, results
 from tests.saved_tensors import saved_by, saved_bytes
 
 BACKENDS = ("eager", "fused")
@@ -20,23 +21,10 @@ def make(*lead, D=6, hidden=24, dtype=torch.float64, norm=True, biases=True):
     return [None if i in absent else t for i, t in enumerate(made)]
 
 
-def given(inputs):
-    return [t for t in inputs if t is not None]
-
-
-def results(function, inputs, grad):
-    out = function(*inputs)
-    return [out, *torch.autograd.grad(out, given(inputs), grad.to(out.dtype))]
-
-
 def oracle(inputs, grad, activation="relu"):
     """Output and all gradients of the reference in float64."""
     wide = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
     return results(lambda *t: ffn_reference(*t, activation=activation), wide, grad)
-
-
-def relative(a, b):
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 @pytest.mark.parametrize("impl", BACKENDS)
@@ -62,7 +50,7 @@ def test_gradcheck(impl, activation, recompute, norm, biases):
         arguments = [None if t is None else next(rest) for t in inputs]
         return ffn(*arguments, activation=activation, recompute=recompute, impl=impl)
 
-    assert torch.autograd.gradcheck(call, given(inputs))
+    assert torch.autograd.gradcheck(call, [t for t in inputs if t is not None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

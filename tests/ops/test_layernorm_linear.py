@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from ipt_fast.ops import layernorm_linear
 from ipt_fast.ops.layernorm_linear import backend_status, layernorm_linear_reference
+from tests.ops.results import relative, results
 from tests.saved_tensors import saved_by
 
 BACKENDS = ("eager", "fused")
@@ -17,18 +18,9 @@ def make(*lead, D=6, D_out=10, dtype=torch.float64, bias=True):
     return [torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
 
-def results(function, inputs, grad):
-    out = function(*inputs)
-    return [out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
-
-
 def oracle(inputs, grad):
     """Output and all gradients of the reference in float64."""
     return results(layernorm_linear_reference, [x.detach().double().requires_grad_() for x in inputs], grad)
-
-
-def relative(a, b):
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 @pytest.mark.parametrize("impl", BACKENDS)

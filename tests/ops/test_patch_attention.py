@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ipt_fast.ops import _patch_attention_cpu, patch_attention
 from ipt_fast.ops.patch_attention import backend_status, patch_attention_reference
+from tests.ops.results import relative
 from tests.saved_tensors import saved_by
 
 CPU = ("eager", "sdpa", "cpu")
@@ -26,10 +27,6 @@ def make(B=2, N=7, M=9, H=3, d=5, dtype=torch.float64, embeds=True):
 
 def call(inputs, num_heads, **options):
     return patch_attention(**dict(itertools.zip_longest(NAMES, inputs, fillvalue=None)), num_heads=num_heads, **options)
-
-
-def relative(a, b):
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 def oracle(inputs, num_heads, grad):
@@ -166,24 +163,22 @@ def test_nan_is_passed_on_to_its_own_image_alone(impl):
         ({"k_embed": torch.zeros(7, 15)}, ValueError, r"k_embed must be \[9, 15\]"),
         ({"k_embed": torch.zeros(9, 15).half()}, TypeError, r"k_embed must have the dtype.*float16.*cast it"),
         ({"q": torch.zeros(2, 0, 15)}, ValueError, "at least one token.*N=0"),
-        (
-            {"impl": "cudnn"},
-            ValueError,
-            'impl="cudnn" is not a backend; choose one of sdpa, xformers, cpu, eager, triton',
-        ),
+        ({"impl": "cudnn"}, ValueError, 'impl="cudnn" is not a backend; choose one of sdpa, xformers, cpu, eager'),
         ({"impl": "xformers"}, RuntimeError, r"needs a CUDA device \(found cpu\); use impl="),
+        ({"q": torch.zeros(2, 7, 15).int()}, TypeError, r"q must be float16, .* \(got torch.int32\)"),
+        ({"q": None}, TypeError, r"q must be a tensor \(got NoneType\)"),
+        ({"k_embed": [1.0]}, TypeError, r"k_embed must be a tensor \(got list\)"),
+        ({"num_heads": None}, TypeError, r"num_heads must be a whole number \(got NoneType\)"),
+        ({"num_heads": 0}, ValueError, r"num_heads must be at least 1 \(got 0\)"),
+        ({"scale": "a"}, TypeError, "scale must be a number without gradient \\(got 'a'\\)"),
+        ({"scale": torch.tensor(0.2)}, TypeError, r"scale must be a number without gradient \(got Tensor\)"),
+        ({"scale": math.nan}, ValueError, r"scale must be finite \(got nan\)"),
     ],
 )
 def test_errors_name_what_is_wrong(change, error, message):
     arguments = {"q": torch.zeros(2, 7, 15), "k": torch.zeros(2, 9, 15), "v": torch.zeros(2, 9, 15), "num_heads": 3}
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"patch_attention: .*{message}"):
         patch_attention(**{**arguments, **change})
-
-
-def test_integers_are_refused():
-    x = torch.zeros(2, 7, 15, dtype=torch.int64)
-    with pytest.raises(TypeError, match=r"must be float16, .* \(got torch.int64\)"):
-        patch_attention(x, x, x, num_heads=3)
 
 
 def test_xformers_gets_heads_last_and_the_scale(monkeypatch):
@@ -235,21 +230,3 @@ def test_scale_zero_and_empty_batches(impl):
     uniform = patch_attention(q, k, v, num_heads=3, scale=0, impl=impl)
     torch.testing.assert_close(uniform, v.mean(1, keepdim=True).expand_as(q))
     assert patch_attention(q[:0], k[:0], v[:0], num_heads=3, impl=impl).shape == (0, 7, 15)
-
-
-@pytest.mark.parametrize(
-    "change, error, message",
-    [
-        ({"q": None}, TypeError, r"q must be a tensor \(got NoneType\)"),
-        ({"k_embed": [1.0]}, TypeError, r"k_embed must be a tensor \(got list\)"),
-        ({"num_heads": None}, TypeError, r"num_heads must be a whole number \(got NoneType\)"),
-        ({"num_heads": 0}, ValueError, r"num_heads must be at least 1 \(got 0\)"),
-        ({"scale": "a"}, TypeError, "scale must be a number without gradient \\(got 'a'\\)"),
-        ({"scale": torch.tensor(0.2)}, TypeError, r"scale must be a number without gradient \(got Tensor\)"),
-        ({"scale": math.nan}, ValueError, r"scale must be finite \(got nan\)"),
-    ],
-)
-def test_wrong_types_are_named(change, error, message):
-    x = torch.zeros(2, 7, 15)
-    with pytest.raises(error, match=f"patch_attention: {message}"):
-        patch_attention(**{"q": x, "k": x, "v": x, "num_heads": 3, **change})
