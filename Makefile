@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 pretrain: $(VENV)/.installed-demo
 	$(BIN)/ipt-fast demo --out $(RUN)
 
-test: $(VENV)/.installed-dev test-kernels
+test: $(VENV)/.installed-dev $(VENV)/.installed-cuda-core test-kernels
 	$(BIN)/python -m pytest tests --ignore tests/kernels
 
 # The Triton kernels under Triton's interpreter, in a process of their own: the switch is read at import.
@@ -39,6 +39,10 @@ $(VENV)/.installed-torch: scripts/install_torch.sh
 
 $(VENV)/.installed-%: $(VENV)/.installed-torch pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
+	@touch $@
+
+$(VENV)/.installed-cuda-core: scripts/install_cuda_core.sh $(VENV)/.installed-torch pyproject.toml
+	VENV="$(VENV)" bash scripts/install_cuda_core.sh
 	@touch $@
 
 .PRECIOUS: $(VENV)/.installed-torch $(VENV)/.installed-%

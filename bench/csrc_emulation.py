@@ -8,6 +8,7 @@ import math
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,10 +65,9 @@ class Emulation:
         (B, N, D), M, H = q.shape, k.shape[1], num_heads
         out = torch.full((B, N, D), math.nan, dtype=torch.float16)
         lse = torch.full((B, H, N), math.nan)
-        size = (ctypes.c_int * 6)(B, H, N, M, D // H, rows_a_warp)
-        strides = _strides([q, k, v], [q_embed, k_embed], [])
-        inputs = _pointers([q, k, v, q_embed, k_embed])
-        _check(self._library.emulate_forward(inputs, _at(out), _at(lse), size, strides, ctypes.c_float(scale)))
+        arguments = [*map(_at, (q, k, v, q_embed, k_embed, out, lse)), H, N, M]
+        arguments += [*_strides([q, k, v], [q_embed, k_embed], []), scale]
+        self.launch("forward", D // H, B, arguments, rows_a_warp)
         return out, lse
 
     def backward(
@@ -91,12 +91,33 @@ class Emulation:
         grads = list(into or (torch.full(x.shape, math.nan, dtype=x.dtype) for x in (q, k, v)))
         sums = torch.full((B * H, (N + 31) // 32 * 32, D // H), math.nan)
         workspace = None if warps * 32 >= M else _at(sums)
-        size = (ctypes.c_int * 6)(B, H, N, M, D // H, warps)
-        strides = _strides([grad, q, k, v], [q_embed, k_embed], grads)
-        inputs = _pointers([grad, q, k, v, q_embed, k_embed, out])
-        function, factor = self._library.emulate_backward, ctypes.c_float(scale)
-        _check(function(inputs, _at(lse), _pointers(grads), workspace, size, strides, factor))
+        arguments = [*map(_at, (grad, q, k, v, q_embed, k_embed, out, lse, *grads)), workspace, H, N, M]
+        arguments += [*_strides([grad, q, k, v], [q_embed, k_embed], grads), scale]
+        self.launch("backward", D // H, B, arguments, warps)
         return grads
+
+    def launch(self, direction: str, d: int, B: int, arguments: Sequence[Any], variant: int) -> None:
+        """Run a kernel with the arguments of its launch: addresses, None or 0 for a null pointer, and numbers.
+
+        Args:
+            direction: "forward" or "backward".
+            d: the head size.
+            B: images.
+            arguments: in the order of the source.
+            variant: queries a warp (forward) or warps (backward).
+        """
+        forward = direction == "forward"
+        count = 7 if forward else 12
+        pointers, (H, N, M), strides = arguments[:count], arguments[count : count + 3], arguments[count + 3 : -1]
+        at = [ctypes.c_void_p(p or None) for p in pointers]
+        size = (ctypes.c_int * 6)(B, H, N, M, d, variant)
+        shared = size, (ctypes.c_longlong * len(strides))(*strides), ctypes.c_float(arguments[-1])
+        if forward:
+            error = self._library.emulate_forward(_array(at[:5]), *at[5:], *shared)
+        else:
+            error = self._library.emulate_backward(_array(at[:7]), at[7], _array(at[8:11]), at[11], *shared)
+        if error is not None:
+            raise RuntimeError(error.decode())
 
     def wavefronts(self) -> list[tuple[int, int, bool, int, int, int]]:
         """Return of the last call: line, bytes a lane, written or read, instructions, wavefronts split and merged."""
@@ -104,23 +125,15 @@ class Emulation:
         return [(line, size, bool(write), n, split, merged) for line, size, write, n, split, merged in rows]
 
 
-def _at(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
-def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
+def _array(pointers: Sequence[ctypes.c_void_p]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(pointers))(*pointers)
 
 
-def _strides(
-    inputs: Sequence[Tensor], embeds: Sequence[Tensor | None], outputs: Sequence[Tensor]
-) -> ctypes.Array[ctypes.c_longlong]:
+def _strides(inputs: Sequence[Tensor], embeds: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> list[int]:
     strides = [stride for x in inputs for stride in x.stride()[:2]]
     strides += [0 if x is None else x.stride(0) for x in embeds]
-    strides += [stride for x in outputs for stride in x.stride()[:2]]
-    return (ctypes.c_longlong * len(strides))(*strides)
-
-
-def _check(error: bytes | None) -> None:
-    if error is not None:
-        raise RuntimeError(error.decode())
+    return strides + [stride for x in outputs for stride in x.stride()[:2]]

@@ -15,52 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.ptx_facts import PtxFacts
+from ipt_fast.cuda.kernels import CSRC, KERNELS, kernels_of
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
 NVRTC_ARCHS, NVCC_ARCHS = (70,), (75, 80, 90)
 # Shared memory that a block of sm_70 has, with the opt-in that more than 48 KB need.
 SHARED = 96 << 10
 HEADING = "## CUDA C++ (`csrc/`)"  # of the section that bench.csrc_report writes into bench/results/offline.md
 
 _TENSOR_CORE = re.compile(r"(?<![\w.])(?:wmma\.mma|mma)\.sync\.aligned\.")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One instance of a template of ``csrc/`` and what its launch needs."""
-
-    direction: str
-    d: int
-    threads: int
-    shared: int  # dynamic, bytes
-    rows: int  # queries (forward) or keys (backward) a block
-    blocks: int  # at the same time on a multiprocessor of sm_70
-    archs: tuple[int, ...] = (70, 75, 80, 90)
-
-    @property
-    def source(self) -> Path:
-        """The file that it is in."""
-        return CSRC / f"patch_attention_{self.direction}.cu"
-
-    @property
-    def expression(self) -> str:
-        """Its address in C++."""
-        warps = ", 4" if self.archs == (75,) else ""
-        return f"&ipt_fast::patch_attention_{self.direction}<{self.d}{warps}>"
-
-
-KERNELS = (
-    Kernel("forward", 32, 128, 21_504, 128, 3),
-    Kernel("forward", 48, 128, 23_552, 128, 3),
-    Kernel("forward", 64, 128, 29_696, 128, 2),
-    Kernel("backward", 32, 256, 82_448, 256, 1, (70, 80, 90)),
-    Kernel("backward", 48, 256, 90_640, 256, 1, (70, 80, 90)),
-    Kernel("backward", 64, 256, 95_504, 256, 1, (70, 80, 90)),
-    # A block of sm_75 has 64 KB.
-    Kernel("backward", 32, 128, 35_088, 128, 1, (75,)),
-    Kernel("backward", 48, 128, 39_184, 128, 1, (75,)),
-    Kernel("backward", 64, 128, 52_496, 128, 1, (75,)),
-)
 
 
 def sources() -> list[Path]:
@@ -151,7 +113,7 @@ def nvrtc(text: str, arch: int, expressions: Sequence[str], folder: Path = CSRC)
 
 
 def _wanted(source: Path, arch: int, expressions: Sequence[str]) -> Sequence[str]:
-    return expressions or [k.expression for k in KERNELS if k.source == source and arch in k.archs]
+    return expressions or [k.expression for k in kernels_of(source, arch)]
 
 
 def _run(command: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def shared() -> Path:
     if not (path / "golden").is_dir():
         pytest.skip(f"no golden files and photos at {path}; set IPT_FAST_SHARED to their folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory):
+    """Return the kernels of csrc/ as g++ compiles them for the CPU."""
+    from bench.csrc_emulation import Emulation
+
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    try:
+        return Emulation(tmp_path_factory.mktemp("csrc"))
+    except RuntimeError as error:
+        if "_Float16" in str(error):
+            pytest.skip("needs a g++ that has _Float16 (12 or newer)")
+        raise
 
 
 @pytest.fixture(autouse=True)

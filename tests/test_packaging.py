@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 import ipt_fast
+from ipt_fast.cuda import code
+from ipt_fast.cuda.kernels import ARCHS, kernels_of
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("ipt_fast", "kernels", "bench", "tests", "scripts", "train.py", "setup.py")
+NO_CUDA_CORE = "import sys; sys.modules['cuda.core'] = None"
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv*", "build", "dist", "*.egg-info", "runs", "results", "__pycache__", ".*_cache"
 )
@@ -26,28 +29,83 @@ def our_files() -> list[Path]:
     return sorted(f for f in files if "ipt_fast/kernels/" not in f.as_posix())
 
 
-def run_python(program: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=120)
+def run_python(program: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def build(place: Path, before: str = "", **variables: str) -> subprocess.CompletedProcess:
+    """Build the wheel and the source archive of a copy of the tree into ``place``."""
+    tree = place / "tree"
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=LEFT_OUT)
+    program = f"{before}\nfrom setuptools import build_meta as b; b.build_wheel({str(place)!r})"
+    return run_python(f"{program}; b.build_sdist({str(place)!r})", tree, **variables)
 
 
 @pytest.fixture(scope="module")
-def archives(tmp_path_factory) -> dict[str, set[str]]:
-    """Names in the wheel and in the source archive, built from a copy of the tree without any network."""
+def archives(tmp_path_factory) -> dict:
+    """Names in the wheel and in the source archive, and the wheel's content, built without any network."""
     pytest.importorskip("setuptools", minversion="77", reason="the build needs setuptools 77")
     place = tmp_path_factory.mktemp("build")
-    tree = place / "tree"
-    shutil.copytree(ROOT, tree, symlinks=True, ignore=LEFT_OUT)
-    program = f"from setuptools import build_meta as b; b.build_wheel({str(place)!r}); b.build_sdist({str(place)!r})"
-    done = run_python(program, tree)
+    done = build(place)
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,), (source,) = place.glob("*.whl"), place.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as z, tarfile.open(source) as t:
-        return {"wheel": set(z.namelist()), "sdist": {name.partition("/")[2] for name in t.getnames()}}
+        z.extractall(place / "wheel")
+        return {
+            "wheel": set(z.namelist()),
+            "sdist": {name.partition("/")[2] for name in t.getnames()},
+            "folder": place / "wheel",
+        }
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_wheel_holds_machine_code_where_a_compiler_is_at_hand(archives, arch):
+    files = [archives["folder"] / "ipt_fast" / "cuda" / "cubins" / code.packaged_name(s, arch) for s in code.sources()]
+    if code.compiler_missing(arch):
+        assert not any(file.exists() for file in files)
+        pytest.skip(f"no compiler here: it {code.compiler_missing(arch)}")
+    assert len(files) == 2
+    for file, source in zip(files, code.sources(), strict=True):
+        content = file.read_bytes()
+        assert content[:4] == b"\x7fELF" and arch in content[48:50]  # flags; CUDA 12 and 13 differ
+        symbols = {code.symbol(content, kernel) for kernel in kernels_of(source, arch)}
+        assert len(symbols) == 3  # d = 32, 48, 64
+        assert all(f"\0.text.{name}\0".encode() in content for name in symbols)
+
+
+@pytest.mark.parametrize(
+    "mode, text",
+    [
+        ("require", "IPT_FAST_CUBINS=require: no machine code for sm_70: it needs "),
+        ("no", "choose auto, require or off"),
+    ],
+)
+def test_a_build_that_cannot_have_the_machine_code_it_wants_fails(mode, text, tmp_path):
+    done = build(tmp_path, NO_CUDA_CORE, IPT_FAST_CUBINS=mode)
+    assert done.returncode != 0 and text in done.stderr
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def test_without_a_compiler_the_wheel_is_built_without_machine_code(tmp_path):
+    done = build(tmp_path, NO_CUDA_CORE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the wheel has no machine code for sm_70: it needs the package cuda-core" in done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as z:
+        assert not [name for name in z.namelist() if "cubin" in name]
 
 
 def test_wheel_holds_the_library_and_the_kernels(archives):
     expected = {f.relative_to(ROOT).as_posix() for f in our_files() if f.is_relative_to(ROOT / "ipt_fast")}
     expected |= {f"ipt_fast/kernels/{f.name}" for f in (ROOT / "kernels").glob("*.py")}
+    expected |= {f"ipt_fast/csrc/{f.name}" for f in (ROOT / "csrc").glob("*.cu*")}
     expected.add("ipt_fast/py.typed")
     assert expected - archives["wheel"] == set()
 
@@ -64,6 +122,7 @@ def test_wheel_holds_nothing_else(archives):
 
 def test_sdist_can_build_the_kernels(archives):
     expected = {f"kernels/{f.name}" for f in (ROOT / "kernels").glob("*.py")} | {"setup.py", "pyproject.toml"}
+    expected |= {f"csrc/{f.name}" for f in (ROOT / "csrc").glob("*.cu*")}
     assert expected - archives["sdist"] == set()
 
 

@@ -7,7 +7,9 @@ import functools
 import importlib.util
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -213,24 +215,53 @@ def _from_environment(op: str, backends: Mapping[str, str | None]) -> str | None
     return choices.get(op)
 
 
-@functools.cache
+_assumed: ContextVar[tuple[int, int] | None] = ContextVar("assumed capability", default=None)
+
+
+@contextmanager
+def assume(capability: tuple[int, int]) -> Iterator[None]:
+    """Let backends judge calls on "cuda" as if that were a GPU of ``capability``, with every package installed."""
+    token = _assumed.set(capability)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
+def assuming() -> bool:
+    """Return whether ``assume`` is in force: a plan for another machine, of which no call may be made."""
+    return _assumed.get() is not None
+
+
+def capability(device: torch.device | str) -> tuple[int, int] | None:
+    """Return a GPU's compute capability; None for other devices, and where no GPU is."""
+    if torch.device(device).type != "cuda":
+        return None
+    return _assumed.get() or (torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None)
+
+
+def capability_below(least: tuple[int, int], device: torch.device | str) -> str | None:
+    """Return that ``device`` is no GPU of that capability, as the end of a sentence, or None."""
+    found = capability(device)
+    if found is not None and found >= least:
+        return None
+    kind = torch.device(device).type
+    words = f"{found[0]}.{found[1]}" if found else "none" if kind == "cuda" else kind
+    return f"needs a CUDA device of capability {least[0]}.{least[1]} or newer (found {words})"
+
+
 def module_missing(name: str) -> str | None:
     """Return why a backend that imports ``name`` cannot be used, or None; without importing it."""
-    return None if importlib.util.find_spec(name) else f"needs the package {name}, which is not installed"
+    return None if assuming() or _installed(name) else f"needs the package {name}, which is not installed"
+
+
+@functools.cache
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def triton_missing(device: torch.device | str) -> str | None:
     """Return why the Triton kernels cannot run on ``device``, or None (sm_80 or newer, or Triton's interpreter)."""
     reason = module_missing("triton")
-    if reason or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):  # set, it runs the kernels on CPU tensors
-        return reason
-    device = torch.device(device)
-    found = device.type
-    if found == "cuda" and torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability(device)
-        if major >= 8:
-            return None
-        found = f"{major}.{minor}"
-    elif found == "cuda":
-        found = "none"
-    return f"needs a CUDA device of capability 8.0 or newer (found {found})"
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # set, it runs the kernels on CPU tensors
+    return reason if reason or (interpreted and not assuming()) else capability_below((8, 0), device)

@@ -27,7 +27,8 @@ from ipt_fast.ops._patch_attention_cpu import (
     unpack_gradients,
     with_embeds,
 )
-from ipt_fast.ops._registry import Backend, Backends, module_missing, triton_missing
+from ipt_fast.ops._patch_attention_cuda import cuda_backward, cuda_forward, cuda_reason
+from ipt_fast.ops._registry import Backend, Backends, capability, module_missing, triton_missing
 
 _OP = "patch_attention"
 _MAX_HEAD_DIM = 128
@@ -112,9 +113,12 @@ def _xformers_reason(call: _Call) -> str | None:
 
 def _preference(call: _Call) -> list[str]:
     if torch.device(call.device).type == "cuda" and call.dtype in (None, torch.float16, torch.bfloat16):
-        return ["triton", "cpu", "sdpa", "xformers", "eager"]
+        found = capability(call.device)
+        if found and found < (8, 0):
+            return ["cuda", "sdpa", "xformers", "eager", "triton", "cpu"]
+        return ["triton", "sdpa", "xformers", "eager", "cuda", "cpu"]
     # float32 matmuls use no tensor cores in the Triton kernel, and on a CPU it is Triton's interpreter.
-    order = ["sdpa", "xformers", "eager", "triton"]
+    order = ["sdpa", "xformers", "eager", "triton", "cuda"]
     # PyTorch's fused kernel uses AMX where there is some, but not AVX512-BF16.
     wins = call.dtype == torch.bfloat16 and _common.has_fast_bf16() and not _common.has_amx()
     order.insert(0 if wins else 2, "cpu")
@@ -126,6 +130,7 @@ BACKENDS = Backends(
     _Call,
     (
         Backend("triton", _triton, _triton_backward, _triton_reason),
+        Backend("cuda", cuda_forward, cuda_backward, lambda call: cuda_reason(*call)),
         Backend("cpu", bmm_forward, bmm_backward, _cpu_reason),
         Backend("sdpa", flash_forward, flash_backward),
         Backend("xformers", _xformers, None, _xformers_reason),
@@ -217,8 +222,8 @@ def patch_attention(
         num_heads: H; head h owns the columns h d to (h + 1) d with d = D / H, any d (Triton: up to 128).
         q_embed: [N, D] or None. k_embed: [M, D] or None. Their gradients are sums over the batch.
         scale: of the scores; None means d ** -0.5. A learnable scale is multiplied into q by the caller.
-        impl: "triton", "cpu", "sdpa", "xformers" or "eager", see ``backend_status``; None takes ``IPT_FAST_IMPL`` or,
-            without it, the first that can serve.
+        impl: "triton", "cuda" (float16, d of 32, 48 or 64), "cpu", "sdpa", "xformers" or "eager", see
+            ``backend_status``; None takes ``IPT_FAST_IMPL`` or, without it, the first that can serve.
 
     Under ``torch.autocast`` all five tensors are cast to the autocast dtype first (float64 is left alone), as
     ``scaled_dot_product_attention`` does; the result has that dtype. Every backend sums in float32; "eager" and "cpu"

@@ -5,25 +5,12 @@ It has not run on a GPU yet: the emulation proves indices, barriers and arithmet
 
 import math
 import re
-import shutil
 
 import pytest
 import torch
 
 from bench import csrc_emulation, csrc_facts
 from ipt_fast.ops import patch_attention
-
-
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    try:
-        return csrc_emulation.Emulation(tmp_path_factory.mktemp("csrc"))
-    except RuntimeError as error:
-        if "_Float16" in str(error):
-            pytest.skip("needs a g++ that has _Float16 (12 or newer)")
-        raise
 
 
 @pytest.fixture

@@ -206,10 +206,10 @@ def test_xformers_gets_heads_last_and_the_scale(monkeypatch):
 def test_status_names_every_backend(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     status = backend_status("cpu")
-    assert list(status) == ["sdpa", "xformers", "cpu", "eager", "triton"]
+    assert list(status) == ["sdpa", "xformers", "cpu", "eager", "triton", "cuda"]
     assert status["sdpa"] is None and status["cpu"] is None and status["eager"] is None
     assert "CUDA device" in status["xformers"]
-    assert status["triton"]
+    assert status["triton"] and status["cuda"]
 
 
 @pytest.mark.parametrize("impl", [None, *CPU])
