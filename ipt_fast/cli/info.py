@@ -14,21 +14,36 @@ import torch
 from ipt_fast import __version__, ops
 from ipt_fast.cli.tables import print_table
 from ipt_fast.ops._common import has_amx, has_fast_bf16
-from ipt_fast.ops._registry import choose
+from ipt_fast.ops._registry import assume, choose
 
 EXAMPLE = """example:
   ipt-fast info                           what an ordinary call takes
-  IPT_FAST_IMPL=eager ipt-fast info       what it takes where the variable binds it"""
+  IPT_FAST_IMPL=eager ipt-fast info       what it takes where the variable binds it
+  ipt-fast info --for v100 h100           what each op would take on those, wherever this runs"""
 OPS = tuple(name for name in ops.__all__ if find_spec(f"ipt_fast.ops.{name}"))
-PACKAGES = ("torch", "triton", "xformers", "simplejpeg", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "triton", "cuda-core", "xformers", "simplejpeg", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+GPUS = {"v100": (7, 0), "t4": (7, 5), "a100": (8, 0), "h100": (9, 0)}  # name -> compute capability
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take no options."""
+    """Add the options."""
+    parser.add_argument(
+        "--for", dest="gpus", nargs="+", choices=GPUS, metavar="GPU", help=f"plan for {', '.join(GPUS)}"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, then for each device the backends of each op."""
+    """Print versions, then for each device the backends of each op; or plans for other GPUs."""
+    for gpu in args.gpus or ():
+        capability = "capability {}.{}".format(*GPUS[gpu])
+        taken, refused = plan_rows(gpu)
+        columns = ("op", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
+        print_table(f"{gpu}, {capability}: what is taken (what impl= can ask for)", columns, taken)
+        print_table(f"{gpu}: what cannot be had", ("op", "backend", "why"), refused)
+    if args.gpus:
+        print("as if every optional package were installed; shapes count too: see the ops' descriptions")
+        return 0
     print_table("versions", ("package", "version"), version_rows())
     if choice := os.environ.get("IPT_FAST_IMPL"):
         print(f"IPT_FAST_IMPL={choice} decides below where an op has a backend of that name")
@@ -55,6 +70,32 @@ def backend_rows(device: torch.device) -> list[tuple[str, str, str]]:
             verdict = "taken" if name == taken else f'works; ask with impl="{name}"' if reason is None else reason
             rows.append((op, name, verdict))
     return rows
+
+
+def plan_rows(gpu: str) -> tuple[list[tuple[str, ...]], list[tuple[str, str, str]]]:
+    """Return what the ops would take on a GPU of ``GPUS`` with every optional package installed.
+
+    Returns:
+        (op, one cell a dtype of ``DTYPES``: the backend taken and, in brackets, those that can be asked for); and
+        (op, backend, reason) of those that no dtype can have.
+    """
+    taken, refused = [], []
+    with assume(GPUS[gpu]):
+        for op in OPS:
+            status = importlib.import_module(f"ipt_fast.ops.{op}").backend_status
+            by_dtype = [status("cuda", dtype) for dtype in DTYPES]
+            taken.append((op, *(_cell(op, reasons) for reasons in by_dtype)))
+            refused += [(op, name, why) for name, why in by_dtype[0].items() if all(r[name] for r in by_dtype) and why]
+    return taken, refused
+
+
+def _cell(op: str, reasons: dict[str, str | None]) -> str:
+    try:
+        name = choose(op, None, reasons)
+    except (RuntimeError, ValueError):  # IPT_FAST_IMPL asks for what cannot be had
+        return "none"
+    others = [other for other, why in reasons.items() if why is None and other != name]
+    return f"{name} ({', '.join(others)})" if others else name
 
 
 def version_rows(packages: Sequence[str] = PACKAGES) -> list[tuple[str, str]]:

@@ -72,9 +72,13 @@ class Backends:
     def __getitem__(self, name: str) -> Backend:
         return self._by_name[name]
 
-    def status(self, device: torch.device | str = "cpu") -> dict[str, str | None]:
-        """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there."""
-        return self.reasons(self._call(str(device)))
+    def status(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, str | None]:
+        """Return every backend in the order of automatic choice on ``device`` -> None, or why it cannot run there.
+
+        A dtype counts for the ops that judge by it.
+        """
+        judged = {"dtype": dtype} if "dtype" in self._call._fields else {}  # type: ignore[attr-defined]
+        return self.reasons(self._call(str(device), **judged))
 
     def reasons(self, call: Any) -> dict[str, str | None]:
         """Return every backend, best first -> None where it can serve ``call``, otherwise the reason why not."""

@@ -66,3 +66,41 @@ def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "ipt_fast.cli", "info"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert all(op in done.stdout for op in info.OPS)
+
+
+@pytest.mark.parametrize(
+    "gpu, attention, contrastive",
+    [("v100", "cuda", None), ("t4", "cuda", None), ("a100", "triton", "triton"), ("h100", "triton", "triton")],
+)
+def test_a_plan_for_a_gpu_that_is_not_here(gpu, attention, contrastive, monkeypatch):
+    monkeypatch.delenv("IPT_FAST_IMPL", raising=False)
+    taken, refused = info.plan_rows(gpu)
+    halves = {op: cells[0].split()[0] for op, *cells in taken}
+    assert set(halves) == set(info.OPS)
+    assert halves["patch_attention"] == attention and halves["ffn"] == "fused"
+    if contrastive:
+        assert halves["patch_contrastive_loss"] == contrastive
+    assert (("patch_attention", "triton") in {row[:2] for row in refused}) == (attention == "cuda")
+
+
+def test_a_plan_is_what_the_registry_says_for_each_dtype(monkeypatch):
+    monkeypatch.delenv("IPT_FAST_IMPL", raising=False)
+    (cells,) = (cells for op, *cells in info.plan_rows("v100")[0] if op == "patch_attention")
+    assert cells[0].startswith("cuda (sdpa, ") and cells[1].startswith("sdpa (") and "cuda" not in cells[1] + cells[2]
+
+
+def test_a_plan_leaves_this_machine_as_it_is(rows):
+    info.plan_rows("h100")
+    assert info.backend_rows(torch.device("cpu")) == rows
+
+
+def test_the_variable_counts_in_a_plan_and_does_not_stop_it(monkeypatch):
+    monkeypatch.setenv("IPT_FAST_IMPL", "patch_attention=cuda")
+    (cells,) = (cells for op, *cells in info.plan_rows("h100")[0] if op == "patch_attention")
+    assert cells[0].startswith("cuda") and cells[1:] == ["none", "none"]
+
+
+def test_the_command_prints_plans(capsys):
+    assert main(["info", "--for", "v100", "a100"]) == 0
+    text = capsys.readouterr().out
+    assert "v100, capability 7.0" in text and "a100, capability 8.0" in text and "versions" not in text
