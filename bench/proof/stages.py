@@ -1,7 +1,9 @@
 """The stages of the proof. Each returns one line on what it found, or raises ``StageError``."""
 
 import gzip
+import importlib
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -14,9 +16,12 @@ import torch
 
 from bench import ROOT
 from bench.ceilings import device_name
+from bench.proof.csrc import passed
 from bench.proof.photos import write_photos
 from bench.proof.run import StageError, check, execute, last_line, pytest_files
 from bench.proof.training import heaviest, summarise
+from ipt_fast.cli.info import GPUS, OPS
+from ipt_fast.ops._registry import assume
 
 _WARM_UP_STEPS = 20  # the trace, kernels compiled, libraries choosing theirs
 
@@ -110,6 +115,58 @@ def training(proof: Proof, seconds: float) -> str:
     return f"{found['patches_per_s']:,.1f} patches/s, data stall {found['data_stall_pct']:.2f} %"
 
 
+def csrc(proof: Proof, seconds: float) -> str:
+    """Compare the CUDA C++ attention with float64, forward and backward; in small another backend stands in."""
+    log, path, impl = proof.log("csrc"), proof.folder / "csrc.json", "cpu" if proof.small else "cuda"
+    command = [sys.executable, "-m", "bench.proof.csrc", "--device", proof.device.type, f"--json={path}"]
+    path.unlink(missing_ok=True)  # of an earlier proof
+    code = execute([*command, "--impl", impl], log, seconds)
+    if code != 1 or not path.exists():
+        check(code, log)
+    measured = json.loads(path.read_text())
+    if measured["why_not"]:
+        return f'not run: impl="{impl}" {measured["why_not"]}'
+    cases = measured["cases"]
+    if bad := len(cases) - sum(map(passed, cases)):
+        raise StageError(f'impl="{impl}": {bad} of {len(cases)} cases failed; see {log.name}')
+    worst = max(row["share"] for row in cases)
+    return f'impl="{impl}": {len(cases)} cases, at most {worst:.2f} of the error that is allowed'
+
+
+def v100_path(device: torch.device) -> dict[str, list[str]]:
+    """Return op -> what a V100 would take for float16, best first, of what can serve on ``device``."""
+    path = {}
+    for op in OPS:
+        status = importlib.import_module(f"ipt_fast.ops.{op}").backend_status
+        with assume(GPUS["v100"]):
+            there = status("cuda", torch.float16)
+        here = status(device, torch.float16)
+        path[op] = [name for name, why in there.items() if why is None and here[name] is None]
+    return path
+
+
+def v100(proof: Proof, seconds: float) -> str:
+    """Train 20 steps in fp16 with all ops forced to what a V100 takes; with each of its two ways of attention."""
+    log, path, steps = proof.log("v100"), v100_path(proof.device), 2 if proof.small else 20
+    lines = []
+    ways = [name for name in path["patch_attention"] if name in ("cuda", "sdpa")]
+    for attention in ways:
+        out = proof.work / f"v100_{attention}"
+        impl = ",".join(f"{op}={attention if op == 'patch_attention' else names[0]}" for op, names in path.items())
+        command = [sys.executable, "train.py", "--data", str(proof.photos()), "--out", str(out)]
+        command += ["--preset", "tiny" if proof.small else "base", "--set", f"steps={steps}", "log_every=1"]
+        command += ["batch_size=4", "precision=fp32"] if proof.small else ["batch_size=32", "precision=fp16"]
+        check(execute(command, log, seconds / len(ways), {"IPT_FAST_IMPL": impl}), log, f"{impl}: train.py ")
+        records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        losses = [record["loss"] for record in records]
+        if len(records) != steps or records[-1]["skipped"] or not all(map(math.isfinite, losses)):
+            raise StageError(
+                f"{impl}: {len(records)} of {steps} steps, {records[-1]['skipped']} skipped, losses {losses}"
+            )
+        lines.append(f"{attention} loss {losses[0]:.2f} to {losses[-1]:.2f}")
+    return f"{steps} steps in {'fp32' if proof.small else 'fp16'}: {'; '.join(lines)}"
+
+
 def decoding(proof: Proof, seconds: float) -> str:
     """Measure both loaders' crops a second; compare DALI's pixels with the PyTorch loader's."""
     log, path = proof.log("decoding"), proof.folder / "decoding.json"
@@ -146,7 +203,9 @@ STAGES = (
     Stage("environment", "versions, driver, backends", 20, 15, environment),
     Stage("tests", "tests that need a GPU", 70, 25, tests_on_gpu),
     Stage("kernels", "kernel tests", 130, 50, kernel_tests),
+    Stage("csrc", "CUDA C++ attention against float64", 30, 20, csrc),
     Stage("training", "train.py on photos, one step traced", 90, 45, training),
+    Stage("v100", "a few steps forced onto a V100's path", 60, 45, v100),
     Stage("decoding", "loaders, DALI against PyTorch", 50, 20, decoding),
-    Stage("benchmarks", "ceilings and all benchmarks", 220, 80, benchmarks),
+    Stage("benchmarks", "ceilings and all benchmarks", 140, 80, benchmarks),
 )

@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,6 +242,99 @@ def test_decoding_of_both_loaders(tmp_path):
         assert "DALI is not installed" in dali_row["why_not"]
     else:
         assert dali_row["equal_bytes"] == 1.0 and dali_row["largest_difference"] == 0
+
+
+def test_cuda_attention_is_judged_by_its_error_budget(tmp_path, monkeypatch, capsys):
+    from bench.proof import csrc
+
+    path = tmp_path / "csrc.json"
+    monkeypatch.setattr(csrc, "CASES", csrc.CASES[2:4])
+    command = ["--device", "cpu", "--impl", "cpu", "--json", str(path)]
+    assert csrc.main(command) == 0
+    good = json.loads(path.read_text())["cases"]
+    assert len(good) == 2 and all(0 < row["share"] <= 1 and row["same_bits"] for row in good)
+    real = csrc.attend
+    for wrong in (lambda x: x * 1.01, lambda x: x + torch.nan, lambda x: x + 1e-3 * torch.rand_like(x)):
+        monkeypatch.setattr(csrc, "attend", lambda *args, w=wrong: (*(real(*args)[:-1]), w(real(*args)[-1])))
+        assert csrc.main(command) == 1
+        assert "FAILED" in capsys.readouterr().out
+
+
+def test_cuda_attention_that_cannot_be_had_is_said(tmp_path, capsys):
+    from bench.proof import csrc
+
+    path = tmp_path / "csrc.json"
+    assert csrc.main(["--device", "cpu", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["why_not"] in capsys.readouterr().out
+
+
+def row(share, same_bits=True):
+    return {"case": {}, "worst": "dq", "share": share, "same_bits": same_bits}
+
+
+@pytest.mark.parametrize(
+    "code, cases, why_not, line",
+    [
+        (0, [row(0.5), row(0.25)], None, r'impl="cpu": 2 cases, at most 0\.50 of the error'),
+        (0, [], "needs cuda-core", 'not run: impl="cpu" needs cuda-core'),
+        (1, [row(0.5), row(1.2)], None, "1 of 2 cases failed"),
+        (1, [row(float("nan"))], None, "1 of 1 cases failed"),
+        (1, [row(0.1, same_bits=False)], None, "1 of 1 cases failed"),
+        (1, None, None, "left with 1: no such thing"),
+        (-11, [row(0.5)], None, "left with -11"),
+        (None, None, None, "out of time"),
+    ],
+)
+def test_stage_csrc(proof, monkeypatch, code, cases, why_not, line):
+    def execute(command, log, seconds, env=None):
+        log.write_text("no such thing")
+        if cases is not None:
+            (proof.folder / "csrc.json").write_text(json.dumps({"why_not": why_not, "cases": cases}))
+        return code
+
+    monkeypatch.setattr(stages, "execute", execute)
+    if code == 0:
+        assert re.search(line, stages.csrc(proof, 10))
+        return
+    with pytest.raises(StageError, match=line):
+        stages.csrc(proof, 10)
+
+
+def test_the_path_of_a_v100_is_the_registry_s():
+    path = stages.v100_path(CPU)
+    assert path["patch_attention"][0] == "sdpa"  # "cuda" comes before it where there is a GPU
+    assert "triton" not in {names[0] for names in path.values()}
+
+
+@pytest.mark.parametrize(
+    "code, losses, skipped, failure",
+    [
+        (0, [80.0, 70.0], 0, None),
+        (1, [80.0, 70.0], 0, "patch_attention=sdpa.*left with 1"),
+        (0, [80.0], 0, "1 of 2 steps"),
+        (0, [80.0, float("nan")], 0, "losses"),
+        (0, [80.0, 70.0], 1, "1 skipped"),
+    ],
+)
+def test_stage_v100(proof, monkeypatch, code, losses, skipped, failure):
+    seen = []
+
+    def execute(command, log, seconds, env=None):
+        seen.append(env["IPT_FAST_IMPL"])
+        out = Path(command[command.index("--out") + 1])
+        out.mkdir()
+        lines = [json.dumps({"step": n, "loss": loss, "skipped": skipped}) for n, loss in enumerate(losses, 1)]
+        (out / "log.jsonl").write_text("\n".join(lines) + "\n")
+        return code
+
+    monkeypatch.setattr(stages, "execute", execute)
+    if failure is None:
+        assert stages.v100(proof, 10) == "2 steps in fp32: sdpa loss 80.00 to 70.00"
+    else:
+        with pytest.raises(StageError, match=failure):
+            stages.v100(proof, 10)
+    (impl,) = seen
+    assert "patch_attention=sdpa" in impl and "patch_contrastive_loss=" in impl and "degrade=eager" in impl
 
 
 def test_report_of_a_whole_proof():
