@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": "convert a checkpoint to or from safetensors",
     "export": "write one task's network as a torch.export program or ONNX",
     "bench": "run the benchmarks; table, JSON, CSV and plots",
+    "count": "launches, bytes, casts and waits of a training step, counted without a GPU",
 }
 
 

@@ -29,10 +29,11 @@ def run(args: argparse.Namespace) -> int:
     options = [f"--only={name}" for name in args.only] + ["--small"] * args.small
     given = {"device": args.device, "out": args.out and args.out.absolute(), "budget": args.budget}
     options += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return subprocess.run([sys.executable, "-m", "bench.suite", *options], cwd=_clone()).returncode
+    return subprocess.run([sys.executable, "-m", "bench.suite", *options], cwd=find_clone()).returncode
 
 
-def _clone() -> Path:
+def find_clone() -> Path:
+    """Return the clone that holds the benchmarks."""
     # An editable install lies in the clone; otherwise the command is run in one.
     for root in (Path(__file__).resolve().parents[2], Path.cwd()):
         if (root / "bench" / "suite.py").exists():

@@ -1,0 +1,107 @@
+"""A CUDA device that is not there: fake tensors that the product takes for CUDA ones, under any build of torch.
+
+A fake tensor reports its device to Python alone; to C++ it is a meta tensor with the keys of CUDA, for a build without
+CUDA refuses to differentiate anything that lies there. Hence autocast, which asks C++, is done here by hand.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch._dynamo  # it copies signatures when it is imported, so before one of them is replaced
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+# Of those that autocast runs in 16 bits, what the network and the losses call outside of the ops.
+_IN_16_BITS = {F.linear, F.conv2d, torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__}
+_READS = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero, torch.nonzero, Tensor.__bool__, Tensor.__float__}
+_make_subclass = Tensor._make_subclass
+
+
+def _made(cls: type, data: Tensor, requires_grad: bool = False, **options: Any) -> Tensor:
+    options.pop("dispatch_device", None)
+    return _make_subclass(cls, data, requires_grad, **options)
+
+
+class _FakeCUDA(FakeTensorMode):
+    """What C++ makes beside a tensor, as in the backward, it makes where it takes it to lie: on meta."""
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if kwargs and kwargs.get("device") == torch.device("meta"):
+            kwargs = {**kwargs, "device": torch.device("cuda", 0)}
+        return super().dispatch(func, types, args, kwargs)
+
+
+class HostFunctions(TorchFunctionMode):
+    """Autocast; and what makes the host wait for the device, or copies from the host: named in ``waits``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Forget what was before."""
+        self.waits: list[str] = []
+        self._casts: dict[int, Tensor] = {}  # autocast casts a weight once a step
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _IN_16_BITS and torch.is_autocast_enabled("cuda"):
+            args = tuple(self._cast(x) for x in args)
+            kwargs = {name: self._cast(x) for name, x in kwargs.items()}
+        if function in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
+            device = kwargs.get("device") or (args[0].device if function is Tensor.new_tensor else "cpu")
+            if torch.device(device).type == "cuda":
+                self.waits.append(f"{function.__name__} from the host's memory")
+                data = args[1] if function is Tensor.new_tensor else args[0]
+                return torch.empty(np.shape(data), dtype=kwargs.get("dtype") or torch.float32, device="cuda")
+        if function is Tensor.to and args[0].device.type == "cpu":
+            target = next((x for x in (*args[1:], *kwargs.values()) if isinstance(x, (str, torch.device))), None)
+            if target is not None and torch.device(target).type == "cuda":
+                if not kwargs.get("non_blocking"):  # the loader's batches are pinned
+                    self.waits.append("copy from pageable memory")
+                return torch.empty_like(args[0], device="cuda")
+        if function in _READS and args[0].device.type == "cuda":
+            self.waits.append(f"{function.__name__} reads from the device")
+        return function(*args, **kwargs)
+
+    def _cast(self, x: Any) -> Any:
+        dtype = torch.get_autocast_dtype("cuda")
+        if not (isinstance(x, Tensor) and x.device.type == "cuda" and x.is_floating_point()):
+            return x
+        if x.dtype in (dtype, torch.float64):
+            return x
+        if not (x.is_leaf and x.requires_grad):
+            return x.to(dtype)
+        if id(x) not in self._casts:
+            self._casts[id(x)] = x.to(dtype)
+        return self._casts[id(x)]
+
+
+@contextmanager
+def pretend_cuda(capability: tuple[int, int], memory: int) -> Iterator[None]:
+    """Let the product find a CUDA device of that capability and that many bytes; tensors made inside hold no data."""
+    answers = {
+        "is_available": lambda: True, "is_bf16_supported": lambda *a, **k: capability >= (8, 0),
+        "current_device": lambda: 0, "device_count": lambda: 1, "get_device_capability": lambda device=None: capability,
+        "get_device_properties": lambda device=None: SimpleNamespace(total_memory=memory),
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch(f"torch.cuda.{name}", answer))
+        stack.enter_context(mock.patch.object(Tensor, "_make_subclass", _made))
+        stack.enter_context(mock.patch.object(FakeTensor, "is_cuda", property(lambda x: x.device.type == "cuda")))
+        # The norm of the gradients is one call for all, for the types and devices that PyTorch lists.
+        foreach = "torch.utils._foreach_utils."
+        stack.enter_context(mock.patch(f"{foreach}_foreach_supported_types", [FakeTensor, nn.Parameter]))
+        stack.enter_context(
+            mock.patch(f"{foreach}_get_foreach_kernels_supported_devices", return_value=["cuda", "meta"])
+        )
+        stack.enter_context(_FakeCUDA(allow_non_fake_inputs=True))
+        yield

@@ -1,0 +1,215 @@
+"""One training step through the product's own code, and a line for each operation that a device would be given."""
+
+import importlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from bench.count.pretend import HostFunctions, pretend_cuda
+from bench.count.rates import Device
+from ipt_fast.data import SR_MARGIN, Batch
+from ipt_fast.engine.config import TrainConfig
+from ipt_fast.engine.distributed import DistInfo
+from ipt_fast.engine.step import TrainStep
+from ipt_fast.model import IPT
+from ipt_fast.ops import degrade
+from ipt_fast.tasks import get_task
+
+_LARGE = 1 << 20  # bytes of a "large" cat
+# Launches of the ops' own kernels, forward and backward; kernels/*.py and csrc/ say so.
+_OWN_LAUNCHES = {
+    "patch_attention": (1, 2),
+    "patch_contrastive_loss": (2, 2),
+    "pixelshuffle_tail": (1, 0),
+    "degrade": (1, 0),
+}
+_KINDS = {
+    "gemm": ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation"),
+    "convolution": ("convolution", "convolution_backward"),
+    "norm": ("native_layer_norm", "native_layer_norm_backward"),
+    "add": ("add", "add_", "sub", "sub_"),
+    "relu backward": ("threshold_backward",),
+    "sum": ("sum", "mean", "_foreach_norm", "linalg_vector_norm", "amax"),
+    "cat": ("cat", "stack"),
+    "optimizer": ("_fused_adam_", "_foreach_lerp_"),
+}
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+_NO_LAUNCH = {
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "detach", "alias",
+    "promote_types", "_unsafe_view", "_reshape_alias", "_record_function_enter_new", "_record_function_exit",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a device is given: ``bytes`` read and written, multiply-adds count two ``flops`` in ``dtype``."""
+
+    kind: str
+    name: str
+    launches: int
+    bytes: int
+    flops: int
+    dtype: str
+
+    @property
+    def is_large_cat(self) -> bool:
+        """Return whether it joins more than a megabyte."""
+        return self.kind == "cat" and self.bytes > 2 * _LARGE
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The operations of a step, in order, and what made the host wait for the device."""
+
+    operations: tuple[Operation, ...]
+    waits: tuple[str, ...]
+
+    @property
+    def launches(self) -> int:
+        """Return the launches of all operations."""
+        return sum(op.launches for op in self.operations)
+
+    def of(self, kind: str) -> list[Operation]:
+        """Return the operations of a kind."""
+        return [op for op in self.operations if op.kind == kind]
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function._schema.name.partition("::")[2]
+        if function.namespace == "ipt_fast" and args[-1] not in ("triton", "cuda"):
+            return self._inside(name, args)
+        with self:
+            result = function.decompose(*args, **kwargs)  # linear, matmul: what they are made of is what is launched
+        if result is not NotImplemented:
+            return result
+        result = function(*args, **kwargs)
+        if not _is_view(function) and name not in _NO_LAUNCH and not _is_moved_nowhere(name, args, result):
+            self.operations.append(_operation(function, name, args, kwargs, result))
+        return result
+
+    def _inside(self, name: str, args: Sequence[Any]) -> Any:
+        """Run the op's backend, which is made of PyTorch's operations, instead of asking for its shapes."""
+        op = name.removesuffix("_backward")
+        backend = importlib.import_module(f"ipt_fast.ops.{op}").BACKENDS[args[-1]]
+        launch = backend.backward if name.endswith("_backward") else backend.forward
+        with self:
+            return launch(*args[:-1])
+
+
+def _is_view(function: Any) -> bool:
+    returns = function._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _is_moved_nowhere(name: str, args: Any, result: Any) -> bool:
+    """Return whether a tensor is "copied" to where it lies already, which to C++ is another place (pretend.py)."""
+    return name == "_to_copy" and (args[0].device, args[0].dtype, args[0].stride()) == (
+        result.device, result.dtype, result.stride()
+    )  # fmt: skip
+
+
+def _operation(function: Any, name: str, args: Any, kwargs: Any, result: Any) -> Operation:
+    inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+    if not outputs:  # foreach and fused: what is written is among the inputs
+        outputs = inputs if name.startswith("_fused") else [t for t in tree_leaves(args[:1]) if isinstance(t, Tensor)]
+    flops, launches = 0, 1
+    if function.namespace == "ipt_fast":
+        op = name.removesuffix("_backward")
+        launches = _OWN_LAUNCHES[op][name.endswith("_backward")]
+        kind, flops = op, _own_flops(name, args)
+    else:
+        kind = _KIND_OF.get(name, "other")
+        packet = function.overloadpacket
+        if packet in flop_registry:
+            flops = flop_registry[packet](*args, **kwargs, out_val=result)
+        elif name == "_addmm_activation":
+            flops = 2 * args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
+    dtypes = [t.dtype for t in inputs if t.is_floating_point()]
+    if name in ("_to_copy", "copy_", "_foreach_copy_"):
+        kinds = {t.dtype for t in (*inputs, *outputs)}
+        kind = "cast" if len(kinds) > 1 else "copy"
+    read = sum(_bytes(t) for t in inputs)
+    written = sum(_bytes(t) for t in outputs)
+    dtype = str(dtypes[0]).removeprefix("torch.") if dtypes else "none"
+    return Operation(kind, name, launches, read + written, int(flops), dtype)
+
+
+def _bytes(t: Tensor) -> int:
+    """Return the bytes that are there: a dimension of stride 0 is one element."""
+    count = 1
+    for size, stride in zip(t.shape, t.stride(), strict=True):
+        count *= size if stride or size == 1 else 1
+    return count * t.element_size()
+
+
+def _own_flops(name: str, args: Sequence[Any]) -> int:
+    if name in ("patch_attention", "patch_attention_backward"):
+        q, k = (args[0], args[1]) if name == "patch_attention" else (args[1], args[2])
+        products = 2 if name == "patch_attention" else 7  # the backward computes the scores twice: dq, dk and dv apart
+        return 2 * products * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
+    if name.startswith("patch_contrastive_loss"):
+        B, N, D = args[0].shape
+        return (1 if name == "patch_contrastive_loss" else 2) * 2 * (B * N) ** 2 * D
+    return 0
+
+
+def trace_step(config: TrainConfig, task: str, device: Device) -> Counted:
+    """Count the second step of a run on ``device`` (the first one makes the optimizer's state).
+
+    Args:
+        config: a recipe; its ``batch_size`` is this one rank's.
+        task: of the batch.
+        device: pretended; the CPU is fake tensors as well.
+    """
+    with torch.device("meta"):
+        model = IPT(config.model)
+    host = HostFunctions() if device.capability else None
+    with (
+        pretend_cuda(device.capability, device.memory) if device.capability else FakeTensorMode(),
+        host or nullcontext(),
+    ):
+        kind = "cuda" if device.capability else "cpu"
+        _materialise(model, kind)
+        step = TrainStep(model, config, DistInfo(device=torch.device(kind)), degrade)
+        for _ in range(2):
+            if host:
+                host.begin_step()
+            with _Recorder() as recorder:
+                x, target = step.prepare(_batch(config, task))
+                step(x, target, task, config.lr)
+    return Counted(tuple(recorder.operations), tuple(host.waits) if host else ())
+
+
+def _materialise(model: nn.Module, kind: str) -> None:
+    def real(t: Tensor) -> Tensor:
+        return torch.empty(t.shape, dtype=t.dtype, device=kind)
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(real(parameter), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else real(buffer)
+
+
+def _batch(config: TrainConfig, task: str) -> Batch:
+    t = get_task(task)
+    side = config.model.patch_size * t.scale + (2 * SR_MARGIN * t.scale if t.kind == "sr" else 0)
+    gt = torch.empty(config.batch_size, 3, side, side, dtype=torch.uint8)
+    seeds = torch.empty(config.batch_size, dtype=torch.int64)
+    return Batch(gt=gt, lq=None, task=task, seeds=seeds, epoch=0, step=0)

@@ -1,0 +1,73 @@
+"""The counted training step: what it may ask of a device, held so that nothing lets it grow; counting counts."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from bench.count.__main__ import main
+from bench.count.predict import seconds_by_kind
+from bench.count.pretend import HostFunctions, pretend_cuda
+from bench.count.rates import DEVICES
+from bench.count.trace import trace_step
+from ipt_fast.engine.config import recipe
+
+
+@pytest.fixture(scope="module")
+def base():
+    return trace_step(recipe("base", ["batch_size=8"]), "sr2", DEVICES["h100"])
+
+
+def test_base_on_an_h100_asks_for_no_more_than_it_does(base):
+    assert base.launches <= 2460
+    assert len(base.of("cast")) <= 1104
+    assert sum(op.is_large_cat for op in base.operations) <= 36
+    assert sum(op.bytes for op in base.operations) <= 16.7e9
+    assert len(base.waits) <= 1
+
+
+def test_flops_are_those_of_the_network(base):
+    # 33.3 GMAC a window forward, twice that backward; the contrastive loss and a little of the tail's composition more.
+    network = sum(op.flops for op in base.operations if op.kind != "patch_contrastive_loss")
+    assert 1.0 < network / (8 * 3 * 2 * 33.3e9) < 1.06
+
+
+def test_the_ops_own_kernels_serve(base):
+    assert len(base.of("patch_attention")) == 72 and len(base.of("patch_contrastive_loss")) == 2
+    assert len(base.of("degrade")) == 1
+
+
+def test_more_patches_take_more_bytes_and_no_more_launches(base):
+    more = trace_step(recipe("base", ["batch_size=16"]), "sr2", DEVICES["h100"])
+    assert more.launches == base.launches
+    assert sum(seconds_by_kind(more, DEVICES["h100"]).values()) > sum(seconds_by_kind(base, DEVICES["h100"]).values())
+
+
+def test_waits_are_seen():
+    with pretend_cuda((9, 0), 80 << 30), HostFunctions() as host:
+        x = torch.empty(4, 3, device="cuda")
+        torch.tensor(3.0, device="cuda")
+        torch.empty(3).to("cuda")
+        torch.empty(3).to("cuda", non_blocking=True)  # from pinned memory, as the loader's batches are
+        assert len(host.waits) == 2
+        with pytest.raises(DataDependentOutputException):
+            x.sum().item()
+        assert len(host.waits) == 3
+
+
+def test_autocast_casts_a_weight_once():
+    with pretend_cuda((9, 0), 80 << 30), HostFunctions(), torch.autocast("cuda", dtype=torch.bfloat16):
+        weight = nn.Parameter(torch.empty(4, 3, device="cuda"))
+        y = nn.functional.linear(torch.empty(2, 3, device="cuda"), weight)
+        assert y.dtype == torch.bfloat16 and y.device.type == "cuda"
+        y.sum().backward()
+        assert weight.grad.dtype == torch.float32
+
+
+def test_command_writes_a_report_and_a_plot(tmp_path, capsys):
+    arguments = ["--preset", "tiny", "--batch-size", "2", "--device", "h100", "a100", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    said, report = capsys.readouterr().out, (tmp_path / "count.md").read_text()
+    assert "gemm" in said and "patches/s" in said
+    assert "nothing was measured on a GPU" in report and report.count("## ") == 2
+    assert (tmp_path / "count.png").stat().st_size > 10_000
