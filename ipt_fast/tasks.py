@@ -9,7 +9,7 @@ from ipt_fast.arguments import checked
 Kind = Literal["sr", "derain", "denoise", "deblur"]
 
 
-@checked
+@checked(scale=1, sigma=0)
 @dataclass(frozen=True)
 class Task:
     """One restoration task. ``scale`` is output size over input size; ``sigma`` is in pixel units (0..255)."""

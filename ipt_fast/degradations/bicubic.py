@@ -8,6 +8,7 @@ GEMMs as well, as long as sums are kept in float32.
 
 import functools
 import math
+from contextlib import nullcontext
 from fractions import Fraction
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ipt_fast.arguments import checked
 
+_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SCALES = (2, 3, 4, 5, 6, 7, 8)
 _EXACT = 1 << 24  # whole numbers up to here are exact in float32
 _LARGEST_SUM = 255 * 2  # times the denominator: the weights' absolute values add up to less than 2
@@ -98,7 +100,8 @@ def resize_planes(planes: Tensor, scale: Fraction, cut: int = 0) -> Tensor:
     dtype = torch.float32 if denominator * _LARGEST_SUM < _EXACT else torch.float64
     planes = planes.to(dtype)
     like = functools.partial(torch.tensor, dtype=dtype, device=planes.device)
-    with torch.autocast(planes.device.type, enabled=False):
+    meta = planes.device.type == "meta"  # which has no autocast
+    with nullcontext() if meta else torch.autocast(planes.device.type, enabled=False):
         rows = _bands(H, scale, cut, math.ceil(H * scale) - cut)
         planes = torch.cat([like(band) @ planes[:, low:high] for low, high, band in rows], 1)  # [P, H', W]
         planes = _round(planes, denominator)
@@ -121,25 +124,29 @@ def imresize(image: Tensor, scale: float | Fraction) -> Tensor:
 
     Raises:
         ValueError: another scale, or an image of fewer than two axes.
+        TypeError: an image that is neither uint8 nor floating.
     """
-    fraction = Fraction(scale).limit_denominator(64)
+    fraction = Fraction(float(scale)).limit_denominator(64)
     if max(fraction, 1 / fraction if fraction else 0) not in _SCALES or abs(float(fraction) - scale) > 1e-6:
         raise ValueError(f"imresize: scale is {scale}; it has to be a whole number from 2 to 8, or one over it")
+    if image.dtype not in _DTYPES or image.layout is not torch.strided or image.is_nested:
+        raise TypeError(f"imresize: image must be dense, uint8 or floating (got {image.dtype}, {image.layout})")
     if image.dim() < 2:
         raise ValueError(f"imresize: image must be [..., H, W] (got shape {list(image.shape)})")
     if image.is_floating_point():
+        image = image.to(torch.promote_types(image.dtype, torch.float32))  # a bfloat16 129.5 would be 130
         image = image.add(0.5).floor_().clamp_(0, 255)
     planes = resize_planes(image.reshape(-1, *image.shape[-2:]), fraction).float()
     return planes.reshape(*image.shape[:-2], *planes.shape[-2:])
 
 
-@checked
+@checked(scale=2)
 def bicubic_down(image: Tensor, scale: int) -> Tensor:
     """Return ``imresize(image, 1 / scale)``: the low-resolution image of the benchmarks, whole-number float32."""
     return imresize(image, Fraction(1, scale))
 
 
-@checked
+@checked(scale=2)
 def bicubic_up(image: Tensor, scale: int) -> Tensor:
     """Return ``imresize(image, scale)``: the bicubic baseline of super-resolution, rounded and clamped float32."""
     return imresize(image, Fraction(scale))

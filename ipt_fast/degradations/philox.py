@@ -28,6 +28,8 @@ def philox(seeds: Tensor, c0: Tensor | int, c1: Tensor | int, c2: int = 0, c3: i
     Returns:
         Four tensors of the broadcast shape, the same bits on every device.
     """
+    if seeds.dtype != torch.int64:
+        raise TypeError(f"philox: seeds must be int64 (got {seeds.dtype})")
     c0, c1 = (torch.as_tensor(c, device=seeds.device) for c in (c0, c1))
     shape = torch.broadcast_shapes(seeds.shape, c0.shape, c1.shape)
     key = [seeds & _MASK, (seeds >> 32) & _MASK]

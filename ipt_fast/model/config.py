@@ -83,8 +83,11 @@ class IPTConfig:
         """Invert ``to_dict``.
 
         Raises:
+            TypeError: no dict.
             ValueError: a key that no field has, or a value that no network can have.
         """
+        if not isinstance(values, dict):
+            raise TypeError(f"IPTConfig: needs a dict of its fields (got {type(values).__name__})")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"IPTConfig: unknown fields {unknown}; known are {sorted(known)}")

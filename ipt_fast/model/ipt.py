@@ -7,9 +7,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from ipt_fast.arguments import checked
 from ipt_fast.model.config import IPTConfig
 from ipt_fast.model.layers import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, MLPHead
 from ipt_fast.model.tail import Tail
+from ipt_fast.ops._common import check_dense, check_type
 from ipt_fast.tasks import get_task
 
 # Of DIV2K, as in EDSR; times 255 at use.
@@ -29,8 +31,9 @@ class MeanShift(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the mean colour."""
-        self.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
-        self.bias.copy_(self.sign * 255.0 * torch.tensor(RGB_MEAN))
+        device = self.bias.device  # whatever torch's defaults are by now
+        self.weight.copy_(torch.eye(3, dtype=torch.float32, device=device).view(3, 3, 1, 1))
+        self.bias.copy_(self.sign * 255.0 * torch.tensor(RGB_MEAN, dtype=torch.float32, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W]; never in less than float32, where a level of 255 would be rounded."""
@@ -85,7 +88,7 @@ class PositionEncoding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set the indices."""
-        self.position_ids.copy_(torch.arange(self.position_ids.shape[1])[None])
+        self.position_ids.copy_(torch.arange(self.position_ids.shape[1], device=self.position_ids.device)[None])
 
 
 class Body(nn.Module):
@@ -138,6 +141,7 @@ def init_weights(module: nn.Module) -> None:
         reset()
 
 
+@checked
 class IPT(nn.Module):
     """The Image Processing Transformer.
 
@@ -163,6 +167,7 @@ class IPT(nn.Module):
         if device.type != "meta":
             self.to_empty(device=device).apply(init_weights)
 
+    @checked
     def set_recompute(self, on: bool) -> None:
         """Set whether the backward recomputes the hidden layers, as it does at first, or they are kept for it.
 
@@ -178,9 +183,12 @@ class IPT(nn.Module):
         """Return the index of head, tail and embedding of a task, given by name or index.
 
         Raises:
+            TypeError: neither a name nor an index.
             ValueError: the network has no such task.
         """
         names = self.config.tasks
+        if not isinstance(task, (str, int)) or isinstance(task, bool):
+            raise TypeError(f"IPT: task must be a name or an index (got {type(task).__name__})")
         if isinstance(task, int) and 0 <= task < len(names):
             return task
         if task in names:
@@ -202,8 +210,9 @@ class IPT(nn.Module):
     @overload
     def forward(self, x: Tensor, task: str | int, return_features: Literal[True]) -> tuple[Tensor, Tensor]: ...
     def forward(self, x: Tensor, task: str | int, return_features: bool = False):
-        """See the class. Raises ValueError on a wrong shape, dtype or task."""
+        """See the class. Raises ValueError on a wrong shape, dtype or task, TypeError on what is none."""
         check_input(x, self.config.patch_size)
+        check_type("IPT", "return_features", return_features, bool, "True or False")
         index = self.task_index(task)
         x = self.sub_mean(x).to(next(self.head[index].parameters()).dtype)
         x = self.head[index](x)  # [B, n_feats, S, S]
@@ -213,7 +222,8 @@ class IPT(nn.Module):
 
 
 def check_input(x: Tensor, size: int) -> None:
-    """Refuse what is no batch of windows [B, 3, size, size] with a ValueError."""
+    """Refuse what is no batch of windows [B, 3, size, size] with a ValueError, what is no tensor with a TypeError."""
+    check_dense("IPT", "x", x, f"a tensor [B, 3, {size}, {size}]")
     if x.ndim != 4 or x.shape[1:] != (3, size, size):
         raise ValueError(
             f"IPT: needs x of shape [B, 3, {size}, {size}], got {list(x.shape)}; "

@@ -1,7 +1,7 @@
 """Questions that several ops ask of a call, of its arguments and of the machine."""
 
-import math
 import numbers
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,16 +13,27 @@ from torch.autograd import forward_ad
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_tensor(op: str, name: str, x: Any, dtypes: Sequence[torch.dtype] = FLOATS, shape: str = "") -> None:
-    """Raise TypeError unless ``x`` is a dense tensor of one of ``dtypes``; ``shape`` is what a message asks for."""
-    needed = f"a tensor {shape}".strip()
+def check_dense(op: str, name: str, x: Any, needed: str) -> None:
+    """Raise TypeError unless ``x`` is a dense tensor, which a message calls ``needed``."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be {needed} (got {type(x).__name__})")
-    if x.dtype not in dtypes:
-        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-        raise TypeError(f"{op}: {name} must be {', '.join(names[:-1])} or {names[-1]} (got {x.dtype})")
     if x.layout is not torch.strided or x.is_nested:
         raise TypeError(f"{op}: {name} must be {needed}, dense (got a {'nested' if x.is_nested else x.layout} one)")
+
+
+def check_tensor(op: str, name: str, x: Any, dtypes: Sequence[torch.dtype] = FLOATS, shape: str = "") -> None:
+    """Raise TypeError unless ``x`` is a dense tensor of one of ``dtypes``; ``shape`` is what a message asks for."""
+    check_dense(op, name, x, f"a tensor {shape}".strip())
+    if x.dtype not in dtypes:
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        raise TypeError(f"{op}: {name} must be {listed} (got {x.dtype})")
+
+
+def check_type(op: str, name: str, x: Any, kind: Any, needed: str) -> None:
+    """Raise TypeError unless ``x`` is of that kind, which a message calls ``needed``."""
+    if not isinstance(x, kind):
+        raise TypeError(f"{op}: {name} must be {needed} (got {_shown(x)})")
 
 
 def check_integer(op: str, name: str, x: Any, least: int) -> None:
@@ -33,24 +44,27 @@ def check_integer(op: str, name: str, x: Any, least: int) -> None:
         raise ValueError(f"{op}: {name} must be at least {least} (got {x})")
 
 
-def check_number(op: str, name: str, x: Any) -> None:
-    """Raise unless ``x`` is a finite number; a tensor is none, because its gradient would be dropped."""
+def check_number(op: str, name: str, x: Any, least: float = -sys.float_info.max) -> float:
+    """Return ``x``; raise unless it is a finite number. A tensor is none, because its gradient would be dropped."""
     if not isinstance(x, numbers.Real) or isinstance(x, bool):
         raise TypeError(f"{op}: {name} must be a number without gradient (got {_shown(x)})")
-    if not math.isfinite(x):
+    size: Any = abs(x)
+    if not size <= sys.float_info.max:  # not math.isfinite, which the whole numbers beyond make raise
         raise ValueError(f"{op}: {name} must be finite (got {x})")
+    if x < least:
+        raise ValueError(f"{op}: {name} must be at least {least} (got {x})")
+    return float(x)
 
 
 def check_choice(op: str, name: str, x: Any, known: Sequence[str]) -> None:
     """Raise unless ``x`` is one of the names that are ``known``."""
-    if not isinstance(x, str):
-        raise TypeError(f"{op}: {name} must be one of {', '.join(known)} (got {_shown(x)})")
+    check_type(op, name, x, str, f"one of {', '.join(known)}")
     if x not in known:
         raise ValueError(f'{op}: {name}="{x}" is unknown; use one of {", ".join(known)}')
 
 
 def _shown(x: Any) -> str:
-    return repr(x) if isinstance(x, (int, float, str)) else type(x).__name__
+    return repr(x)[:80] if isinstance(x, (int, float, str)) else type(x).__name__
 
 
 def check_like(op: str, name: str, x: Tensor, model: str, y: Tensor, any_dtype: bool = False) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ipt_fast.ops._common import any_requires_grad, forward_mode
+from ipt_fast.ops._common import any_requires_grad, check_type, forward_mode
 
 _VARIABLE = "IPT_FAST_IMPL"
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -88,9 +88,12 @@ class Backends:
         """Return the backend that serves ``call``; ``impl`` is the caller's explicit choice, or None.
 
         Raises:
+            TypeError: the choice is no name.
             ValueError: the chosen name is no backend of the op.
             RuntimeError: the chosen backend cannot serve this call, or no backend can.
         """
+        if impl is not None:
+            check_type(self.op, "impl", impl, str, "the name of a backend or None")
         return self._by_name[self._resolve(impl, *call)]
 
     @constant_to_compilers

@@ -10,6 +10,7 @@ from torch import Tensor
 from ipt_fast.degradations.bicubic import resize_planes
 from ipt_fast.degradations.noise import add_noise
 from ipt_fast.degradations.rain import add_rain, rain_layers
+from ipt_fast.ops._common import check_integer, check_tensor, check_type
 from ipt_fast.ops._registry import Backend, Backends, triton_missing
 from ipt_fast.tasks import Task, get_task
 
@@ -27,21 +28,23 @@ class _Call(NamedTuple):
 
 
 def degrade_reference(
-    clean: Tensor, task: Task, seeds: Tensor, margin: int = 0, rain: Rain | None = None
+    clean: Tensor, seeds: Tensor, layers: Tensor | None, kind: str, scale: int, sigma: float, margin: int
 ) -> tuple[Tensor, Tensor]:
     """Return (input, target) in plain PyTorch on any device; the oracle of every backend, and the CPU's own."""
-    if task.kind == "sr":
+    if kind == "sr":
         B, C, H, W = clean.shape
-        shrunk = resize_planes(clean.reshape(B * C, H, W), Fraction(1, task.scale), cut=margin)  # [B C, h, w]
-        edge = margin * task.scale
-        return shrunk.reshape(B, C, *shrunk.shape[1:]), clean[..., edge : H - edge, edge : W - edge].float()
-    if task.kind == "denoise":
-        return add_noise(clean, seeds, task.sigma), clean.float()
-    layers = (rain or rain_layers)(seeds, *clean.shape[2:])  # [B, H, W]
-    return add_rain(clean, layers), clean.float()
+        shrunk = resize_planes(clean.reshape(B * C, H, W), Fraction(1, scale), cut=margin)  # [B C, h, w]
+        edge = margin * scale
+        target = clean[..., edge : H - edge, edge : W - edge].to(torch.float32, memory_format=torch.contiguous_format)
+        return shrunk.reshape(B, C, *shrunk.shape[1:]).float(), target
+    target = clean.to(torch.float32, memory_format=torch.contiguous_format)
+    if kind == "denoise":
+        return add_noise(clean, seeds, sigma), target
+    layers = rain_layers(seeds, *clean.shape[2:]) if layers is None else layers  # [B, H, W]
+    return add_rain(target, layers.float()), target
 
 
-# Backends. The Triton kernels take what the task is made of; neither clean nor seeds have gradients.
+# Backends take what the task is made of; neither clean nor seeds have gradients.
 
 
 def _triton(clean, seeds, layers, kind, scale, sigma, margin):
@@ -75,7 +78,7 @@ BACKENDS = Backends(
 )
 
 
-# Dispatcher registration of the one backend that is no composition of PyTorch's own operators
+# Dispatcher registration
 
 
 def _fake(clean, seeds, layers, kind, scale, sigma, margin, impl):
@@ -95,20 +98,17 @@ _forward = BACKENDS.define_forward(
 def _check(
     clean: Tensor, task: Task, generator: torch.Generator | None, seeds: Tensor | None, margin: int, rain: Rain | None
 ) -> None:
-    if not isinstance(clean, Tensor) or clean.dtype != torch.uint8:
-        kind = clean.dtype if isinstance(clean, Tensor) else type(clean).__name__
-        raise TypeError(f"{_OP}: clean must be a uint8 tensor [B, 3, H, W] (got {kind})")
+    check_tensor(_OP, "clean", clean, (torch.uint8,), "[B, 3, H, W]")
     if clean.dim() != 4 or clean.shape[1] != 3 or 0 in clean.shape:
         raise ValueError(f"{_OP}: clean must be [B, 3, H, W] and not empty (got shape {list(clean.shape)})")
     if task.kind == "deblur":
         raise ValueError(f'{_OP}: task "{task.name}" has no synthetic degradation; it is trained on pairs of photos')
     if rain is not None and task.kind != "derain":
         raise ValueError(f'{_OP}: rain= is for the task "derain" (got "{task.name}"); leave it out')
-    if rain is not None and not callable(rain):
-        raise TypeError(f"{_OP}: rain must be a function of seeds, height and width (got {type(rain).__name__})")
-    if not isinstance(margin, int) or isinstance(margin, bool):
-        raise TypeError(f"{_OP}: margin must be a whole number (got {type(margin).__name__})")
-    if margin < 0 or (margin and task.kind != "sr"):
+    if rain is not None:
+        check_type(_OP, "rain", rain, Callable, "a function of seeds, height and width")
+    check_integer(_OP, "margin", margin, 0)
+    if margin and task.kind != "sr":
         raise ValueError(f'{_OP}: margin is {margin} for the task "{task.name}"; it has to be 0, or more for sr tasks')
     sides, needed = clean.shape[2:], (2 * margin + 1) * task.scale
     if any(side % task.scale for side in sides) or min(sides) < needed:
@@ -116,14 +116,27 @@ def _check(
             f"{_OP}: {task.name} with margin {margin} needs sides that are multiples of {task.scale} and at least "
             f"{needed} pixels (got {sides[0]} x {sides[1]}); cut the crops to that"
         )
-    if seeds is not None and not isinstance(seeds, Tensor):
-        raise TypeError(f"{_OP}: seeds must be an int64 tensor [B] (got {type(seeds).__name__})")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"{_OP}: generator must be a torch.Generator (got {type(generator).__name__})")
-    if seeds is not None and (seeds.dtype != torch.int64 or seeds.shape != clean.shape[:1]):
+    if generator is not None:
+        check_type(_OP, "generator", generator, torch.Generator, "a torch.Generator")
+    if seeds is None:
+        return
+    check_tensor(_OP, "seeds", seeds, (torch.int64,), "[B]")
+    if seeds.shape != clean.shape[:1] or (seeds.is_meta and not clean.is_meta):
         raise ValueError(
-            f"{_OP}: seeds must be int64 [B] with B={len(clean)}, one per image (got {seeds.dtype} {list(seeds.shape)})"
+            f"{_OP}: seeds must be [B] with B={len(clean)}, one per image (got {list(seeds.shape)} on {seeds.device})"
         )
+
+
+def _layers(rain: Rain, clean: Tensor, seeds: Tensor) -> Tensor:
+    B, _, H, W = clean.shape
+    layers = rain(seeds, H, W)
+    check_tensor(_OP, "what rain returns", layers, shape="[B, H, W]")
+    if layers.device != clean.device or layers.shape not in ((B, H, W), (1, H, W)):
+        raise ValueError(
+            f"{_OP}: what rain returns must be [{B} or 1, {H}, {W}] on {clean.device} "
+            f"(got {list(layers.shape)} on {layers.device})"
+        )
+    return layers
 
 
 def degrade(
@@ -169,8 +182,7 @@ def degrade(
         ValueError: wrong shape, seeds or margin, an unknown task, or one without a synthetic degradation.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    if not isinstance(task, (str, Task)):
-        raise TypeError(f"{_OP}: task must be a name or a Task (got {type(task).__name__})")
+    check_type(_OP, "task", task, (str, Task), "a name or a Task")
     task = get_task(task)
     _check(clean, task, generator, seeds, margin, rain)
     backend = BACKENDS.resolve(impl, _Call(str(clean.device), task.scale))
@@ -180,9 +192,7 @@ def degrade(
         device = generator.device if generator is not None else "cpu"
         seeds = torch.randint(-(2**63), 2**63 - 1, (len(clean),), generator=generator, device=device)
     seeds = seeds.to(clean.device, non_blocking=True)
-    if backend.name == "eager":
-        return degrade_reference(clean, task, seeds, margin, rain)
-    layers = None if rain is None else rain(seeds, *clean.shape[2:])
+    layers = None if rain is None else _layers(rain, clean, seeds)
     return _forward(clean, seeds, layers, task.kind, task.scale, task.sigma, margin, backend.name)
 
 

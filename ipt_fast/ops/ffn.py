@@ -18,6 +18,7 @@ from ipt_fast.ops._common import (
     check_choice,
     check_number,
     check_tensor,
+    check_type,
     compute_dtype,
 )
 from ipt_fast.ops._registry import Backend, Backends
@@ -208,7 +209,8 @@ def ffn(
     for name, t in (("x", x), ("weight1", weight1), ("weight2", weight2)):
         check_tensor(_OP, name, t)
     check_choice(_OP, "activation", activation, tuple(_ACTIVATIONS))
-    check_number(_OP, "eps", eps)
+    check_type(_OP, "recompute", recompute, bool, "True or False")
+    eps = check_number(_OP, "eps", eps, least=0)
     if (norm_weight is None) != (norm_bias is None):
         raise ValueError(f"{_OP}: needs norm_weight and norm_bias, or neither to leave the LayerNorm out (got one)")
     if x.dim() < 1 or weight1.dim() != 2 or weight2.dim() != 2:

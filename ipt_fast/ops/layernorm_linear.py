@@ -207,7 +207,7 @@ def layernorm_linear(
     """
     for name, t in (("x", x), ("norm_weight", norm_weight), ("norm_bias", norm_bias), ("weight", weight)):
         check_tensor(_OP, name, t)
-    check_number(_OP, "eps", eps)
+    eps = check_number(_OP, "eps", eps, least=0)
     if x.dim() < 1 or weight.dim() != 2:
         raise ValueError(
             f"{_OP}: x must be [..., D] and weight [D_out, D] (got {list(x.shape)} and {list(weight.shape)})"

@@ -246,9 +246,7 @@ def patch_attention(
         q_embed, k_embed = cast(q_embed, dtype), cast(k_embed, dtype)
     _check(q, k, v, num_heads, q_embed, k_embed)
     head_dim = q.shape[-1] // num_heads
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-    check_number(_OP, "scale", scale)
-    scale = float(scale)
+    scale = 1.0 / math.sqrt(head_dim) if scale is None else check_number(_OP, "scale", scale)
     backend = BACKENDS.resolve(impl, _Call(str(q.device), q.dtype, operator.index(head_dim)))
     if q.shape[0] == 0:
         return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)

@@ -132,7 +132,7 @@ def test_a_gpu_gives_what_the_cpu_gives(task):
 
 
 REFUSED = [
-    ({"clean": crops().float()}, TypeError, r"clean must be a uint8 tensor \[B, 3, H, W\] \(got torch.float32\)"),
+    ({"clean": crops().float()}, TypeError, r"clean must be uint8 \(got torch.float32\)"),
     ({"clean": [1]}, TypeError, r"\(got list\)"),
     ({"clean": crops()[0]}, ValueError, r"clean must be \[B, 3, H, W\] and not empty \(got shape \[3, 48, 48\]\)"),
     ({"clean": crops()[:, :2]}, ValueError, r"got shape \[4, 2, 48, 48\]"),
@@ -140,16 +140,16 @@ REFUSED = [
     ({"task": "sr5"}, ValueError, "task 'sr5' is not known; choose one of sr2"),
     ({"task": "deblur"}, ValueError, '"deblur" has no synthetic degradation; it is trained on pairs of photos'),
     ({"rain": rain_layers}, ValueError, r'rain= is for the task "derain" \(got "sr2"\); leave it out'),
-    ({"margin": -1}, ValueError, r'margin is -1 for the task "sr2"'),
+    ({"margin": -1}, ValueError, r"margin must be at least 0 \(got -1\)"),
     ({"margin": 2, "task": "derain"}, ValueError, 'margin is 2 for the task "derain"; it has to be 0, or more for sr'),
     ({"margin": 12}, ValueError, r"sr2 with margin 12 needs .* multiples of 2 and at least 50 pixels \(got 48 x 48\)"),
     ({"clean": crops(4, 48, 47)}, ValueError, r"multiples of 2 .*\(got 48 x 47\); cut the crops to that"),
-    ({"seeds": torch.arange(3)}, ValueError, r"seeds must be int64 \[B\] with B=4, .* \(got torch.int64 \[3\]\)"),
-    ({"seeds": torch.zeros(4)}, ValueError, r"\(got torch.float32 \[4\]\)"),
-    ({"task": 2}, TypeError, r"task must be a name or a Task \(got int\)"),
-    ({"seeds": [1, 2, 3, 4]}, TypeError, r"seeds must be an int64 tensor \[B\] \(got list\)"),
-    ({"margin": 1.5}, TypeError, r"margin must be a whole number \(got float\)"),
-    ({"generator": 7}, TypeError, r"generator must be a torch.Generator \(got int\)"),
+    ({"seeds": torch.arange(3)}, ValueError, r"seeds must be \[B\] with B=4, one per image \(got \[3\] on cpu"),
+    ({"seeds": torch.zeros(4)}, TypeError, r"seeds must be int64 \(got torch.float32\)"),
+    ({"task": 2}, TypeError, r"task must be a name or a Task \(got 2\)"),
+    ({"seeds": [1, 2, 3, 4]}, TypeError, r"seeds must be a tensor \[B\] \(got list\)"),
+    ({"margin": 1.5}, TypeError, r"margin must be a whole number \(got 1.5\)"),
+    ({"generator": 7}, TypeError, r"generator must be a torch.Generator \(got 7\)"),
     ({"task": "derain", "rain": 3}, TypeError, r"rain must be a function"),
     ({"impl": "cuda"}, ValueError, 'impl="cuda" is not a backend; choose one of .*eager'),
 ]
