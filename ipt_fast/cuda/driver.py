@@ -24,11 +24,13 @@ def launch(kernel: Kernel, device: torch.device, blocks: int, arguments: Sequenc
         arguments: in the order of the source; tensors become pointers, None a null pointer, strides ``Stride``, other
             integers ``int``, floats ``float``.
     """
-    from cuda.core import LaunchConfig, Stream
+    from cuda.core import Device, LaunchConfig, Stream
     from cuda.core import launch as launch_kernel
 
     with torch.cuda.device(device):
-        function = load(kernel, torch.cuda.current_device())
+        index = torch.cuda.current_device()
+        Device(index).set_current()  # autograd's threads may have made no call yet that binds a context to them
+        function = load(kernel, index)
         stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
         config = LaunchConfig(grid=blocks, block=kernel.threads, shmem_size=kernel.shared)
         launch_kernel(stream, config, function, *map(_argument, arguments))

@@ -25,6 +25,7 @@ class Machine:
     attributes: list[tuple[Any, ...]] = field(default_factory=list)
     loaded: list[bytes] = field(default_factory=list)
     inside: list[torch.device] = field(default_factory=list)
+    bound: bool = False
     kernel: Any = None
 
 
@@ -53,7 +54,7 @@ def machine(monkeypatch, tmp_path):
             return SimpleNamespace(get_kernel=lambda symbol: SimpleNamespace(symbol=symbol, handle=f"handle {symbol}"))
 
     def launch(stream, config, function, *arguments):
-        assert found.inside, "outside the guard that makes the device current"
+        assert found.inside and found.bound, "the device is not current, or the thread has no context"
         one = SimpleNamespace(stream=stream, config=config, symbol=function.symbol, arguments=arguments)
         found.launches.append(one)
         if found.kernel is not None:
@@ -63,15 +64,20 @@ def machine(monkeypatch, tmp_path):
         found.attributes.append((attribute, value, handle, device))
         return (0,)
 
+    def bind():
+        found.bound = True
+
     @contextmanager
     def current(device):
         found.inside.append(torch.device(device))
         yield
         found.inside.pop()
+        found.bound = False
 
     core = _module(
         monkeypatch,
         "cuda.core",
+        Device=lambda number: SimpleNamespace(set_current=bind),
         LaunchConfig=lambda **options: SimpleNamespace(**options),
         Stream=SimpleNamespace(from_handle=lambda handle: handle),
         ObjectCode=ObjectCode,

@@ -220,6 +220,11 @@ def test_the_library_is_as_the_launch_takes_it():
 
     config = core.LaunchConfig(grid=70_000, block=128, shmem_size=95_504)
     assert (config.grid, config.block, config.shmem_size) == ((70_000, 1, 1), (128, 1, 1), 95_504)
-    assert callable(core.launch) and callable(core.Stream.from_handle) and callable(core.ObjectCode.from_cubin)
+    assert (
+        callable(core.Device.set_current)
+        and callable(core.launch)
+        and callable(core.Stream.from_handle)
+        and callable(core.ObjectCode.from_cubin)
+    )
     assert driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     assert callable(driver.cuKernelSetAttribute) and driver.CUresult.CUDA_SUCCESS == 0
