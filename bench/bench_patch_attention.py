@@ -67,8 +67,8 @@ def make_function(contender):
     )
 
 
-def skip_where_it_cannot_run(device, contender, B, N):
-    if reason := backend_status(device).get(contender):
+def skip_where_it_cannot_run(device, contender, dtype, B, N):
+    if reason := backend_status(device, dtype).get(contender):
         pytest.skip(f"{contender} {reason}")
     if device.type == "cuda":
         if contender == "sdpa":
@@ -110,8 +110,8 @@ def least(B, N, size, direction):
 
 
 def bench_attention(measure, device, dtype, B, N, direction, contender):
-    skip_where_it_cannot_run(device, contender, B, N)
     kind = {"device": device, "dtype": getattr(torch, dtype)}
+    skip_where_it_cannot_run(device, contender, kind["dtype"], B, N)
     # As the network gives them: views of packed projections.
     packed, embeds = torch.randn(B, N, 3 * D, **kind), torch.randn(N, 2 * D, **kind)
     inputs = [x.requires_grad_() for x in (*packed.chunk(3, dim=-1), *embeds.chunk(2, dim=-1))]

@@ -5,6 +5,7 @@ import torch
 
 from bench.case import Work, measure_call, peak_bytes
 from bench.ceilings import measure_ceilings
+from ipt_fast.ops._registry import assume
 
 CPU = torch.device("cpu")
 
@@ -61,3 +62,15 @@ def test_ceilings_are_rates():
     assert ceilings.copy_bandwidth > 1e8
     assert {"float32", "bfloat16"} == set(ceilings.matmul_rate)
     assert all(rate > 1e8 for rate in ceilings.matmul_rate.values())
+
+
+@pytest.mark.parametrize("dtype, words", [(torch.float16, None), (torch.bfloat16, "cuda has float16 kernels alone")])
+def test_attention_skips_a_backend_that_has_no_kernel_of_the_dtype(dtype, words):
+    from bench.bench_patch_attention import skip_where_it_cannot_run
+
+    with assume((9, 0)):
+        if words is None:
+            skip_where_it_cannot_run(torch.device("cuda"), "cuda", dtype, 8, 256)
+            return
+        with pytest.raises(pytest.skip.Exception, match=words):
+            skip_where_it_cannot_run(torch.device("cuda"), "cuda", dtype, 8, 256)
