@@ -85,13 +85,17 @@ def compile_cubin(source: Path, arch: int) -> bytes:
     """
     from cuda.core import Program, ProgramOptions
 
-    folders = [str(source.parent), *dict.fromkeys(_found_headers().values())]
+    headers = list(dict.fromkeys(_found_headers().values()))
+    folders = [str(source.parent), *headers]
     options = ProgramOptions(name=source.name, arch=f"sm_{arch}", std="c++17", include_path=folders)
     program = Program(source.read_text(), "c++", options)
     try:
         return bytes(program.compile("cubin", name_expressions=_expressions(source, arch)).code)
     except Exception as error:  # NVRTCError is no public name
-        raise RuntimeError(f"{source.name} does not compile for sm_{arch} with {_compiler()}: {error}") from error
+        raise RuntimeError(
+            f"{source.name} does not compile for sm_{arch} with {_compiler()} and the headers of {', '.join(headers)}; "
+            f"for a set that fits {_advice(arch)}: {error}"
+        ) from error
 
 
 def symbol(code: bytes, kernel: Kernel) -> str:

@@ -127,10 +127,10 @@ def test_a_full_disk_leaves_no_part_of_a_file(source, small_files, caplog):
 @needs_compiler
 def test_what_does_not_compile_says_why(source):
     source.write_text("__global__ void bad() { nonsense; }")
-    with pytest.raises(
-        RuntimeError, match=r'small.cu does not compile for sm_80 with NVRTC [\d.]+: (.|\n)*"nonsense" is'
-    ):
+    words = r"small.cu does not compile for sm_80 with NVRTC [\d.]+ and the headers of /.*; for a set that fits install"
+    with pytest.raises(RuntimeError, match=words + r'(.|\n)*"nonsense" is'):
         code.cubin(source, 80)
+    assert cached() == []
 
 
 @needs_compiler
