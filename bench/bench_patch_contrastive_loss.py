@@ -8,8 +8,8 @@ from ipt_fast.ops import patch_contrastive_loss
 from ipt_fast.ops.patch_contrastive_loss import backend_status
 
 # "medium" lets float32 features have bfloat16 products: torch.set_float32_matmul_precision("medium").
-CASES = [("float32", name) for name in ("eager", "cpu", "cpu medium", "triton", "triton medium")]
-CASES += [("bfloat16", name) for name in ("eager", "cpu", "triton")]
+CASES = [("float32", name) for name in ("eager", "gemm", "gemm medium", "triton", "triton medium")]
+CASES += [("bfloat16", name) for name in ("eager", "gemm", "triton")]
 DENSE_LIMIT = {"cpu": 2 << 30, "cuda": 40 << 30}  # bytes that the eager loss may take here
 
 

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ipt_fast.ops._common import autocast_off, check_choice, check_number, check_tensor
-from ipt_fast.ops._patch_contrastive_loss_cpu import NO_DIRECTION, cpu_backward, cpu_forward
+from ipt_fast.ops._patch_contrastive_loss_gemm import NO_DIRECTION, gemm_backward, gemm_forward, kept_dtype
+from ipt_fast.ops._patch_contrastive_loss_ring import ranks_in_scope
 from ipt_fast.ops._registry import Backend, Backends, triton_missing
 
 _OP = "patch_contrastive_loss"
@@ -81,13 +82,13 @@ class _Remote(torch.autograd.Function):
         return grads[first : first + ctx.images]
 
 
-# Backends. "eager" gives values per image [B]; the others also the sums over the negatives, and the sum of each image's
-# unit tokens, for the backward, which recomputes the similarities.
+# Backends. "eager" gives values per image [B]; the others also row statistics, which the backward takes instead of the
+# cosines, and the sum of each image's unit tokens.
 
 
-def _eager(features: Tensor, mode: str, temperature: float, ranks: int) -> Tensor:
+def _eager(features: Tensor, mode: str, temperature: float, scope: str) -> Tensor:
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-    others = _Remote.apply(features) if ranks > 1 else None  # [(R - 1) B, N, D]
+    others = _Remote.apply(features) if ranks_in_scope(scope) > 1 else None  # [(R - 1) B, N, D]
     with autocast_off(features):
         return patch_contrastive_loss_reference(features, mode, temperature, others)
 
@@ -100,26 +101,25 @@ def _triton_precision(features: Tensor) -> tuple[torch.dtype, str]:
     return torch.bfloat16 if allowed == "medium" else torch.float32, "tf32" if allowed == "high" else "ieee"
 
 
-def _triton(features: Tensor, others: Tensor | None, mode: str, temperature: float) -> tuple[Tensor, ...]:
+def _triton(features: Tensor, mode: str, temperature: float, scope: str) -> tuple[Tensor, ...]:
     from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_forward
 
+    others = _gather_remote(features) if ranks_in_scope(scope) > 1 else None
     sums, log_means, token_sum = patch_contrastive_forward(features, others, *_triton_precision(features))
     return sums, log_means - token_sum.square().sum(1) / features.shape[1] ** 2, token_sum
 
 
-def _triton_backward(features, coefficients, positive_grad, others, others_coefficients, mode, temperature) -> Tensor:
+def _triton_backward(features, sums, positive_grad, weights, mode, temperature, scope) -> Tensor:
     from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_backward
 
-    if others_coefficients is not None:
-        coefficients = torch.cat([coefficients, others_coefficients])  # [K, N, N]
+    coefficients, others = (weights / features.shape[1] ** 2)[:, None, None] / sums, None  # [B, N, N]
+    if ranks_in_scope(scope) > 1:
+        others, coefficients = _gather_remote(features), torch.cat([coefficients, _gather_remote(coefficients)])
     with autocast_off(features):
         return patch_contrastive_backward(features, coefficients, positive_grad, others, *_triton_precision(features))
 
 
-def _cpu_reason(call: _Call) -> str | None:
-    kind = torch.device(call.device).type
-    if kind != "cpu":
-        return f"serves CPU tensors (found {kind})"
+def _gemm_reason(call: _Call) -> str | None:
     if call.mode == "supcon" and call.temperature < _MIN_TEMPERATURE:
         return f"needs temperature >= {_MIN_TEMPERATURE} (got {call.temperature})"
     return None
@@ -135,14 +135,14 @@ def _triton_reason(call: _Call) -> str | None:
 
 def _preference(call: _Call) -> list[str]:
     on_cpu = torch.device(call.device).type == "cpu"  # there Triton is its interpreter
-    return ["cpu", "triton", "eager"] if on_cpu else ["triton", "cpu", "eager"]
+    return ["gemm", "triton", "eager"] if on_cpu else ["triton", "gemm", "eager"]
 
 
 BACKENDS = Backends(
     _OP,
     _Call,
     (
-        Backend("cpu", cpu_forward, cpu_backward, _cpu_reason),
+        Backend("gemm", gemm_forward, gemm_backward, _gemm_reason),
         Backend("triton", _triton, _triton_backward, _triton_reason),
         Backend("eager", _eager),
     ),
@@ -150,58 +150,52 @@ BACKENDS = Backends(
 )
 
 
-# Dispatcher registration
+# Dispatcher registration. Ranks exchange blocks inside the ops: to a compiler scope "global" is one op, too.
 
 
-def _forward_fake(features, others, mode, temperature, impl):
+def _forward_fake(features, mode, temperature, scope, impl):
     B, N, D = features.shape
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    sums = features.new_empty((B, N, N) if mode == "paper" else (B * N, 1, 1), dtype=dtype)
-    return sums, sums.new_empty(B), sums.new_empty(B, D)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    shape, dtype = ((B, N, N) if mode == "paper" else (B * N, 1, 1)), wide
+    if impl == "gemm":
+        dtype = kept_dtype(features.dtype, mode)
+    kept = features.new_empty(shape, dtype=dtype)
+    return kept, features.new_empty(B, dtype=wide), features.new_empty(B, D, dtype=wide)
 
 
-def _backward_fake(features, coefficients, positive_grad, others, others_coefficients, mode, temperature, impl):
+def _backward_fake(features, kept, positive_grad, weights, mode, temperature, scope, impl):
     return features.new_empty(features.shape)
 
 
-_HOW = "str mode, float temperature, str impl"
+_HOW = "str mode, float temperature, str scope, str impl"
 _forward = BACKENDS.define_forward(
-    f"(Tensor features, Tensor? others, {_HOW}) -> (Tensor sums, Tensor values, Tensor token_sum)", _forward_fake
+    f"(Tensor features, {_HOW}) -> (Tensor kept, Tensor values, Tensor token_sum)", _forward_fake
 )
 _gradient = BACKENDS.define_backward(
-    "(Tensor features, Tensor coefficients, Tensor positive_grad, Tensor? others, Tensor? others_coefficients, "
-    f"{_HOW}) -> Tensor",
-    _backward_fake,
+    f"(Tensor features, Tensor kept, Tensor positive_grad, Tensor weights, {_HOW}) -> Tensor", _backward_fake
 )
 
 
 class _PatchContrastiveLoss(torch.autograd.Function):
-    """Saves the features and the sums over the negatives."""
+    """Saves the features and the row statistics."""
 
     generate_vmap_rule = True
     forward = staticmethod(_forward)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        features, others, *ctx.options = inputs
-        sums, _, token_sum = output
-        ctx.save_for_backward(features, sums, token_sum, others)
-        ctx.mark_non_differentiable(sums, token_sum)
+        features, *ctx.options = inputs
+        kept, _, token_sum = output
+        ctx.save_for_backward(features, kept, token_sum)
+        ctx.mark_non_differentiable(kept, token_sum)
 
     @staticmethod
     def backward(ctx, _, weights, __):
-        features, sums, token_sum, others = ctx.saved_tensors
-        N, (mode, temperature, _) = features.shape[1], ctx.options
+        features, kept, token_sum = ctx.saved_tensors
+        N, (mode, temperature, *_) = features.shape[1], ctx.options
         pairs = N * N if mode == "paper" else N * (N - 1) * temperature
         positive_grad = token_sum * (-2 / pairs * weights)[:, None]  # of each unit token of an image, [B, D]
-        # dL / dlogsum / sum for the sums over the negatives: [B, N, N], or [B N, 1, 1] for "supcon"
-        each, repeats = (weights / (N * N), 1) if mode == "paper" else (weights / N, N)
-        coefficients = each.repeat_interleave(repeats)[:, None, None] / sums
-        # An image's gradient needs the coefficients of every image it is a negative of: gathered, so that no gradient
-        # is sent.
-        remote = None if others is None else _gather_remote(coefficients)
-        grad = _gradient(features, coefficients, positive_grad, others, remote, *ctx.options)
-        return grad, None, None, None, None
+        return _gradient(features, kept, positive_grad, weights, *ctx.options), None, None, None, None
 
 
 def patch_contrastive_loss(
@@ -248,20 +242,15 @@ def patch_contrastive_loss(
         RuntimeError: the backend asked for cannot serve the call.
     """
     _check(features, mode, temperature, reduction, scope)
-    features, temperature, ranks = features.resolve_neg(), float(temperature), _world_size(scope)
+    features, temperature = features.resolve_neg(), float(temperature)
     backend = BACKENDS.resolve(impl, _Call(str(features.device), features.dtype, mode, temperature))
     if backend.backward is None:
-        per_image = backend.forward(features, mode, temperature, ranks)  # [B]
+        per_image = backend.forward(features, mode, temperature, scope)  # [B]
     else:
-        others = _gather_remote(features) if ranks > 1 else None
-        _, per_image, _ = _PatchContrastiveLoss.apply(features, others, mode, temperature, backend.name)
+        _, per_image, _ = _PatchContrastiveLoss.apply(features, mode, temperature, scope, backend.name)
     if reduction == "none":
         return per_image
     return per_image.mean() if reduction == "mean" else per_image.sum()
-
-
-def _world_size(scope: str) -> int:
-    return dist.get_world_size() if scope == "global" and dist.is_available() and dist.is_initialized() else 1
 
 
 def _check(features: Tensor, mode: str, temperature: float, reduction: str, scope: str) -> None:
@@ -273,7 +262,7 @@ def _check(features: Tensor, mode: str, temperature: float, reduction: str, scop
     if features.dim() != 3:
         raise ValueError(f"{_OP}: features must be [B, N, D] (got shape {list(features.shape)})")
     B, N, D = features.shape
-    if B * _world_size(scope) < 2 or N < 1 or D < 1:
+    if B * ranks_in_scope(scope) < 2 or N < 1 or D < 1:
         raise ValueError(
             f"{_OP}: needs at least two images, as the negatives of an image are the others, of at least one token "
             f"(got B={B}, N={N}, D={D}); use a larger batch or leave the loss out"

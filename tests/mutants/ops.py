@@ -5,7 +5,8 @@ from tests.mutants import Mutant
 _ATTENTION, _LOSS, _TAIL = (
     f"ipt_fast/ops/{op}.py" for op in ("patch_attention", "patch_contrastive_loss", "pixelshuffle_tail")
 )
-_ATTENTION_CPU, _LOSS_CPU = "ipt_fast/ops/_patch_attention_cpu.py", "ipt_fast/ops/_patch_contrastive_loss_cpu.py"
+_ATTENTION_CPU, _LOSS_GEMM = "ipt_fast/ops/_patch_attention_cpu.py", "ipt_fast/ops/_patch_contrastive_loss_gemm.py"
+_LOSS_RING = "ipt_fast/ops/_patch_contrastive_loss_ring.py"
 _NORM, _FFN, _REGISTRY = "ipt_fast/ops/layernorm_linear.py", "ipt_fast/ops/ffn.py", "ipt_fast/ops/_registry.py"
 _TEST_ATTENTION, _TEST_LOSS = "tests/ops/test_patch_attention.py", "tests/ops/test_patch_contrastive_loss.py"
 _TEST_NORM, _TEST_FFN = "tests/ops/test_layernorm_linear.py", "tests/ops/test_ffn.py"
@@ -31,12 +32,12 @@ MUTANTS = [
     Mutant(_LOSS, "norm = norm.masked_fill(norm.isinf(), torch.nan)\n", "", _TEST_LOSS),
     Mutant(_LOSS, "    del gathered[dist.get_rank()]\n", "    del gathered[0]\n", _TEST_RANKS),
     Mutant(_LOSS, "        dist.all_reduce(grads)\n", "", _TEST_RANKS),
-    Mutant(_LOSS_CPU, "p.diagonal(dim1=0, dim2=2).zero_()", "pass", _TEST_LOSS),
-    Mutant(
-        _LOSS_CPU, "sums.log().mean((1, 2)) - positives / N**2", "sums.log().mean((1, 2)) - positives / N", _TEST_LOSS
-    ),
-    Mutant(_LOSS_CPU, "add_matmul(k, w.t(), f[j])", "pass", _TEST_LOSS),
-    Mutant(_LOSS_CPU, "g_part.addcmul_(unit, along[..., None], value=-1)", "g_part", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "p.diagonal(dim1=0, dim2=2).zero_()", "pass", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "log_means - positives / N**2", "log_means - positives / N", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "_add_product(g[_inside(group, k)], w.t(), rows)", "pass", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "total.addcmul_(unit, along[..., None], value=-1)", "total", _TEST_LOSS),
+    Mutant(_LOSS_RING, "(rank - 1) % ranks", "(rank + 1) % ranks", _TEST_RANKS),
+    Mutant(_LOSS_RING, "if step < ranks - 1 else ()", "if step < ranks - 2 else ()", _TEST_RANKS),
     # LayerNorm and linear, feed-forward network.
     Mutant(
         _NORM,

@@ -2,10 +2,12 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ipt_fast.ops import patch_contrastive_loss
 from ipt_fast.ops.patch_contrastive_loss import backend_status, patch_contrastive_loss_reference
@@ -13,7 +15,7 @@ from ipt_fast.ops.patch_contrastive_loss import backend_status, patch_contrastiv
 MODES = ("paper", "supcon")
 
 
-@pytest.fixture(params=["eager", "cpu"])
+@pytest.fixture(params=["eager", "gemm"])
 def impl(request):
     return request.param
 
@@ -102,7 +104,7 @@ def test_reductions_agree(impl, mode):
         (torch.randn(2, 4, 8), {"impl": "cudnn"}, ValueError, "is not a backend"),
         (
             torch.randn(2, 4, 8),
-            {"mode": "supcon", "temperature": 0.01, "impl": "cpu"},
+            {"mode": "supcon", "temperature": 0.01, "impl": "gemm"},
             RuntimeError,
             r"needs temperature >= 0.025 \(got 0.01\); use impl=\"eager\"",
         ),
@@ -168,14 +170,14 @@ def in_own_dtype(features, weights, mode):
 @pytest.mark.parametrize(
     "mode, shape", [(m, s) for m in MODES for s in SHAPES if m == "paper" or s[1] > 1], ids=lambda v: str(v)
 )
-def test_cpu_is_as_exact_as_eager(mode, shape, dtype):
+def test_gemm_is_as_exact_as_eager(mode, shape, dtype):
     features, weights = torch.randn(shape, dtype=torch.float64).to(dtype), torch.randn(shape[0], dtype=torch.float64)
     want = value_and_grad(features.double(), weights, mode=mode, impl="eager")
     if dtype == torch.bfloat16 and mode == "paper":  # bfloat16 products where the CPU has them
         budget = in_own_dtype(features, weights, mode)
     else:
         budget = value_and_grad(features, weights, mode=mode, impl="eager")
-    got = value_and_grad(features, weights, mode=mode, impl="cpu")
+    got = value_and_grad(features, weights, mode=mode, impl="gemm")
     assert got[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and got[1].dtype == dtype
     for g, b, w in zip(got, budget, want, strict=True):
         assert relative(g, w) <= 2 * relative(b, w) + EPS[dtype]
@@ -192,12 +194,90 @@ def test_gradients_agree_with_finite_differences(impl, mode, shape):
 
 def test_bf16_products_of_float32_features_are_taken_where_pytorch_permits_them(monkeypatch):
     features, weights = torch.randn(4, 32, 24), torch.ones(4)
-    exact = value_and_grad(features, weights, impl="cpu")
+    exact = value_and_grad(features, weights, impl="gemm")
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     monkeypatch.setattr("ipt_fast.ops._common.has_fast_bf16", lambda: True)
-    rough = value_and_grad(features, weights, impl="cpu")
+    rough = value_and_grad(features, weights, impl="gemm")
     for r, e in zip(rough, exact, strict=True):
         assert r.dtype == torch.float32 and 1e-7 < relative(r, e.double()) < 4e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "mode, shape", [("paper", (5, 59, 48)), ("paper", (2, 64, 7)), ("supcon", (4, 16, 33))], ids=str
+)
+def test_float16_products_with_float32_sums_as_on_a_gpu(monkeypatch, mode, shape, dtype):
+    def mm(a, b, out_dtype=None, out=None):
+        assert a.dtype == b.dtype == torch.float16 and out_dtype == torch.float32
+        product = a.float() @ b.float()
+        return product if out is None else out.copy_(product)
+
+    features, weights = torch.randn(shape).to(dtype), torch.randn(shape[0])
+    want = value_and_grad(features.double(), weights, mode=mode, impl="eager")
+    budget = in_own_dtype(features, weights, mode)
+    monkeypatch.setattr("ipt_fast.ops._patch_contrastive_loss_gemm.product_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr(torch, "mm", mm)
+    got = value_and_grad(features, weights, mode=mode, impl="gemm")
+    for g, b, w in zip(got, budget, want, strict=True):
+        assert relative(g, w) <= 2 * relative(b, w) + EPS[dtype]
+    scaled = value_and_grad(features, 1024 * weights, mode=mode, impl="gemm")  # a loss scale: the same bits
+    torch.testing.assert_close(scaled[1] / 1024, got[1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_blocks_and_groups_of_any_size_give_the_same(monkeypatch, mode, dtype):
+    features, weights = torch.randn(7, 3, 9).to(dtype), torch.randn(7)
+    whole = value_and_grad(features, weights, mode=mode, impl="gemm")
+    for rows, columns, group in ((2, 3, 4), (1, 2, 3), (3, 1, 2), (4, 4, 5)):
+
+        def sizes(features, operand, kept, ranks, accumulators, rows=rows, columns=columns, group=group):
+            group = group if accumulators else len(features)  # otherwise the result is its own accumulator
+            return types.SimpleNamespace(rows=rows, columns=columns, group=group, held=False)
+
+        monkeypatch.setattr("ipt_fast.ops._patch_contrastive_loss_gemm._sizes", sizes)
+        for got, want in zip(value_and_grad(features, weights, mode=mode, impl="gemm"), whole, strict=True):
+            tolerance = {"rtol": 1e-12, "atol": 1e-14} if dtype == torch.float64 else {"rtol": 2e-3, "atol": 1e-5}
+            torch.testing.assert_close(got, want, **tolerance)
+
+
+def test_forward_mode_derivatives_are_right_or_refused(impl):
+    features, tangent = torch.randn(3, 4, 6, dtype=torch.float64), torch.randn(3, 4, 6, dtype=torch.float64)
+    if impl == "gemm":
+        with pytest.raises((RuntimeError, NotImplementedError), match="forward"):
+            torch.func.jvp(lambda f: patch_contrastive_loss(f, impl=impl), (features,), (tangent,))
+        return
+    _, got = torch.func.jvp(lambda f: patch_contrastive_loss(f, impl=impl), (features,), (tangent,))
+    torch.testing.assert_close(got, (torch.func.grad(patch_contrastive_loss)(features) * tangent).sum())
+
+
+def test_vmap_gives_each_batch_its_gradient(impl):
+    batches = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    gradient = torch.func.grad(lambda f: patch_contrastive_loss(f, impl=impl))
+    torch.testing.assert_close(torch.vmap(gradient)(batches), torch.stack([gradient(f) for f in batches]))
+
+
+def test_default_device_and_dtype_change_nothing(impl):
+    features, weights = torch.randn(3, 4, 6), torch.ones(3)
+    want = value_and_grad(features, weights, impl=impl)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = value_and_grad(features, weights, impl=impl)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == torch.float32 and torch.equal(g, w)
+
+
+def test_tensors_without_data_give_shapes(impl):
+    features = torch.empty(3, 4, 6, device="meta", dtype=torch.float16, requires_grad=True)
+    loss = patch_contrastive_loss(features, impl=impl)
+    loss.backward()
+    assert loss.is_meta and loss.dtype == torch.float32 and features.grad.shape == features.shape
+    with FakeTensorMode():
+        assert patch_contrastive_loss(torch.randn(3, 4, 6), reduction="none", impl=impl).shape == (3,)
+    assert patch_contrastive_loss(torch.randn(3, 4, 6), impl=impl).isfinite()
 
 
 def test_second_derivative_is_right_or_refused(impl):
@@ -213,7 +293,7 @@ def test_second_derivative_is_right_or_refused(impl):
 def test_torch_func_gives_the_gradient():
     features = torch.randn(3, 4, 6, dtype=torch.float64)
     grads = [
-        torch.func.grad(lambda f, impl=i: patch_contrastive_loss(f, impl=impl))(features) for i in ("cpu", "eager")
+        torch.func.grad(lambda f, impl=i: patch_contrastive_loss(f, impl=impl))(features) for i in ("gemm", "eager")
     ]
     torch.testing.assert_close(*grads)
 
@@ -244,16 +324,12 @@ def test_autocast_leaves_the_loss_as_it_is(impl):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_registration_of_the_cpu_ops(mode, dtype):
-    ops = torch.ops.ipt_fast
-    features, others = torch.randn(3, 4, 8).to(dtype), torch.randn(2, 4, 8).to(dtype)
-    for bank in (None, others):
-        sums, values, token_sum = ops.patch_contrastive_loss(features, bank, mode, 0.07, "cpu")
-        assert values.shape == (3,) and token_sum.shape == (3, 8)
-        torch.library.opcheck(ops.patch_contrastive_loss.default, (features, bank, mode, 0.07, "cpu"))
-        coefficients = None if bank is None else sums[: sums.shape[0] * 2 // 3]
-        arguments = (features, sums, token_sum, bank, coefficients, mode, 0.07, "cpu")
-        torch.library.opcheck(ops.patch_contrastive_loss_backward.default, arguments)
+def test_registration_of_the_gemm_ops(mode, dtype):
+    ops, features, how = torch.ops.ipt_fast, torch.randn(3, 4, 8).to(dtype), (mode, 0.07, "local", "gemm")
+    kept, values, token_sum = ops.patch_contrastive_loss(features, *how)
+    assert values.shape == (3,) and token_sum.shape == (3, 8)
+    torch.library.opcheck(ops.patch_contrastive_loss.default, (features, *how))
+    torch.library.opcheck(ops.patch_contrastive_loss_backward.default, (features, kept, token_sum, torch.rand(3), *how))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -275,13 +351,14 @@ def test_compiled_without_a_graph_break_it_is_the_same(impl, mode):
 
 def test_status_and_automatic_choice(monkeypatch):
     status = backend_status("cpu")
-    assert status["cpu"] is None and status["eager"] is None
-    assert "found meta" in backend_status("meta")["cpu"]
+    assert status["gemm"] is None and status["eager"] is None
+    assert next(iter(status)) == "gemm" and list(backend_status("cuda"))[:2] == ["triton", "gemm"]
+    assert backend_status("cuda")["gemm"] is None  # also where no kernel of Triton's can run
     features = torch.randn(2, 3, 4)
-    monkeypatch.setenv("IPT_FAST_IMPL", "cpu")
+    monkeypatch.setenv("IPT_FAST_IMPL", "gemm")
     by_name = patch_contrastive_loss(features)
     monkeypatch.delenv("IPT_FAST_IMPL")
-    assert torch.equal(by_name, patch_contrastive_loss(features, impl="cpu"))
+    assert torch.equal(by_name, patch_contrastive_loss(features, impl="gemm"))
     # Too small a temperature for sums without a maximum: the automatic choice passes over to eager.
     small = patch_contrastive_loss(features, "supcon", temperature=0.001)
     assert torch.equal(small, patch_contrastive_loss(features, "supcon", temperature=0.001, impl="eager"))
@@ -295,7 +372,7 @@ def megabytes(key):
     return int(re.search(rf"{key}:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024 / 1e6
 
 def forward_backward(features):
-    return torch.autograd.grad(patch_contrastive_loss(features, impl="cpu"), features)
+    return torch.autograd.grad(patch_contrastive_loss(features, impl="gemm"), features)
 
 B, N, D, dtype = *map(int, sys.argv[1:4]), getattr(torch, sys.argv[4])
 features = torch.randn(B, N, D).to(dtype).requires_grad_()

@@ -12,9 +12,9 @@ from ipt_fast.ops import patch_contrastive_loss
 
 IMAGES, N, D = 2, 5, 7  # IMAGES a rank
 PATIENCE = 120  # seconds for ranks that need a few
-IMPLS = ("eager", "cpu")
+IMPLS = ("eager", "gemm")
 MODES = ("paper", "supcon")
-WEIGHTS = (0.3, -2.0, 1.5, 0.7, 4.0, 1.1)  # of the values per image, for reduction="none"
+WEIGHTS = (0.3, -2.0, 1.5, 0.7, 4.0, 1.1, -0.2, 0.9)  # of the values per image, for reduction="none"
 
 
 def whole_batch(ranks):
@@ -49,6 +49,24 @@ def ddp_gradient(features, impl):
     return model.module.weight.grad.clone()
 
 
+def traffic(features):
+    """Bytes sent by one forward and backward of "gemm", and buffers it made for what other ranks send."""
+    sent, received = 0, []
+    original = dist.batch_isend_irecv
+
+    def counting(transfers):
+        nonlocal sent
+        sent += sum(t.tensor.nbytes for t in transfers if t.op is dist.isend)
+        received.extend(t.tensor for t in transfers if t.op is dist.irecv)  # kept, so that no address comes twice
+        return original(transfers)
+
+    dist.batch_isend_irecv = counting
+    f = features.clone().requires_grad_()
+    patch_contrastive_loss(f, scope="global", impl="gemm").backward()
+    dist.batch_isend_irecv = original
+    return sent, len({t.data_ptr() for t in received})
+
+
 def rank_main(rank, ranks, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
@@ -59,9 +77,10 @@ def rank_main(rank, ranks, folder):
         for mode in MODES:
             found[impl, mode] = losses(features, weights, mode=mode, scope="global", impl=impl)
         found[impl, "ddp"] = ddp_gradient(features, impl)
-        one = patch_contrastive_loss(features[:1], scope="global", impl=impl)
-        found[impl, "one image a rank"] = one
+        if ranks > 1:
+            found[impl, "one image a rank"] = patch_contrastive_loss(features[:1], scope="global", impl=impl)
     found["local"] = patch_contrastive_loss(features, scope="local")
+    found["traffic"] = traffic(features)
     torch.save(found, f"{folder}/rank{rank}.pt")
     gc.collect()
     dist.barrier()
@@ -80,7 +99,7 @@ def run_ranks(ranks, folder):
             pytest.fail(f"{len(alive)} of {ranks} ranks did not finish within {PATIENCE} s")
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
+@pytest.fixture(scope="module", params=[1, 2, 3, 4], ids="{} ranks".format)
 def results(request, tmp_path_factory):
     ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
     run_ranks(ranks, folder)
@@ -117,9 +136,21 @@ def test_ddp_has_the_gradients_of_one_process_on_every_rank(results, impl):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_one_image_a_rank_has_the_other_ranks_as_negatives(results, impl):
+    if len(results) == 1:
+        pytest.skip("one image has no negatives")
     whole = whole_batch(len(results))[::IMAGES]
     got = torch.stack([result[impl, "one image a rank"] for result in results])
     close(got, patch_contrastive_loss(whole, reduction="none", impl="eager"))
+
+
+def test_a_rank_sends_its_share_and_makes_no_more_buffers_for_more_ranks(results):
+    ranks, number = len(results), torch.float64.itemsize
+    features, statistics, weights = IMAGES * N * D * number, IMAGES * N * N * number, IMAGES * number
+    for result in results:
+        sent, buffers = result["traffic"]
+        assert sent == (ranks - 1) * (2 * features + statistics + weights)
+        # Features forward; features, statistics and weights backward: those in use and those on their way
+        assert buffers == min(2, ranks - 1) * (1 + 3)
 
 
 def test_local_scope_ignores_the_other_ranks(results):
