@@ -1,4 +1,4 @@
-"""Compile every registered Triton kernel for sm_80 and sm_90 without a GPU, and gate on what comes out.
+"""Compile every registered Triton kernel for the GPUs it is for without a GPU, and gate on what comes out.
 
 CUDA C++ kernels join where a compiler for them is installed (bench/csrc_facts.py).
 

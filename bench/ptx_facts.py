@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.offline_cases import OfflineCase
 
 # Shared memory that one block can opt in to, bytes (CUDA C++ Programming Guide, table of compute capabilities).
-SHARED_LIMIT = {75: 65_536, 80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
+SHARED_LIMIT = {70: 98_304, 75: 65_536, 80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
 
 _TENSOR_CORE = re.compile(r"(?<![\w.])(?:mma\.sync|wgmma\.mma_async\.sync)\.aligned\.m\d+n\d+k\d+")
 

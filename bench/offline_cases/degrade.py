@@ -33,5 +33,5 @@ def _case(name: str, fn: Any, consts: dict[str, Any], plan: dict[str, int], scal
     types = {a: POINTERS.get(a, "*fp32" if a.isupper() and len(a) > 1 else "i32") for a in names}
     sides = ("H", "W", "pixels", "x_batch", "x_row") if side % 16 == 0 else ("x_batch",)
     options = {"num_warps": plan["num_warps"], "num_stages": 3, "fp_fusion": plan.get("enable_fp_fusion", True)}
-    options |= {"needs_tensor_cores": False, "label": f"{B} crops of {side}x{side}{layout}"}
+    options |= {"targets": (70, 80, 90), "needs_tensor_cores": False, "label": f"{B} crops of {side}x{side}{layout}"}
     return OfflineCase("degrade", name, fn, types, consts, tuple(a for a in sides if a in types), **options)

@@ -267,8 +267,11 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def triton_missing(device: torch.device | str) -> str | None:
-    """Return why the Triton kernels cannot run on ``device``, or None (sm_80 or newer, or Triton's interpreter)."""
+def triton_missing(device: torch.device | str, least: tuple[int, int] = (8, 0)) -> str | None:
+    """Return why the Triton kernels cannot run on ``device``, or None (a new enough GPU, or Triton's interpreter).
+
+    Triton's tensor-core products need capability 8.0; kernels without any run from 7.0 on.
+    """
     reason = module_missing("triton")
     interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")  # set, it runs the kernels on CPU tensors
-    return reason if reason or (interpreted and not assuming()) else capability_below((8, 0), device)
+    return reason if reason or (interpreted and not assuming()) else capability_below(least, device)

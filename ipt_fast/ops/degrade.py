@@ -61,7 +61,7 @@ def _triton(clean, seeds, layers, kind, scale, sigma, margin):
 
 
 def _triton_reason(call: _Call) -> str | None:
-    if reason := triton_missing(call.device):
+    if reason := triton_missing(call.device, least=(7, 0)):  # no tensor cores
         return reason
     if call.scale not in (1, *_TRITON_SCALES):
         return f"has kernels for the scales {', '.join(map(str, _TRITON_SCALES))} (got {call.scale})"

@@ -70,7 +70,7 @@ def test_it_runs_as_a_module():
 
 @pytest.mark.parametrize(
     "gpu, attention, contrastive",
-    [("v100", "cuda", None), ("t4", "cuda", None), ("a100", "triton", "triton"), ("h100", "triton", "triton")],
+    [("v100", "cuda", "gemm"), ("t4", "cuda", "gemm"), ("a100", "triton", "triton"), ("h100", "triton", "triton")],
 )
 def test_a_plan_for_a_gpu_that_is_not_here(gpu, attention, contrastive, monkeypatch):
     monkeypatch.delenv("IPT_FAST_IMPL", raising=False)
@@ -78,8 +78,7 @@ def test_a_plan_for_a_gpu_that_is_not_here(gpu, attention, contrastive, monkeypa
     halves = {op: cells[0].split()[0] for op, *cells in taken}
     assert set(halves) == set(info.OPS)
     assert halves["patch_attention"] == attention and halves["ffn"] == "fused"
-    if contrastive:
-        assert halves["patch_contrastive_loss"] == contrastive
+    assert halves["patch_contrastive_loss"] == contrastive and halves["degrade"] == "triton"
     assert (("patch_attention", "triton") in {row[:2] for row in refused}) == (attention == "cuda")
 
 
