@@ -82,17 +82,15 @@ def test_large_tiles_are_for_batches_that_fill_the_gpu():
 def test_images_of_other_ranks_are_negatives_and_no_anchors(device):
     whole, weights = torch.randn(5, 20, 12, device=device), torch.randn(5, device=device)
     want_values, want_grad = value_and_grad(patch_contrastive_loss_reference, whole.double(), weights)
-    ops, here = torch.ops.ipt_fast, slice(0, 2)
-    own, others = whole[:2], whole[2:]
-    sums, values, token_sum = ops.patch_contrastive_loss(own, others, "paper", 0.07, "triton")
+    own, others, here, how = whole[:2], whole[2:], slice(0, 2), (torch.float32, "ieee")
+    sums, log_means, token_sum = kernels.patch_contrastive_forward(own, others, *how)
+    values = log_means - token_sum.square().sum(1) / 20**2
     torch.testing.assert_close(values.double(), want_values[here], rtol=1e-5, atol=1e-5)
-    all_sums, _, _ = ops.patch_contrastive_loss(whole, None, "paper", 0.07, "triton")
+    all_sums, _, _ = kernels.patch_contrastive_forward(whole, None, *how)
     torch.testing.assert_close(sums, all_sums[here])
     coefficients = weights[:, None, None] / 20**2 / all_sums
     positive_grad = token_sum * (-2 / 20**2 * weights[here])[:, None]
-    grad = ops.patch_contrastive_loss_backward(
-        own, coefficients[here], positive_grad, others, coefficients[2:], "paper", 0.07, "triton"
-    )
+    grad = kernels.patch_contrastive_backward(own, coefficients, positive_grad, others, *how)
     assert relative(grad, want_grad[here]) < 1e-5
 
 
@@ -119,7 +117,7 @@ def test_zero_tokens_have_no_gradient_and_zero_weights_give_zero(device):
 def test_a_single_nan_is_never_hidden(device, value):
     features = torch.randn(3, 20, 16, device=device)
     features[1, 2, 5] = value
-    _, values, _ = torch.ops.ipt_fast.patch_contrastive_loss(features, None, "paper", 0.07, "triton")
+    _, values, _ = torch.ops.ipt_fast.patch_contrastive_loss(features, "paper", 0.07, "local", "triton")
     assert values.isnan().all()
 
 
@@ -135,10 +133,10 @@ def test_registration(device):
     ops, features = torch.ops.ipt_fast, torch.randn(2, 6, 9, device=device)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(
-        ops.patch_contrastive_loss.default, (features, None, "paper", 0.07, "triton"), test_utils=checks
+        ops.patch_contrastive_loss.default, (features, "paper", 0.07, "local", "triton"), test_utils=checks
     )
-    coefficients, positive_grad = torch.rand(2, 6, 6, device=device), torch.randn(2, 9, device=device)
-    arguments = (features, coefficients, positive_grad, None, None, "paper", 0.07, "triton")
+    sums, positive_grad = 1 + torch.rand(2, 6, 6, device=device), torch.randn(2, 9, device=device)
+    arguments = (features, sums, positive_grad, torch.rand(2, device=device), "paper", 0.07, "local", "triton")
     torch.library.opcheck(ops.patch_contrastive_loss_backward.default, arguments, test_utils=checks)
 
 
