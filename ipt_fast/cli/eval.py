@@ -11,12 +11,13 @@ from typing import Any
 
 from ipt_fast.cli import CommandError, _network, check_folder, user_errors
 from ipt_fast.cli._network import NoSuchTaskError
-from ipt_fast.cli.tables import message_console, print_table, progress_bar
+from ipt_fast.cli.tables import print_table
 from ipt_fast.evaluation.paper import ALIASES, CELLS, TITLES, find_paper_sets, table_rows
 from ipt_fast.evaluation.score import INPUT, Method, Score, mean_scores, score_set
 from ipt_fast.evaluation.test_sets import TestSetError, find_set
 from ipt_fast.io.atomic import atomic_write
 from ipt_fast.io.images import silence_pillow_warnings
+from ipt_fast.io.progress import message_console, progress_bar
 
 EXAMPLE = """examples:
   ipt-fast eval --task sr4 --data Set5 --checkpoint IPT_pretrain.pt --csv scores.csv --json scores.json
@@ -106,11 +107,11 @@ def score_sets(
             loaded_for = name
         count = min(len(images.pairs), args.limit or len(images.pairs))
         console.print(f"{images.name}, {task.name}: {count} images ({images.layout})")
-        with user_errors(OSError, TestSetError), progress_bar(console) as progress:
-            bar = progress.add_task(images.name, total=count * (1 + len(methods)))
+        bar = progress_bar(images.name, count * (1 + len(methods)), console)
+        with user_errors(OSError, TestSetError), bar as advance:
             for score in score_set(images, task, methods, args.seed, args.limit):
                 scores.append(score)
-                progress.advance(bar)
+                advance()
     return scores
 
 

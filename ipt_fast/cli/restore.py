@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ipt_fast.cli import CommandError, check_output
 from ipt_fast.cli._network import add_network_arguments, pick_task, prepare, window_options
-from ipt_fast.cli.tables import message_console, progress_bar
 from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.inference import restore
 from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.io.images import SUFFIXES, array_to_tensor, read_image, silence_pillow_warnings, to_uint8, write_image
+from ipt_fast.io.progress import message_console, progress_bar
 from ipt_fast.io.scan import find_images
 
 EXAMPLE = """examples:
@@ -58,17 +58,16 @@ def run(args: argparse.Namespace) -> int:
     if left_out:
         console.print(f"left out: {left_out} files that are no images by their names")
     failed = 0
-    with progress_bar(console) as progress:
-        bar = progress.add_task("", total=len(jobs))
+    with progress_bar("", len(jobs), console) as advance:
         for source, target in jobs:
-            progress.update(bar, description=source.name)
+            advance(0, source.name)
             try:
                 console.print(_restore_one(source, target, network, name, args))
             except (OSError, RuntimeError) as error:
                 failed += 1
                 text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 console.print(f"failed: {text if str(source) in text else f'{source}: {text}'}")
-            progress.advance(bar)
+            advance()
     if failed:
         console.print(f"{failed} of {len(jobs)} images failed")
     return 1 if failed else 0

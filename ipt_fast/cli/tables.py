@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _FILE_WIDTH = 200  # into a file or a pipe a table must not be folded to eighty columns
@@ -20,18 +19,7 @@ def print_table(
     for row in rows:
         table.add_row(*map(str, row))
     width = None if sys.stdout.isatty() else _FILE_WIDTH
-    Console(markup=False, highlight=False, width=width).print(table)
-
-
-def message_console() -> Console:
-    """Return where a command says what it does, beside its output."""
-    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-
-
-def progress_bar(console: Console) -> Progress:
-    """Return a bar that goes when it is done; into a file none."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+    Console(markup=False, emoji=False, highlight=False, width=width).print(table)
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[str] = ()) -> str:

@@ -1,19 +1,33 @@
-"""A progress bar on stderr."""
+"""Messages and progress bars on stderr. Names of files are data: nothing in them is markup."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class Advance(Protocol):
+    """Advance a bar by ``items`` (parts of one too), and show ``title`` from now on."""
+
+    def __call__(self, items: float = 1, title: str | None = None) -> None: ...
+
+
+def message_console() -> Console:
+    """Return where a command says what it does, beside its output."""
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
-def progress_bar(title: str | None, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function to be called once an item. No title, no bar."""
-    if title is None or not total:
-        yield lambda: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(title, total=total)
-        yield lambda: bar.advance(job)
+def progress_bar(title: str | None, total: int, console: Console | None = None) -> Iterator[Advance]:
+    """Yield a function to be called once an item. No title, or no terminal: no bar.
+
+    What is printed to ``console`` meanwhile stays above the bar.
+    """
+    console = console or message_console()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    off = title is None or not total or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=off) as bar:
+        job = bar.add_task(title or "", total=total)
+        yield lambda items=1, title=None: bar.update(job, advance=items, description=title)

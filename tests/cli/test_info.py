@@ -26,11 +26,6 @@ def test_what_is_not_taken_says_why(rows):
         assert verdict == "taken" or verdict == f'works; ask with impl="{name}"' or verdict.startswith("needs ")
 
 
-def test_triton_is_refused_on_a_cpu_with_the_reason(rows, monkeypatch):
-    verdicts = {(op, name): verdict for op, name, verdict in rows}
-    assert verdicts["patch_attention", "triton"].startswith("needs ")
-
-
 def test_the_variable_decides(monkeypatch):
     monkeypatch.setenv("IPT_FAST_IMPL", "eager")
     taken = {name for _, name, verdict in info.backend_rows(torch.device("cpu")) if verdict == "taken"}
@@ -51,12 +46,6 @@ def test_versions_name_what_is_missing():
     assert rows["no-such-package"] == "not installed"
 
 
-def test_the_command_prints_versions_and_every_op(capsys):
-    assert main(["info"]) == 0
-    text = capsys.readouterr().out
-    assert all(op in text for op in ("torch", *info.OPS))
-
-
 def test_every_function_of_ops_is_listed():
     functions = {name for name in ops.__all__ if name.islower()}
     assert set(info.OPS) <= functions and {"degrade", "patch_attention", "patch_contrastive_loss"} <= set(info.OPS)
@@ -65,7 +54,7 @@ def test_every_function_of_ops_is_listed():
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "ipt_fast.cli", "info"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert all(op in done.stdout for op in info.OPS)
+    assert all(word in done.stdout for word in ("torch", *info.OPS))
 
 
 @pytest.mark.parametrize(

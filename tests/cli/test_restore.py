@@ -157,9 +157,3 @@ def test_errors_are_one_line_and_exit_code_2(change, message, tmp_path, checkpoi
     images = [names.get(name, name) for name in options.pop("images")]
     rest = [part for key, value in options.items() for part in (key, names.get(value, value))]
     assert_refused("restore", [*images, *rest], message)
-
-
-def test_help_has_an_example(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["restore", "--help"])
-    assert stop.value.code == 0 and "ipt-fast restore photo.jpg -o" in capsys.readouterr().out

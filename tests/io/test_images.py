@@ -56,14 +56,6 @@ def test_sixteen_bit_colour_is_said(tmp_path):
     assert "16 bits a channel" in read_image(path).notes[0]
 
 
-def test_exif_rotation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (8, 4), (1, 2, 3)).save(tmp_path / "turned.jpg", exif=exif)
-    image = read_image(tmp_path / "turned.jpg")
-    assert image.pixels.shape == (8, 4, 3) and "upright" in image.notes[0]
-
-
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("L", (4, 4), value) for value in (0, 128, 255)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
