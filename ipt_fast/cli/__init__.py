@@ -5,10 +5,14 @@ A subcommand module has ``EXAMPLE``, ``add_arguments(parser)`` and ``run(args) -
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ipt_fast import __version__
+from ipt_fast.io.signals import exit_code, sigterm_raises, stop_line
 
 COMMANDS = {
     "info": "which backend each op takes on this machine, and why not the others",
@@ -55,25 +59,49 @@ def check_folder(path: Path, option: str = "") -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run ``ipt-fast``; return the exit code: 0 done, 1 failed, 2 wrong usage or input."""
+    """Run ``ipt-fast``; return the exit code: 0 done, 1 failed, 2 wrong usage or input, 130 and 143 stopped."""
     parser = argparse.ArgumentParser(prog="ipt-fast", description="Image Processing Transformer, fast.")
+    parser.add_argument("--version", action="version", version=f"ipt-fast {__version__}")
     parser.add_argument(
         "command", choices=COMMANDS, metavar="command", help="one of those below; each has its own --help"
     )
     parser.epilog = "commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     argv = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args(argv[:1])
-    module = importlib.import_module(f"ipt_fast.cli.{args.command}")
-    sub = argparse.ArgumentParser(
-        prog=f"ipt-fast {args.command}",
-        description=COMMANDS[args.command],
+    command = parser.parse_args(argv[:1]).command
+    with _every_name_prints():
+        try:
+            with sigterm_raises():
+                return _run(command, argv[1:])
+        except CommandError as error:
+            print(f"ipt-fast {command}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stop:
+            print(f"ipt-fast {command}: {stop_line(stop)}", file=sys.stderr)
+            return exit_code(stop)
+
+
+def _run(command: str, argv: list[str]) -> int:
+    module = importlib.import_module(f"ipt_fast.cli.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"ipt-fast {command}",
+        description=COMMANDS[command],
         epilog=getattr(module, "EXAMPLE", None),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(sub)
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(argv))
+
+
+@contextmanager
+def _every_name_prints() -> Iterator[None]:
+    """Names of files that are not UTF-8, or that the terminal's encoding lacks, are printed with escapes."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
     try:
-        return module.run(sub.parse_args(argv[1:]))
-    except CommandError as error:
-        print(f"ipt-fast {args.command}: {error}", file=sys.stderr)
-        return 2
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)

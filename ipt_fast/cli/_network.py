@@ -36,6 +36,9 @@ def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> No
         help=f"of the arithmetic (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
     )  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    add(
+        "--max-pixels", type=int, metavar="N", help="refuse images of more (default 178,956,970, against hostile files)"
+    )
 
 
 def load_network(
@@ -46,11 +49,17 @@ def load_network(
         return load_checkpoint(path, task, num_heads=num_heads).to(device)
 
 
-def load_for_task(path: Path, task: Task, device: torch.device | str) -> tuple[IPT, str]:
-    """Return the network of a file, and the name of its task that serves ``task``.
+def load_for_task(path: Path, task: Task | None, device: torch.device | str) -> tuple[IPT, str, Task]:
+    """Return the network of a file, the name of its task that serves ``task``, and ``task``; None is its only one.
 
     A noise level that the network was not trained on is served by its nearest one (Table 4 of the paper).
     """
+    if task is None:
+        model = load_network(path, device=device)
+        names = model.config.tasks
+        if len(names) > 1:
+            raise CommandError(f"{path} has the tasks {', '.join(names)}; say which with --task")
+        return model, names[0], get_task(names[0])
     try:
         model = load_network(path, device=device)
     except CommandError as error:
@@ -59,11 +68,11 @@ def load_for_task(path: Path, task: Task, device: torch.device | str) -> tuple[I
         model = load_network(path, task.name, device)
     tasks = model.config.tasks
     if task.name in tasks:
-        return model, task.name
+        return model, task.name, task
     levels = [level for level in map(get_task, tasks) if level.kind == "denoise"]
     if task.kind != "denoise" or not levels:
         raise NoSuchTaskError(f"{path}: has no task {task.name}; it has {', '.join(tasks)}")
-    return model, min(levels, key=lambda level: abs(level.sigma - task.sigma)).name
+    return model, min(levels, key=lambda level: abs(level.sigma - task.sigma)).name, task
 
 
 def pick_task(name: str) -> Task:
@@ -92,16 +101,18 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[resolve_precision("auto", device) if name == "auto" else name]
 
 
-def prepare(path: Path, task: Task, args: argparse.Namespace) -> tuple[PreparedIPT, str]:
+def prepare(path: Path, task: Task | None, args: argparse.Namespace) -> tuple[PreparedIPT, str, Task]:
     """Return what ``load_for_task`` does, prepared as the options of ``add_network_arguments`` ask."""
     device = pick_device(args.device)
-    model, name = load_for_task(path, task, device)
+    model, name, task = load_for_task(path, task, device)
     size = model.config.patch_size
     if not 0 <= args.overlap < size:
         raise CommandError(f"--overlap must be 0 to {size - 1} for this network, got {args.overlap}")
     if args.batch_size is not None and args.batch_size < 1:
         raise CommandError(f"--batch-size must be at least 1, got {args.batch_size}")
-    return prepare_for_inference(model, name, pick_precision(args.precision, device)), name
+    if args.max_pixels is not None and args.max_pixels < 1:
+        raise CommandError(f"--max-pixels must be at least 1, got {args.max_pixels}")
+    return prepare_for_inference(model, name, pick_precision(args.precision, device)), name, task
 
 
 def window_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def score_sets(
             methods = {}
             for label, path in labels.items():
                 try:
-                    network, serving = _network.prepare(path, task, args)
+                    network, serving, _ = _network.prepare(path, task, args)
                 except NoSuchTaskError:
                     if not leave_out:
                         raise

@@ -17,7 +17,9 @@ exit codes: 0 written and equal, 1 the program does not compute what the network
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``ipt-fast export``."""
     parser.add_argument("checkpoint", type=Path, metavar="FILE", help="released, own or safetensors")
-    parser.add_argument("--task", required=True, help="sr2, sr3, sr4, derain, denoise<sigma>, deblur")
+    parser.add_argument(
+        "--task", help="one of the network's tasks, or denoise<sigma> (default: that of a file with one)"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="NAME.onnx or NAME.pt2")
     parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
 
@@ -33,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
     check_folder(args.out, "-o ")
     if args.out.suffix.lower() == ".onnx" and (reason := onnx_missing()):
         raise CommandError(reason)
-    task = pick_task(args.task)
-    model, name = load_for_task(args.checkpoint, task, "cpu")
+    model, name, task = load_for_task(args.checkpoint, args.task and pick_task(args.task), "cpu")
     try:
         with user_errors(OSError):
             difference = export_network(model, name, args.out)

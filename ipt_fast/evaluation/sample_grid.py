@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ipt_fast.arguments import checked
 from ipt_fast.evaluation.held_out import HeldOutResult
-from ipt_fast.io.images import to_uint8, write_image
+from ipt_fast.io.images import to_uint8
+from ipt_fast.io.write import write_image
 from ipt_fast.tasks import get_task
 
 GAP, CAPTION, TITLE = 8, 24, 34  # pixels

@@ -17,7 +17,7 @@ from torch import Tensor
 from ipt_fast.arguments import checked
 from ipt_fast.inference.prepare import DTYPES, PreparedIPT, prepare_for_inference
 from ipt_fast.inference.tiles import Stitch, tiling
-from ipt_fast.io.images import array_to_tensor, from_pil, read_image, to_uint8
+from ipt_fast.io.images import array_to_tensor, from_pil, read_image, to_uint8, to_uint16
 from ipt_fast.io.mirror import mirror_pad
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
@@ -36,6 +36,7 @@ def restore(
     dtype: torch.dtype | None = None,
     *,
     self_ensemble: bool = False,
+    progress: Callable[[float], None] | None = None,
 ) -> Any:
     """Restore an image, or a batch of images of one size, of any size from 1x1 up.
 
@@ -47,7 +48,7 @@ def restore(
             ``forward(x, task)`` is called as it is.)
         image: what comes out is of the same kind:
             a path or a PIL image of any mode -> PIL image, upright (RGB, or with the alpha channel that it had);
-            uint8 [H, W, 3] or [H, W] array -> uint8 array [rH, rW, 3];
+            uint8 or uint16 [H, W, 3] or [H, W] array -> array [rH, rW, 3] of that dtype;
             float or uint8 tensor [B, 3, H, W] or [3, H, W], RGB 0..255 -> float32 tensor, not clamped, not rounded,
             on the device of the image.
         task: name of a task of the network; it gives the scale r.
@@ -58,6 +59,7 @@ def restore(
         dtype: torch.float32, bfloat16 or float16: the network runs in it. None leaves the network's own; a prepared
             network has no other.
         self_ensemble: mean over the 8 flips and transposes ("+" in the paper's tables); 8 times the work.
+        progress: called with each share of the work that is done; they add up to 1.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -69,7 +71,7 @@ def restore(
         raise TypeError(f"restore: model must be an IPT, or a prepared one (got {type(model).__name__})")
     again = functools.partial(
         restore, model, task=task, overlap=overlap, stitch=stitch, batch_size=batch_size, dtype=dtype,
-        self_ensemble=self_ensemble,
+        self_ensemble=self_ensemble, progress=progress,
     )  # fmt: skip
     if isinstance(image, (str, os.PathLike)):
         return again(read_image(Path(image)).pil())
@@ -77,10 +79,11 @@ def restore(
         loaded = from_pil(image)
         result = Image.fromarray(again(loaded.pixels))
         if loaded.alpha is not None:  # enlarged with the image, and kept
-            result.putalpha(Image.fromarray(loaded.alpha).resize(result.size, Image.Resampling.BICUBIC))
+            result.putalpha(Image.fromarray(enlarge_alpha(loaded.alpha, result.size)))
         return result
     if isinstance(image, np.ndarray):
-        return to_uint8(again(array_to_tensor(image)))
+        out = again(array_to_tensor(image))
+        return to_uint16(out) if image.dtype == np.uint16 else to_uint8(out)
     if not isinstance(image, Tensor) or image.dim() not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
         given = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(
@@ -99,9 +102,16 @@ def restore(
     if isinstance(model, IPT):
         model = prepare_for_inference(model, task, dtype)
     batch = image.reshape(-1, *image.shape[-3:])
-    through = functools.partial(_restore_batch, model, task, overlap, stitch, batch_size, dtype)
+    done = None if progress is None else lambda share: progress(share / 8 if self_ensemble else share)
+    through = functools.partial(_restore_batch, model, task, overlap, stitch, batch_size, dtype, done)
     out = _self_ensemble(through, batch) if self_ensemble else through(batch)
     return out.reshape(*image.shape[:-3], *out.shape[-3:])
+
+
+def enlarge_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize alpha [H, W] bicubically to (width, height), in its dtype."""
+    large = np.asarray(Image.fromarray(alpha.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    return np.clip(np.rint(large), 0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
 
 
 def _self_ensemble(through: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -122,6 +132,7 @@ def _restore_batch(
     stitch: Stitch,
     batch_size: int | None,
     dtype: torch.dtype | None,
+    progress: Callable[[float], None] | None,
     batch: Tensor,
 ) -> Tensor:
     """[B, 3, H, W] -> float32 [B, 3, rH, rW] on the device of the batch."""
@@ -153,6 +164,8 @@ def _restore_batch(
                 y, x = rows[i] * scale, columns[j] * scale
                 out[b, :, y : y + size * scale, x : x + size * scale].addcmul_(window, tiles.share(i, j))
             start += len(part)
+            if progress is not None:
+                progress(len(part) / len(places))
     # Inside the caller's own autocast the cast weights would stay, without the history that training needs.
     torch.clear_autocast_cache()
     out = out[..., top * scale : (top + height) * scale, left * scale : (left + width) * scale]

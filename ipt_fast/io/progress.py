@@ -1,5 +1,6 @@
 """Messages and progress bars on stderr. Names of files are data: nothing in them is markup."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -9,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Advance(Protocol):
-    """Advance a bar by ``items`` (parts of one too), and show ``title`` from now on."""
+    """Advance a bar by ``items``, parts of one too, or to the next whole one; ``title`` is shown from now on."""
 
-    def __call__(self, items: float = 1, title: str | None = None) -> None: ...
+    def __call__(self, items: float = 1, title: str | None = None, *, to_whole: bool = False) -> None: ...
 
 
 def message_console() -> Console:
@@ -30,4 +31,12 @@ def progress_bar(title: str | None, total: int, console: Console | None = None) 
     off = title is None or not total or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=off) as bar:
         job = bar.add_task(title or "", total=total)
-        yield lambda items=1, title=None: bar.update(job, advance=items, description=title)
+        done = 0.0
+
+        def advance(items: float = 1, title: str | None = None, *, to_whole: bool = False) -> None:
+            nonlocal done
+            # Shares of an image add up to a whole one but for rounding.
+            done = math.floor(done - 1e-6) + 1 if to_whole else done + items
+            bar.update(job, completed=done, description=title)
+
+        yield advance

@@ -5,7 +5,9 @@ whose names begin with a dot are never taken.
 """
 
 import os
+import stat
 import tarfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,11 +28,16 @@ class ImageFile:
 
 @dataclass
 class ScanResult:
-    """What lies under a path: images, folders (or shards) that could not be read, and a count of all other files."""
+    """What lies under a path: images, folders (or shards) that could not be read, and other files by their suffix."""
 
     images: list[ImageFile] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    others: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def others(self) -> int:
+        """Return how many other files there are."""
+        return self.kinds.total()
 
 
 def find_images(root: Path, *, recursive: bool = True, shards: bool = True) -> ScanResult:
@@ -80,10 +87,10 @@ def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
 def _add_file(path: str, status: os.stat_result, scan: ScanResult, shards: bool) -> None:
     if shards and path.lower().endswith(".tar"):
         _scan_shard(path, status.st_mtime_ns, scan)
-    elif path.lower().endswith(SUFFIXES):
+    elif path.lower().endswith(SUFFIXES) and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
         scan.images.append(ImageFile(path, status.st_size, status.st_mtime_ns))
     else:
-        scan.others += 1
+        scan.kinds[os.path.splitext(path)[1].lower()] += 1
 
 
 def _scan_shard(path: str, mtime_ns: int, scan: ScanResult) -> None:
@@ -96,7 +103,7 @@ def _scan_shard(path: str, mtime_ns: int, scan: ScanResult) -> None:
                     name = f"{path}{MEMBER}{member.name}"
                     scan.images.append(ImageFile(name, member.size, mtime_ns, member.offset_data))
                 else:
-                    scan.others += 1
+                    scan.kinds[os.path.splitext(member.name)[1].lower()] += 1
     except (OSError, tarfile.TarError) as error:
         scan.unreadable.append((path, f"damaged tar shard: {error}"))
 

@@ -1,12 +1,20 @@
 """``ipt-fast restore`` as a new user tries it."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
+from ipt_fast import IPT, IPTConfig
+from ipt_fast.checkpoint import save_network
 from ipt_fast.cli import main
 from ipt_fast.inference.prepare import PreparedIPT
+from ipt_fast.io.images import read_image
+from ipt_fast.io.metadata import Metadata
+from ipt_fast.io.write import write_image
 
 
 def photo(path, size=(30, 20), mode="RGB"):
@@ -26,7 +34,8 @@ def test_one_photo_to_one_file_with_a_comparison(tmp_path, checkpoint, capsys):
     code = restore(photo(tmp_path / "a.png"), "-o", out, "--task", "sr2", "--checkpoint", checkpoint, "--compare")
     assert code == 0
     assert Image.open(out).size == (60, 40)
-    assert Image.open(tmp_path / "big.compare.png").size == (2 * 60 + 24, 40 + 34)
+    width, height = Image.open(tmp_path / "big.compare.png").size
+    assert width > 2 * 110 and height == 40 + 34  # each half holds its caption
     said = capsys.readouterr().err
     assert "a.png 30x20 -> " in said and "big.png 60x40" in said
 
@@ -125,6 +134,131 @@ def test_a_slash_names_a_folder_and_equal_names_are_told_apart(tmp_path, checkpo
     assert sorted(path.name for path in (tmp_path / "results_v1.5").iterdir()) == ["a_jpg.png", "a_png.png", "b.png"]
 
 
+def test_outputs_beside_their_inputs_are_not_taken_for_inputs(tmp_path, checkpoint, capsys):
+    photo(tmp_path / "a.png")
+    (tmp_path / "raw.heic").write_bytes(b"x")
+    common = ["-o", tmp_path, "--task", "derain", "--checkpoint", checkpoint]
+    assert restore(tmp_path, *common) == 2
+    assert "is the input folder itself; give another, or a --suffix" in capsys.readouterr().err
+    for _ in range(2):
+        assert restore(tmp_path, *common, "--suffix", "_clean", "--ext", "jpg", "--compare", "--force") == 0
+        said = capsys.readouterr().err
+    names = ["a.png", "a_clean.compare.png", "a_clean.jpg", "raw.heic"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert "left out, no images by their names: 1 .heic" in said and "left out: 2 outputs of an earlier run" in said
+
+
+def test_an_absolute_output_folder_inside_a_relative_input_is_known(tmp_path, checkpoint, monkeypatch):
+    photo(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert restore(".", "-o", tmp_path / "out", "--task", "derain", "--checkpoint", checkpoint, "--force") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_what_is_there_can_be_skipped(tmp_path, checkpoint, capsys):
+    photo(tmp_path / "in/a.png")
+    photo(tmp_path / "in/b.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.png").write_text("precious")
+    common = [
+        "-o",
+        tmp_path / "out",
+        "--task",
+        "derain",
+        "--checkpoint",
+        checkpoint,
+        "--skip-existing",
+        "--ext",
+        "same",
+    ]
+    assert restore(tmp_path / "in", *common) == 0
+    assert (tmp_path / "out/a.png").read_text() == "precious" and Image.open(tmp_path / "out/b.jpg").format == "JPEG"
+    assert "skipped: 1 image" in capsys.readouterr().err
+    assert restore(tmp_path / "in", *common) == 0
+    assert "skipped: 2 images" in capsys.readouterr().err
+
+
+def test_no_option_lets_an_input_or_another_output_be_written_over(tmp_path, checkpoint, assert_refused):
+    for name in ("a.png", "a.compare.png", "b/a.jpg"):
+        photo(tmp_path / name)
+    common = ["--task", "derain", "--checkpoint", checkpoint, "--force"]
+    inputs = [tmp_path / "a.png", tmp_path / "a.compare.png"]
+    assert_refused("restore", [*inputs, "-o", tmp_path / "out/", *common, "--compare"], "would both become")
+    assert_refused("restore", [inputs[1], "-o", f"{tmp_path}/", *common], "a.compare.png is the input itself")
+    (tmp_path / "out").mkdir()
+    os.symlink(tmp_path / "b/a.jpg", tmp_path / "out/a.png")  # what becomes a.png is another input
+    written = [tmp_path / "a.png", tmp_path / "b/a.jpg", "-o", tmp_path / "out", *common, "--ext", "same"]
+    assert_refused("restore", written, "out/a.png, an output of")
+
+
+def test_sixteen_bits_profile_and_exif_go_with_an_image(tmp_path, checkpoint, capsys):
+    values = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write_image(values, tmp_path / "deep.tif", metadata=Metadata(profile, exif.tobytes()))
+    common = ["--task", "sr2", "--checkpoint", checkpoint, "--precision", "fp32"]
+    for kind in ("tif", "png"):
+        assert restore(tmp_path / "deep.tif", "-o", tmp_path / f"out.{kind}", *common) == 0
+        out = read_image(tmp_path / f"out.{kind}", deep=True)
+        assert out.pixels.shape == (40, 60, 3) and out.metadata.icc_profile == profile
+        assert len(np.unique(out.pixels % 257)) > 200  # more than 256 levels
+        assert Image.open(tmp_path / f"out.{kind}").getexif()[0x010F] == "Maker"
+    assert restore(tmp_path / "deep.tif", "-o", tmp_path / "out.jpg", *common) == 0
+    assert "rounded to 8 bits" in capsys.readouterr().err
+
+
+def test_the_task_of_a_file_that_has_one(tmp_path, checkpoint, capsys):
+    path = photo(tmp_path / "a.png")
+    save_network(IPT(IPTConfig(n_feats=4, num_heads=12, num_layers=1, tasks=("sr3",))), tmp_path / "one.pt")
+    assert restore(path, "-o", tmp_path / "b.png", "--checkpoint", tmp_path / "one.pt") == 0
+    assert Image.open(tmp_path / "b.png").size == (90, 60)
+    assert restore(path, "-o", tmp_path / "c.png", "--checkpoint", checkpoint) == 2
+    assert "has the tasks sr2, sr3, sr4, derain, denoise30, denoise50; say which with --task" in capsys.readouterr().err
+
+
+def test_an_image_over_the_limit_is_named_with_the_way_on(tmp_path, checkpoint, capsys):
+    path = photo(tmp_path / "a.png")
+    common = ["--task", "derain", "--checkpoint", checkpoint, "--max-pixels"]
+    assert restore(path, "-o", tmp_path / "b.png", *common, "598") == 1
+    assert (
+        "a.png: cannot be read (600 pixels, more than 598; restore and eval have --max-pixels"
+        in capsys.readouterr().err
+    )
+    assert restore(path, "-o", tmp_path / "b.png", *common, "600") == 0
+
+
+@pytest.mark.parametrize("number, code, name", [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
+def test_a_signal_ends_it_in_one_line(number, code, name, tmp_path, checkpoint, monkeypatch, capsys):
+    for stem in "abc":
+        photo(tmp_path / "in" / f"{stem}.png")
+    forward = PreparedIPT.forward
+
+    def stopped(self, x, task):
+        if (tmp_path / "out/a.png").exists():
+            os.kill(os.getpid(), number)
+        return forward(self, x, task)
+
+    monkeypatch.setattr(PreparedIPT, "forward", stopped)
+    handler = signal.getsignal(signal.SIGTERM)
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--task", "derain", "--checkpoint", checkpoint) == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"ipt-fast restore: stopped by {name}; 1 of 3 images restored"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_names_are_data(tmp_path, checkpoint, capsys):
+    name = os.fsdecode(b"\xff[bold]a[red]:dog:.png")
+    photo(tmp_path / "in" / name)
+    (tmp_path / "in" / f"bad{name}").write_bytes(b"")
+    common = ["--task", "derain", "--checkpoint", checkpoint]
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", *common) == 1
+    said = capsys.readouterr().err
+    assert "[bold]a[red]:dog:.png 30x20 ->" in said and "[bold]a[red]:dog:.png: the file is empty" in said
+    assert (tmp_path / "out" / name).exists()
+
+
 def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys):
     path = photo(tmp_path / "a.png")
     assert restore(path, "-o", tmp_path / "b.png", "--task", "denoise70", "--checkpoint", checkpoint) == 0
@@ -139,6 +273,14 @@ def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys
         ({"images": ["A", "B"], "-o": "one.png"}, "2 images cannot all go to"),
         ({"images": ["A", "B"], "-o": "CLASH"}, "would both become"),
         ({"-o": "out.docx"}, "not a kind of image that can be written"),
+        ({"-o": "out.gif"}, "a GIF holds 256 colours; take .png"),
+        ({"-o": "out.pgm"}, "a PGM holds gray alone; take .png"),
+        ({"--suffix": "_x2"}, "names the output; --suffix and --ext are for a folder"),
+        ({"--suffix": "/x2", "-o": "out/"}, "it is the end of a file's name"),
+        ({"--ext": "gif", "-o": "out/"}, "--ext gif is not a kind that can be written; give one of .jpg"),
+        ({"--quality": "80"}, "--quality is for .jpg, .webp and .avif"),
+        ({"--quality": "0", "-o": "a.jpg"}, "--quality must be 1 to 100, got 0"),
+        ({"--max-pixels": "0"}, "--max-pixels must be at least 1"),
         ({"--task": "blur"}, "task 'blur' is not known"),
         ({"--task": "deblur"}, "has no task deblur; it has sr2"),
         ({"--checkpoint": "none.pt"}, "none.pt: no such checkpoint"),

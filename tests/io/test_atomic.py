@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from ipt_fast.io.atomic import atomic_path, atomic_write
-from ipt_fast.io.images import write_image
+from ipt_fast.io.write import write_image
 
 
 @pytest.mark.parametrize("mode, content", [("w", "größer\n"), ("wb", b"\0\1")])
@@ -75,18 +75,3 @@ def test_the_temporary_file_keeps_the_suffix_and_is_hidden(tmp_path):
     with atomic_path(tmp_path / ("n" * 200 + ".onnx")) as temporary:
         assert temporary.suffix == ".onnx" and temporary.name.startswith(".") and temporary.parent == tmp_path
         temporary.touch()
-
-
-@pytest.mark.parametrize("suffix, lossless", [(".png", True), (".webp", True), (".tif", True), (".jpg", False)])
-def test_images_keep_their_pixels_and_profile(tmp_path, suffix, lossless):
-    picture = Image.effect_noise((40, 30), 60).convert("RGB")
-    path = tmp_path / f"a{suffix}"
-    assert write_image(picture, path, icc_profile=b"x" * 200) == ()
-    again = Image.open(path)
-    assert again.info["icc_profile"] == b"x" * 200
-    assert (again.convert("RGB").tobytes() == picture.tobytes()) == lossless
-
-
-def test_what_a_format_cannot_keep_is_said(tmp_path):
-    notes = write_image(Image.new("RGBA", (3, 3)), tmp_path / "a.bmp", icc_profile=b"x" * 200)
-    assert "alpha channel dropped" in notes[0] and "colour profile dropped" in notes[1]

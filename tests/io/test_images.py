@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from ipt_fast.io.images import ImageError, array_to_tensor, read_image, to_uint8
+from ipt_fast.io.images import ImageError, array_to_tensor, pillow_set, read_image, to_uint8
 
 RAMP = np.arange(30, dtype=np.uint8).reshape(5, 6) * 8
 
@@ -40,22 +40,6 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
     assert said.get(mode, "") in "; ".join(read.notes)
 
 
-def test_sixteen_bit_colour_is_said(tmp_path):
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = b"".join(b"\0" + bytes(6 * 4) for _ in range(4))
-    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
-    path = tmp_path / "deep.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
-    assert "16 bits a channel" in read_image(path).notes[0]
-
-
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("L", (4, 4), value) for value in (0, 128, 255)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -64,7 +48,8 @@ def test_first_frame_of_an_animation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, message", [(b"text", "not an image"), (None, "cannot be read"), (b"", "not an image")]
+    "content, message",
+    [(b"text", "not an image"), (None, "cannot be read"), (b"", r"the file is empty \(zero bytes\)")],
 )
 def test_bad_files_are_named(content, message, tmp_path):
     path = tmp_path / "bad.png"
@@ -91,6 +76,36 @@ def test_one_float_value_over_one_does_not_decide_the_range(changed, top, tmp_pa
     image = read_image(tmp_path / "a.tif")
     assert np.array_equal(image.pixels[..., 0], np.rint(np.clip(values, 0, top) * 255))
     assert ("clipped" in image.notes[0]) == (changed > 1)
+
+
+def test_float_and_sixteen_bit_gray_keep_their_bits_where_wanted(tmp_path):
+    values = float_tiff(tmp_path / "a.tif", 0.5)
+    pixels = read_image(tmp_path / "a.tif", deep=True).pixels
+    assert pixels.dtype == np.uint16 and np.array_equal(pixels[..., 1], np.rint(values.astype(float) * 65535))
+    Image.fromarray(RAMP.astype(np.uint16) * 257 + 3).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png", deep=True)
+    assert np.array_equal(image.pixels[..., 2], RAMP.astype(np.uint16) * 257 + 3)
+    assert torch.allclose(image.tensor()[0], torch.from_numpy(RAMP + 3 / 257).float())
+
+
+def test_a_tiff_of_float_colours_is_named_as_what_it_is(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 6, 3), np.float32), photometric="rgb")
+    with pytest.raises(ImageError, match=r"a\.tif: a TIFF of 3 channels of 32-bit floats, which is not read; save it"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_very_large_image_is_named_and_can_be_let_in(tmp_path, recwarn):
+    Image.new("1", (2000, 1000)).save(tmp_path / "a.png")
+    limit = Image.MAX_IMAGE_PIXELS
+    with (
+        pillow_set(1_999_998),
+        pytest.raises(ImageError, match=r"2,000,000 pixels, more than 1,999,998; .*--max-pixels"),
+    ):
+        read_image(tmp_path / "a.png")
+    with pillow_set(2_000_000):
+        assert read_image(tmp_path / "a.png").pixels.shape == (1000, 2000, 3)
+    assert limit == Image.MAX_IMAGE_PIXELS and not recwarn.list
 
 
 def test_float_values_up_to_255(tmp_path):
@@ -162,10 +177,10 @@ def test_damaged_exif_is_said_and_the_photo_taken_as_stored(tmp_path):
 def test_a_colour_profile_is_kept_where_it_is_one_of_rgb(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", icc_profile=profile)
-    assert read_image(tmp_path / "a.png").icc_profile == profile
+    assert read_image(tmp_path / "a.png").metadata.icc_profile == profile
     Image.new("L", (4, 4)).save(tmp_path / "a.png", icc_profile=profile[:16] + b"GRAY" + profile[20:])
     image = read_image(tmp_path / "a.png")
-    assert image.icc_profile is None and "colour profile is not one of RGB" in "; ".join(image.notes)
+    assert image.metadata.icc_profile is None and "colour profile is not one of RGB" in "; ".join(image.notes)
 
 
 def test_arrays_there_and_back():
