@@ -4,20 +4,22 @@ import argparse
 import csv
 import json
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ipt_fast.cli import CommandError, _network, check_folder, user_errors
+from ipt_fast.cli import CommandError, _network, check_folder, check_output, user_errors
 from ipt_fast.cli._network import NoSuchTaskError
 from ipt_fast.cli.tables import print_table
 from ipt_fast.evaluation.paper import ALIASES, CELLS, TITLES, find_paper_sets, table_rows
-from ipt_fast.evaluation.score import INPUT, Method, Score, mean_scores, score_set
-from ipt_fast.evaluation.test_sets import TestSetError, find_set
+from ipt_fast.evaluation.score import INPUT, Method, Score, mean_scores, score_pair
+from ipt_fast.evaluation.test_sets import ImageSet, TestSetError, find_set
 from ipt_fast.io.atomic import atomic_write
-from ipt_fast.io.images import silence_pillow_warnings
+from ipt_fast.io.images import pillow_set, to_uint8
 from ipt_fast.io.progress import message_console, progress_bar
+from ipt_fast.io.write import write_image
 
 EXAMPLE = """examples:
   ipt-fast eval --task sr4 --data Set5 --checkpoint IPT_pretrain.pt --csv scores.csv --json scores.json
@@ -25,7 +27,9 @@ EXAMPLE = """examples:
   ipt-fast eval --paper --data testsets --checkpoint IPT_pretrain.pt
 without --checkpoint the input alone is scored (for super-resolution: enlarged bicubically)
 folders: HR + LR_bicubic/X2 (EDSR, IPT, SwinIR), GTmod12 + LRbicx2, GT + LQ, rain + norain, input + target, clean images
-exit codes: 0 scored, 2 wrong usage or data"""
+PSNR means leave images out that equal their ground truth, and say how many; JSON has "inf" and "nan" in words
+exit codes: 0 scored, 1 some images could not be read (each is named), 2 wrong usage or data, 130 and 143 stopped, with
+the scores so far"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,26 +44,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--brief", action="store_true", help="print the means alone")
     add("--csv", type=Path, metavar="FILE", help="write every score")
     add("--json", type=Path, metavar="FILE", help="write every score and the means")
+    add("--save", type=Path, metavar="DIR", help="write what the networks make: DIR/SET_TASK/CHECKPOINT/IMAGE.png")
+    add("--force", action="store_true", help="overwrite files that are there")
     _network.add_network_arguments(parser, precision="fp32")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score, print, write."""
+    """Score, print, write; where it is stopped, what there is until then."""
     if args.paper == (args.task is not None):
         raise CommandError("give either --task or --paper")
     if args.limit is not None and args.limit < 1:
         raise CommandError(f"--limit must be at least 1, got {args.limit}")
+    if args.save is not None and not args.checkpoint:
+        raise CommandError("--save writes what networks make; give --checkpoint")
     labels = _labels(args.checkpoint)
-    for path in (args.csv, args.json):
-        if path is not None:
-            check_folder(path)
+    for path in filter(None, (args.csv, args.json)):
+        check_folder(path)
+        check_output(path, args.force)
+    found = _find_paper_sets(args.data) if args.paper else {}
+    work: list[tuple[str, Path, str | None]] = [(args.task, path, None) for path in args.data]
     if args.paper:
-        scores = _paper(args, labels)
+        work = [(cell.task, found[cell.image_set], cell.image_set) for cell in CELLS if cell.image_set in found]
+    scores: list[Score] = []
+    failed: list[str] = []
+    stopped = None
+    try:
+        with pillow_set(args.max_pixels):
+            score_sets(args, labels, work, scores, failed)
+    except KeyboardInterrupt as stop:
+        stopped = stop
+    if args.paper:
+        _print_paper(args, labels, scores, found)
     else:
-        scores = score_sets(args, labels, [(args.task, path, None) for path in args.data])
         _print_scores(scores, args.brief)
+    _print_identical(scores)
     _write_files(args, scores)
-    return 0
+    if stopped is not None:
+        count = len({(s.image_set, s.task, s.image) for s in scores})
+        raise type(stopped)(f"{count} images scored, means are of those") from None
+    if failed:
+        print(f"{len(failed)} images failed, means are without them:", *failed, sep="\n  ", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _labels(checkpoints: list[Path]) -> dict[str, Path]:
@@ -75,16 +100,16 @@ def score_sets(
     args: argparse.Namespace,
     labels: dict[str, Path],
     work: Iterable[tuple[str, Path, str | None]],
-    leave_out: bool = False,
-) -> list[Score]:
-    """Scores of every (task, folder, name of the set); networks stay loaded as long as the task is the same.
+    scores: list[Score],
+    failed: list[str],
+) -> None:
+    """Add the scores of every (task, folder, name of the set); networks stay loaded as long as the task is the same.
 
-    ``leave_out``: checkpoints that have no such task are left out instead of being an error.
+    Images that cannot be read are named in ``failed``. For the paper's tables, checkpoints that have no such task are
+    left out; otherwise they are an error.
     """
-    silence_pillow_warnings()
     _network.pick_device(args.device)  # refused also where no network is to run
     console = message_console()
-    scores: list[Score] = []
     methods: dict[str, Method] = {}
     loaded_for = None
     for name, folder, set_name in work:
@@ -99,20 +124,41 @@ def score_sets(
                 try:
                     network, serving, _ = _network.prepare(path, task, args)
                 except NoSuchTaskError:
-                    if not leave_out:
+                    if not args.paper:
                         raise
                     continue
                 shown = label if serving == task.name else f"{label} as {serving}"
                 methods[shown] = Method(network, serving, _network.window_options(args))
             loaded_for = name
         count = min(len(images.pairs), args.limit or len(images.pairs))
+        files = {} if args.save is None else _output_files(args, images, task.name, methods, count)
         console.print(f"{images.name}, {task.name}: {count} images ({images.layout})")
-        bar = progress_bar(images.name, count * (1 + len(methods)), console)
-        with user_errors(OSError, TestSetError), bar as advance:
-            for score in score_set(images, task, methods, args.seed, args.limit):
-                scores.append(score)
-                advance()
-    return scores
+        with user_errors(TestSetError), progress_bar(images.name, count, console) as advance:
+            for number in range(count):
+                try:
+                    for score, output in score_pair(images, number, task, methods, args.seed):
+                        scores.append(score)
+                        if target := files.get((number, score.method)):
+                            target.parent.mkdir(parents=True, exist_ok=True)
+                            write_image(to_uint8(output[0]), target, force=args.force)
+                        advance(1 / (1 + len(methods)))
+                except OSError as error:
+                    failed.append(str(error))
+                    console.print(f"failed: {error}")
+                advance(to_whole=True)
+
+
+def _output_files(
+    args: argparse.Namespace, images: ImageSet, task: str, methods: Iterable[str], count: int
+) -> dict[tuple[int, str], Path]:
+    """Return (image, method) -> the file of what the network makes, none of which is there."""
+    files = {}
+    for number, pair in enumerate(images.pairs[:count]):
+        for method in methods:
+            folder = args.save / f"{images.name}_{task}" / method.replace("/", "_")
+            files[number, method] = folder / f"{pair.name}.png"
+            check_output(files[number, method], args.force)
+    return files
 
 
 def _print_scores(scores: list[Score], brief: bool) -> None:
@@ -130,16 +176,28 @@ def _print_scores(scores: list[Score], brief: bool) -> None:
         print_table(f"{name}, {task}", columns, rows, numeric=columns[2:])
 
 
-def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> list[Score]:
-    """Score what is there, and print the paper's tables with our columns beside."""
-    for path in args.data:
+def _print_identical(scores: list[Score]) -> None:
+    for mean in mean_scores(scores):
+        if mean.identical:
+            left = "so its PSNR is inf" if mean.identical == mean.images else "left out of its mean PSNR"
+            where = f"{mean.image_set}, {mean.task}, {mean.method}"
+            print(f"{where}: {mean.identical} of {mean.images} images equal their ground truth, {left}")
+
+
+def _find_paper_sets(folders: list[Path]) -> dict[str, Path]:
+    for path in folders:
         if not path.is_dir():
             raise CommandError(f"{path}: no such folder")
-    found = find_paper_sets(args.data)
+    found = find_paper_sets(folders)
     if not found:
-        raise CommandError(f"none of the paper's sets ({', '.join(ALIASES)}) is in {', '.join(map(str, args.data))}")
-    work = [(cell.task, found[cell.image_set], cell.image_set) for cell in CELLS if cell.image_set in found]
-    scores = score_sets(args, labels, work, leave_out=True)
+        raise CommandError(f"none of the paper's sets ({', '.join(ALIASES)}) is in {', '.join(map(str, folders))}")
+    return found
+
+
+def _print_paper(
+    args: argparse.Namespace, labels: dict[str, Path], scores: list[Score], found: dict[str, Path]
+) -> None:
+    """Print the paper's tables with our columns beside."""
     ours: dict[tuple[str, str], dict[str, float]] = {}
     for mean in mean_scores(scores):
         served = (label for label in labels if mean.method in (label, f"{label} as {mean.method.split()[-1]}"))
@@ -152,17 +210,16 @@ def _paper(args: argparse.Namespace, labels: dict[str, Path]) -> list[Score]:
         print(f"ours: the first {args.limit} images of each set alone, so no fair comparison")
     if missing := [name for name in ALIASES if name not in found]:
         print(f"not found: {', '.join(missing)}")
-    return scores
 
 
 def _write_files(args: argparse.Namespace, scores: list[Score]) -> None:
-    """CSV: a line per image and method. JSON: the same with the means and what was asked for; null for nan and inf."""
+    """CSV: a line per image and method. JSON: the same with the means and what was asked for."""
     with user_errors(OSError):
         if args.csv is not None:
             with atomic_write(args.csv, "w") as file:
                 writer = csv.DictWriter(file, [field.name for field in fields(Score)])
                 writer.writeheader()
-                writer.writerows(map(asdict, scores))
+                writer.writerows({key: _utf8(value) for key, value in asdict(score).items()} for score in scores)
         if args.json is not None:
             content = {
                 "settings": {key: value for key, value in vars(args).items() if key not in ("csv", "json")},
@@ -173,10 +230,15 @@ def _write_files(args: argparse.Namespace, scores: list[Score]) -> None:
                 file.write(json.dumps(_plain(content), indent=1, allow_nan=False, default=str) + "\n")
 
 
+def _utf8(value: Any) -> Any:
+    """Return the same with escapes for what of a file's name is not UTF-8."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _plain(value: Any) -> Any:
-    """Return the same with null for numbers that JSON cannot hold."""
+    """Return the same with "inf" and "nan" for numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

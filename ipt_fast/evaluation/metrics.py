@@ -3,6 +3,7 @@
 Every function clamps and rounds the output first, as a file would, and returns one value per image.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -37,14 +38,20 @@ def _images(name: str, output: Tensor, target: Tensor, border: int) -> tuple[Ten
     return output[inside], target[inside]
 
 
+def finite_mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are finite; where none is, the first (inf of images all identical, nan)."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else values[0]
+
+
 def means_by(
     items: Iterable[_Item], key: Callable[[_Item], _Key], fields: Sequence[str]
 ) -> dict[_Key, tuple[float, ...]]:
-    """Return key -> the means of ``fields`` over the items of that key, keys in the order of the items."""
+    """Return key -> the finite means of ``fields`` over the items of that key, keys in the order of the items."""
     groups: dict[_Key, list[_Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
-    return {k: tuple(sum(getattr(i, f) for i in group) / len(group) for f in fields) for k, group in groups.items()}
+    return {k: tuple(finite_mean([getattr(i, f) for i in group]) for f in fields) for k, group in groups.items()}
 
 
 @checked

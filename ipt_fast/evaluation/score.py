@@ -1,6 +1,8 @@
 """Scores of networks, and of the input itself, on a test set."""
 
+import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,27 +61,40 @@ def lq_and_gt(pair: Pair, task: Task, seed: int) -> tuple[Tensor, Tensor]:
     return degrade(gt[None], task, seeds=torch.tensor([seed]))
 
 
+@checked
+def score_pair(
+    image_set: ImageSet, number: int, task: Task, methods: Mapping[str, Method], seed: int = 0
+) -> Iterator[tuple[Score, Tensor]]:
+    """Yield the scores of image ``number`` of a set, of the input and of each method, with what was scored.
+
+    The border that is not scored is the scale for super-resolution, none otherwise. Image number n has the noise of
+    seed ``seed * 1_000_000 + n``, whatever is scored beside it. What was scored is float [1, 3, H, W], 0..255.
+
+    Raises:
+        OSError, TestSetError: as ``read_pair``, before the first score.
+    """
+    pair = image_set.pairs[number]
+    lq, gt = lq_and_gt(pair, task, seed * 1_000_000 + number)
+    before = bicubic_up(lq, task.scale) if task.scale > 1 else lq
+    names = (image_set.name, task.name, pair.name)
+    # An image hardly larger than the border is scored whole.
+    border = scored_border(task) if min(gt.shape[-2:]) > 2 * scored_border(task) else 0
+    yield Score(*names, INPUT, *_figures(before, gt, border), 0.0), before
+    for name, method in methods.items():
+        start = time.perf_counter()
+        output = restore(method.model, lq, method.task, **method.options)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - start
+        yield Score(*names, name, *_figures(output, gt, border), seconds), output
+
+
 @checked(limit=0)
 def score_set(
     image_set: ImageSet, task: Task, methods: Mapping[str, Method], seed: int = 0, limit: int | None = None
 ) -> Iterator[Score]:
-    """Yield the scores of the input and of each method, image by image.
-
-    The border that is not scored is the scale for super-resolution, none otherwise. Image number n has the noise of
-    seed ``seed * 1_000_000 + n``, whatever is scored beside it.
-    """
-    for number, pair in enumerate(image_set.pairs[:limit]):
-        lq, gt = lq_and_gt(pair, task, seed * 1_000_000 + number)
-        before = bicubic_up(lq, task.scale) if task.scale > 1 else lq
-        names = (image_set.name, task.name, pair.name)
-        # An image hardly larger than the border is scored whole.
-        border = scored_border(task) if min(gt.shape[-2:]) > 2 * scored_border(task) else 0
-        yield Score(*names, INPUT, *_figures(before, gt, border), 0.0)
-        for name, method in methods.items():
-            start = time.perf_counter()
-            output = restore(method.model, lq, method.task, **method.options)  # type: ignore[arg-type]
-            seconds = time.perf_counter() - start
-            yield Score(*names, name, *_figures(output, gt, border), seconds)
+    """Yield the scores of ``score_pair`` for the first ``limit`` images of a set, or for all."""
+    for number in range(len(image_set.pairs[:limit])):
+        for score, _ in score_pair(image_set, number, task, methods, seed):
+            yield score
 
 
 def _figures(output: Tensor, gt: Tensor, border: int) -> tuple[float, float, float]:
@@ -88,8 +103,28 @@ def _figures(output: Tensor, gt: Tensor, border: int) -> tuple[float, float, flo
     return psnr_y(output, gt, border).item(), psnr_rgb(output, gt, border).item(), ssim
 
 
+@dataclass(frozen=True)
+class Mean(Score):
+    """The mean of one set, task and method; ``image`` is "mean".
+
+    PSNR is that of the images that differ from their ground truth, where any does; ``identical`` of ``images`` do not.
+    """
+
+    images: int
+    identical: int
+
+
 @checked
-def mean_scores(scores: Sequence[Score]) -> list[Score]:
-    """Return one mean per set, task and method, in the order of the scores; ``image`` is "mean"."""
-    means = means_by(scores, lambda s: (s.image_set, s.task, s.method), METRICS)
-    return [Score(image_set, task, "mean", method, *values) for (image_set, task, method), values in means.items()]
+def mean_scores(scores: Sequence[Score]) -> list[Mean]:
+    """Return one mean per set, task and method, in the order of the scores."""
+    means = means_by(scores, _group, METRICS)
+    images = Counter(map(_group, scores))
+    identical = Counter(_group(score) for score in scores if math.isinf(score.psnr_rgb))
+    return [
+        Mean(g[0], g[1], "mean", g[2], y, rgb, ssim, seconds, images[g], identical[g])
+        for g, (y, rgb, ssim, seconds) in means.items()
+    ]
+
+
+def _group(s: Score) -> tuple[str, str, str]:
+    return (s.image_set, s.task, s.method)

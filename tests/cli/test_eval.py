@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -116,6 +118,64 @@ def test_pairs_that_do_not_match_are_refused(sets, tmp_path, capsys):
     assert evaluate("--task", "derain", "--data", tmp_path) == 2
     said = capsys.readouterr()
     assert "norain-0.png" in said.err and "rain/rain-0.png show different scenes" in said.err and not said.out
+
+
+def test_a_damaged_image_costs_that_image(sets, tmp_path, capsys):
+    shutil.copytree(sets / "Set5", tmp_path / "Set5")
+    (tmp_path / "Set5/0b.png").write_bytes(b"no image")
+    assert evaluate("--task", "denoise30", "--data", tmp_path / "Set5") == 1
+    said = capsys.readouterr()
+    assert [row[0] for row in rows(said.out)] == ["0", "1", "mean"]
+    assert "1 images failed" in said.err and "0b.png: not an image" in said.err.splitlines()[-1]
+
+
+def test_identical_images_leave_a_finite_mean_and_json_tells_inf_from_nan(sets, tmp_path, capsys):
+    for folder in ("gt", "lq"):
+        (tmp_path / "Mine" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "Mine" / folder / "small.png")
+        pixels = np.array(Image.open(sets / "Set5/0.png"))
+        pixels[0, 0] += 50 * (folder == "lq")
+        Image.fromarray(pixels).save(tmp_path / "Mine" / folder / "photo.png")
+    path = tmp_path / "a.json"
+    assert evaluate("--task", "deblur", "--data", tmp_path / "Mine", "--json", path) == 0
+    content = json.loads(path.read_text())
+    small = next(score for score in content["scores"] if score["image"] == "small")
+    assert (small["psnr_rgb"], small["ssim_y"]) == ("inf", "nan")
+    (mean,) = content["means"]
+    assert (mean["images"], mean["identical"]) == (2, 1)
+    assert mean["psnr_rgb"] == content["scores"][0]["psnr_rgb"] and mean["ssim_y"] == content["scores"][0]["ssim_y"]
+    assert (
+        "Mine, deblur, input: 1 of 2 images equal their ground truth, left out of its mean PSNR"
+        in capsys.readouterr().out
+    )
+    assert evaluate("--task", "deblur", "--data", tmp_path / "Mine", "--json", path) == 2
+    assert "a.json is already there; --force overwrites" in capsys.readouterr().err
+
+
+def test_outputs_are_saved_where_asked(sets, checkpoint, tmp_path, assert_refused):
+    options = ["--task", "sr2", "--data", sets / "Set5", "--limit", 1, "--save", tmp_path, "--brief"]
+    assert_refused("eval", options, "--save writes what networks make; give --checkpoint")
+    assert evaluate(*options, "--checkpoint", checkpoint) == 0
+    assert Image.open(tmp_path / "Set5_sr2/IPT_pretrain.pt/0.png").size == (48, 36)
+    assert_refused("eval", [*options, "--checkpoint", checkpoint], "0.png is already there; --force overwrites", None)
+
+
+def test_stopped_it_prints_and_writes_the_scores_so_far(sets, checkpoint, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def restore(model, image, task, **options):
+        calls.append(task)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return image
+
+    monkeypatch.setattr("ipt_fast.evaluation.score.restore", restore)
+    path = tmp_path / "a.csv"
+    options = ["--task", "denoise30", "--data", sets / "Set5", "--checkpoint", checkpoint, "--csv", path]
+    assert evaluate(*options) == 130
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == "ipt-fast eval: stopped by Ctrl-C; 2 images scored, means are of those"
+    assert len(list(csv.DictReader(path.open()))) == 3 and "mean" in said.out
 
 
 @pytest.mark.parametrize(

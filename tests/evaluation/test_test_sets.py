@@ -90,9 +90,10 @@ def test_other_scenes_under_the_same_name_are_refused(tmp_path, task, folders):
 
 def test_an_odd_clean_image_is_cut_to_its_low_resolution(tmp_path):
     write(tmp_path / "HR/a.png", size=(49, 37))
-    write(tmp_path / "LR_bicubic/X2/ax2.png", size=(24, 18))
-    clean, low = read_pair(find_set(tmp_path, get_task("sr2")).pairs[0], get_task("sr2"))
-    assert clean.shape == (3, 36, 48) and low.shape == (3, 18, 24)
+    for size in ((24, 18), (25, 19)):  # rounded down, and up as MATLAB does
+        write(tmp_path / "LR_bicubic/X2/ax2.png", size=size)
+        clean, low = read_pair(find_set(tmp_path, get_task("sr2")).pairs[0], get_task("sr2"))
+        assert clean.shape == (3, 36, 48) and low.shape == (3, 18, 24)
 
 
 def test_folders_that_hold_nothing(tmp_path):

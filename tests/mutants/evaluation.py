@@ -13,7 +13,7 @@ MUTANTS = [
     Mutant(_METRICS, "65.738 / 256, 129.057", "129.057 / 256, 65.738", _METRIC_TESTS),
     Mutant(_METRICS, "slice(border, output.shape[-1] - border)", "slice(None)", _METRIC_TESTS),
     Mutant(_METRICS, "(0.03 * 255) ** 2", "(0.05 * 255) ** 2", _METRIC_TESTS),
-    Mutant(_METRICS, "/ len(group) for f in fields", "for f in fields", _SCORE_TESTS),
+    Mutant(_METRICS, "sum(finite) / len(finite) if", "sum(finite) if", _SCORE_TESTS),
     Mutant(_SCORE, "seed * 1_000_000 + number", "seed * 1_000_000", _SCORE_TESTS),
     Mutant(_METRICS, 'return task.scale if task.kind == "sr" else 0', "return 0", _SCORE_TESTS),
     Mutant(_SCORE, "(s.image_set, s.task, s.method)", "(s.image_set, s.task, INPUT)", _SCORE_TESTS),
