@@ -17,7 +17,7 @@ from torch.nn import functional as F
 def tail_kernel(
     X,  # in: features [B, H, W, C], strides (x_batch, x_row, x_column, 1)
     KERNELS,  # in: [classes y, classes x, taps y, taps x, C, P], dense
-    BIAS,  # in: [classes y, classes x, P], dense; or None
+    BIAS,  # in: [classes y, classes x, P], dense
     OUT,  # out: [B, O, R H, R W], dense
     x_batch,
     x_row,
@@ -98,8 +98,7 @@ def tail_kernel(
             weights = KERNELS + (tap * C + first + c)[:, None] * P + p[None, :]
             weights = tl.load(weights, mask=p[None, :] < P, other=0.0)
             total = tl.dot(features, weights, total, input_precision=PRECISION)
-    if BIAS is not None:
-        total += tl.load(BIAS + place * P + p, mask=p < P, other=0.0).to(tl.float32)[None, :]
+    total += tl.load(BIAS + place * P + p, mask=p < P, other=0.0).to(tl.float32)[None, :]
 
     # Store with PixelShuffle: value (o, a, e) of cell (y, x) is pixel (R y + a, R x + e) of channel o
     channel, a, e = p // (R * R), p // R % R, p % R
@@ -116,7 +115,7 @@ def plan(C: int, P: int, dtype: torch.dtype) -> dict[str, int]:
     return {"BLOCK_M": 128, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 8, "num_stages": 2}
 
 
-def pixelshuffle_tail_forward(x: Tensor, kernels: Tensor, bias: Tensor | None, scale: int, frame: list[int]) -> Tensor:
+def pixelshuffle_tail_forward(x: Tensor, kernels: Tensor, bias: Tensor, scale: int, frame: list[int]) -> Tensor:
     """Compute the tail of x [B, C, H, W]; kernels [classes y, classes x, taps y, taps x, C, P] and bias [.., .., P].
 
     x is copied to channels-last where it is not, and with zeros to a whole number of blocks of features. H and W must

@@ -14,32 +14,30 @@ from torch import Tensor
 
 from ipt_fast.ops._pixelshuffle_tail_compose import Axis, Conv, compose_biases, compose_kernels
 
+Pair = tuple[Tensor, Tensor]  # a kernel and its bias
+
 
 class Collapsed(NamedTuple):
-    """The kernels of one tail, as ``apply_collapsed`` reads them; differentiable where the weights are.
+    """The kernels of one tail with their biases, as ``apply_collapsed`` reads them; differentiable.
 
-    With P = (C_out, R, R). None where there is no such edge, and where no convolution has a bias.
+    With P = (C_out, R, R). None where there is no such edge.
 
     Attributes:
-        inner: [P, C, width_y, width_x], inner_bias [P].
+        inner: [P, C, width_y, width_x], bias [P].
         rows, columns: what the edges add, for the top and bottom, left and right ``pixels`` lines:
             [2, C_out pixels R, C lines taps], bias [2, C_out pixels R, 1].
         corners: what the corners add to that: [4, C_out pixels pixels, C lines lines], bias [4, C_out pixels pixels,
             1].
     """
 
-    inner: Tensor
-    rows: Tensor | None
-    columns: Tensor | None
-    corners: Tensor | None
-    inner_bias: Tensor | None = None
-    rows_bias: Tensor | None = None
-    columns_bias: Tensor | None = None
-    corners_bias: Tensor | None = None
+    inner: Pair
+    rows: Pair | None
+    columns: Pair | None
+    corners: Pair | None
 
     def to(self, dtype: torch.dtype) -> "Collapsed":
         """Return the kernels in ``dtype``."""
-        return Collapsed(*(None if t is None else t.to(dtype) for t in self))  # type: ignore[arg-type]
+        return Collapsed(*(pair and (pair[0].to(dtype), pair[1].to(dtype)) for pair in self))  # type: ignore[arg-type]
 
 
 def collapse(convs: Sequence[Conv], scales: Sequence[int], y: Axis, x: Axis) -> Collapsed:
@@ -48,24 +46,22 @@ def collapse(convs: Sequence[Conv], scales: Sequence[int], y: Axis, x: Axis) -> 
     inner = bank[y.frame, :, x.frame].permute(2, 0, 1, 3, 4, 5)  # [O, R, R, C, taps, taps]
     inner = torch.stack([k.narrow(-2, s, y.width) for k, s in zip(inner.unbind(1), y.starts, strict=True)], 1)
     inner = torch.stack([k.narrow(-1, s, x.width) for k, s in zip(inner.unbind(2), x.starts, strict=True)], 2)
-    inner, edges = inner.flatten(0, 2), _frame(bank, y, x, True)
-    if all(b is None for _, b in convs):
-        return Collapsed(inner, *edges)
     bias = compose_biases(convs, scales, y, x)
     inner_bias = bias[y.frame, :, x.frame].permute(2, 0, 1).flatten()
-    return Collapsed(inner, *edges, inner_bias, *_frame(bias[..., None, None, None], y, x, False))
+    edges = zip(_frame(bank, y, x, True), _frame(bias[..., None, None, None], y, x, False), strict=True)
+    return Collapsed((inner.flatten(0, 2), inner_bias), *(None if k is None or b is None else (k, b) for k, b in edges))
 
 
 def apply_collapsed(x: Tensor, tail: Collapsed, y_axis: Axis, x_axis: Axis) -> Tensor:
     """Compute the tail of x [B, C, H, W], H and W of at least ``smallest``, in the dtype of both; dense result."""
-    z = F.conv2d(x, tail.inner, tail.inner_bias, padding=(y_axis.reach, x_axis.reach))  # [B, P, H + slack, W + slack]
+    z = F.conv2d(x, *tail.inner, padding=(y_axis.reach, x_axis.reach))  # [B, P, H + slack, W + slack]
     out = _shuffle(z, y_axis, x_axis, *x.shape[2:])  # [B, O, R H, R W]
     if tail.rows is not None:
-        _add_edges(out, x, tail.rows, tail.rows_bias, y_axis, x_axis)
+        _add_edges(out, x, *tail.rows, y_axis, x_axis)
     if tail.columns is not None:
-        _add_edges(out.transpose(2, 3), x.transpose(2, 3), tail.columns, tail.columns_bias, x_axis, y_axis)
+        _add_edges(out.transpose(2, 3), x.transpose(2, 3), *tail.columns, x_axis, y_axis)
     if tail.corners is not None:
-        _add_corners(out, x, tail.corners, tail.corners_bias, y_axis, x_axis)
+        _add_corners(out, x, *tail.corners, y_axis, x_axis)
     return out
 
 
@@ -78,32 +74,28 @@ def _shuffle(z: Tensor, y: Axis, x: Axis, H: int, W: int) -> Tensor:
     return z.flatten(4, 5).flatten(2, 3)  # from [B, O, H, R, W, R]
 
 
-def _add_edges(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor | None, across: Axis, along: Axis) -> None:
+def _add_edges(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor, across: Axis, along: Axis) -> None:
     """Add to top and bottom; left and right for transposed tensors."""
     B, _, H, W = x.shape
     R, lines, pixels = along.scale, across.lines, across.pixels
     ends = x.unfold(2, lines, H - lines).permute(2, 1, 4, 0, 3)  # [2, C, lines, B, W]
     windows = F.pad(ends, (along.reach, along.reach)).unfold(4, 2 * along.reach + 1, 1)  # [2, C, lines, B, W, taps]
     windows = windows.permute(0, 1, 2, 5, 3, 4).reshape(2, -1, B * W)
-    added = _matmul(kernels, windows, bias).view(2, -1, pixels, R, B, W)
+    added = torch.baddbmm(bias, kernels, windows).view(2, -1, pixels, R, B, W)
     added = added.permute(0, 4, 1, 2, 5, 3)  # [2, B, O, pixels, W, R]
     for end, part in zip((0, R * H - pixels), added.unbind(0), strict=True):
         out.narrow(2, end, pixels).unflatten(3, (W, R)).add_(part)
 
 
-def _add_corners(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor | None, y: Axis, x_axis: Axis) -> None:
+def _add_corners(out: Tensor, x: Tensor, kernels: Tensor, bias: Tensor, y: Axis, x_axis: Axis) -> None:
     B, _, H, W = x.shape
     R, tall, wide = y.scale, y.pixels, x_axis.pixels
     ends = x.unfold(2, y.lines, H - y.lines).unfold(3, x_axis.lines, W - x_axis.lines)  # [B, C, 2, 2, lines, lines]
     ends = ends.permute(2, 3, 1, 4, 5, 0).reshape(4, -1, B)
-    added = _matmul(kernels, ends, bias).view(4, -1, tall, wide, B).permute(0, 4, 1, 2, 3)  # [4, B, O, tall, wide]
+    added = torch.baddbmm(bias, kernels, ends).view(4, -1, tall, wide, B).permute(0, 4, 1, 2, 3)  # [4, B, O, t, w]
     places = [(top, left) for top in (0, R * H - tall) for left in (0, R * W - wide)]
     for (top, left), part in zip(places, added.unbind(0), strict=True):
         out.narrow(2, top, tall).narrow(3, left, wide).add_(part)
-
-
-def _matmul(kernels: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
-    return kernels @ columns if bias is None else torch.baddbmm(bias, kernels, columns)
 
 
 def _frame(bank: Tensor, y: Axis, x: Axis, seen: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

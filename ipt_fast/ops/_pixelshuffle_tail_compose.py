@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,25 +23,38 @@ from ipt_fast.ops._registry import constant_to_compilers
 Conv = tuple[Tensor, Tensor | None]
 
 
-@dataclass(frozen=True)
-class Level:
-    """One PixelShuffle(r) and the convolution before it, along one axis: from kernels on the fine grid to the coarse.
+class Level(NamedTuple):
+    """One PixelShuffle(r) and the k taps of the convolution before it, along one axis: from fine kernels to coarse.
 
-    Attributes:
-        classes, taps: of the coarse kernels.
-        picks: [r * E] for each sub-position s of a cell, the E pairs (class, tap) of the fine kernels that meet a
-            feature at s, as the index class * taps + tap.
-        shape, ones: of a matrix [classes * r * taps, r * E * k] of zeros, the flat indices that hold a one: which
-            results (pick, tap of the convolution) are summed to (class, sub-position of the output, tap) of the coarse
-            kernels.
+    ``frame`` and ``reach`` are those of the fine kernels, ``coarse_frame`` that of the coarse ones, as in Axis.
     """
 
     r: int
-    classes: int
-    taps: int
-    picks: tuple[int, ...]
-    shape: tuple[int, int]
-    ones: tuple[int, ...]
+    k: int
+    frame: int
+    reach: int
+    coarse_frame: int
+
+    @property
+    def classes(self) -> int:
+        """Return the classes of the coarse kernels; the smallest image with all of them has that many cells."""
+        return 2 * self.coarse_frame + 1
+
+    @property
+    def taps(self) -> int:
+        """Return the taps of the coarse kernels."""
+        return 2 * (self.coarse_frame + self.k // 2) + 1
+
+    @property
+    def border(self) -> int:
+        """Return how many features at one place s of a cell the first fine class, and the last, may see together."""
+        seen = self.frame + self.reach  # features at either end
+        return max(1, *(-((s - seen) // self.r) - (self.r - 1 - s - seen) // self.r for s in range(self.r)))
+
+    @property
+    def picks(self) -> int:
+        """Return how many pairs (fine class, fine tap) meet a feature at one place of a cell."""
+        return 2 * self.reach + 1 + self.frame * self.border
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ def _axis_of(kernels: tuple[int, ...], scales: tuple[int, ...]) -> Axis:
         lines = max(k // 2, (lines - 1) // r + 1 + k // 2 if lines else 0, 1) if pixels or beyond else 0
         pixels = max(pixels, beyond)
         coarse_frame = math.ceil(reach / r)
-        levels.append(_level(r, k, frame, reach, coarse_frame))
+        levels.append(Level(r, k, frame, reach, coarse_frame))
         spans = [((a + lo) // r - k // 2, (a + hi) // r + k // 2) for a in range(r) for lo, hi in spans]
         frame, reach = coarse_frame, coarse_frame + k // 2
     width = max(hi - lo + 1 for lo, hi in spans)
@@ -94,38 +108,35 @@ def axes_of(heights: tuple[int, ...], widths: tuple[int, ...], scales: tuple[int
     return _axis_of(heights, scales), _axis_of(widths, scales)
 
 
-def _level(r: int, k: int, frame: int, reach: int, coarse_frame: int) -> Level:
-    cells, taps, coarse_taps = 2 * coarse_frame + 1, 2 * reach + 1, 2 * (coarse_frame + k // 2) + 1
-    length = cells * r  # the smallest image in which every class occurs once
-    picks: list[list[int]] = [[] for _ in range(r)]
-    terms = []  # output row (class, sub-position), cell offset, sub-position of the feature, place among its picks
-    for y in range(length):
-        fine_class = y if y < frame else max(frame, y - length + 2 * frame + 1)
-        for t in range(-reach, reach + 1):
-            if not 0 <= y + t < length:
-                continue  # the chain has zeros there
-            offset, s = divmod(y % r + t, r)
-            pick = fine_class * taps + t + reach
-            if pick not in picks[s]:
-                picks[s].append(pick)
-            terms.append((y, offset, s, picks[s].index(pick)))
-    E = max(len(p) for p in picks)
-    shape = (length * coarse_taps, r * E * k)
-    ones = []
-    for y, offset, s, e in terms:
-        for tap in range(k):
-            ones.append((y * coarse_taps + offset + coarse_frame + tap) * shape[1] + (s * E + e) * k + tap)
-    padded = [p + [0] * (E - len(p)) for p in picks]  # an index that no sum takes up
-    flat = tuple(i for p in padded for i in p)
-    return Level(r, cells, coarse_taps, flat, shape, tuple(ones))
+def _tables(level: Level, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return which fine kernels are taken, and which results of the convolution's weights are summed.
 
+    Computed on ``device``: numbers from the host would be waited for, and could not be captured in a CUDA graph.
 
-def _tables(level: Level, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``picks`` and the matrix of ``ones`` as tensors, without making the host wait for a device."""
-    numbers = torch.tensor([*level.picks, *level.ones], device="cpu").to(like.device, non_blocking=True)
-    picks, ones = numbers.split([len(level.picks), len(level.ones)])
-    sums = torch.zeros(math.prod(level.shape), dtype=like.dtype, device=like.device)
-    return picks, sums.index_fill(0, ones, 1.0).view(level.shape)
+    Returns:
+        picks [r E]: for each place s of a feature in its cell, the E pairs of a class and a tap of the fine kernels
+        that meet a feature there, as the index class * taps + tap. ones [classes r taps, r E k]: whether pick and tap
+        of the convolution belong to class, output row of the cell, and tap of the coarse kernels.
+    """
+    r, k, frame, reach, coarse_frame = level
+    taps, length = 2 * reach + 1, level.classes * r
+
+    def numbers(n: int, dim: int) -> Tensor:
+        return torch.arange(n, device=device).view(*(-1 if i == dim else 1 for i in range(5)))
+
+    y, coarse, s, e, tap = (numbers(n, i) for i, n in enumerate((length, level.taps, r, level.picks, k)))
+    # Picks: each tap of the inner class, whose rows meet every s; then those of pairs of a first and a last class
+    c, n = (e - taps) // level.border, (e - taps) % level.border
+    first = s + r * n < frame + reach
+    feature = torch.where(first, s + r * n, s + r * (n - level.border) + length)
+    fine = torch.where(e < taps, frame, torch.where(first, c, 2 * frame - c))
+    t = torch.where(e < taps, e, feature - torch.where(first, c, length - 1 - c) + reach)
+    # Ones: the class of row y has that tap, and it meets a feature at s that is in the image
+    seen = y + t - reach
+    row = torch.where(y < frame, y, (y - length + 2 * frame + 1).clamp(min=frame))
+    ones = (row == fine) & (t >= 0) & (t < taps) & (seen % r == s) & (seen >= 0) & (seen < length)
+    ones = ones & (coarse == seen // r - y // r + coarse_frame + tap)  # [length, taps, r, E, k]
+    return (fine * taps + t.clamp(0, taps - 1)).flatten(), ones.flatten(2).flatten(0, 1)
 
 
 def compose_kernels(weights: Sequence[Tensor], rows: Axis, columns: Axis) -> Tensor:
@@ -140,18 +151,19 @@ def composing_work(weights: Sequence[Tensor], rows: Axis, columns: Axis) -> int:
     """Return the multiplications of ``compose_kernels``."""
     total, planes = 0, len(weights[-1])
     for weight, y, x in zip(reversed(weights[:-1]), rows.levels, columns.levels, strict=True):
-        total += len(y.picks) * len(x.picks) * planes * weight.numel() // y.r**2
-        total += y.shape[0] * x.shape[1] * (y.shape[1] + x.shape[0]) * planes * weight.shape[1]
-        planes *= y.r**2
+        r, results_y, results_x = y.r, y.r * y.picks * y.k, x.r * x.picks * x.k
+        total += y.picks * x.picks * planes * weight.numel()
+        total += y.classes * r * y.taps * results_x * (results_y + x.classes * r * x.taps) * planes * weight.shape[1]
+        planes *= r * r
     return total
 
 
 def _compose_level(bank: Tensor, weight: Tensor, row: Level, column: Level) -> Tensor:
     n, A, m, B, O, C, ty, tx = bank.shape
     r, (c_in, k, l) = row.r, weight.shape[1:]
-    picks_y, sums_y = _tables(row, weight)
-    picks_x, sums_x = (picks_y, sums_y) if column is row else _tables(column, weight)
-    E, G = len(picks_y) // r, len(picks_x) // r
+    picks_y, sums_y = _tables(row, weight.device)
+    picks_x, sums_x = (picks_y, sums_y) if column == row else _tables(column, weight.device)
+    sums_y, sums_x, E, G = sums_y.to(weight.dtype), sums_x.to(weight.dtype), row.picks, column.picks
     fine = bank.permute(0, 6, 2, 7, 1, 3, 4, 5).reshape(n * ty, m * tx, A * B * O * C)
     fine = fine.index_select(0, picks_y).index_select(1, picks_x)  # [r E, r G, A B O C]
     fine = fine.view(r, E, r, G, A * B * O, C).transpose(1, 2).reshape(r, r, E * G * A * B * O, C)
@@ -180,16 +192,12 @@ def compose_biases(convs: Sequence[Conv], scales: Sequence[int], y: Axis, x: Axi
     return chain(black, convs, scales).view(-1, n, y.scale, m, x.scale).permute(1, 2, 3, 4, 0)
 
 
-def class_kernels(
-    convs: Sequence[Conv], scales: Sequence[int], y: Axis, x: Axis, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
+def class_kernels(convs: Sequence[Conv], scales: Sequence[int], y: Axis, x: Axis) -> tuple[Tensor, Tensor]:
     """Return the kernels of every class of cells as the Triton kernel reads them, from weights in a wide dtype.
 
-    Kernels [classes y, classes x, taps y, taps x, C, P] and bias [classes y, classes x, P] or None, in ``dtype``.
+    Kernels [classes y, classes x, taps y, taps x, C, P] and bias [classes y, classes x, P], dense.
     """
     bank = compose_kernels([w for w, _ in convs], y, x)  # [classes, R, classes, R, O, C, taps, taps]
-    kernels = bank.permute(0, 2, 6, 7, 5, 4, 1, 3).flatten(5).to(dtype).contiguous()
-    if all(b is None for _, b in convs):
-        return kernels, None
+    kernels = bank.permute(0, 2, 6, 7, 5, 4, 1, 3).flatten(5)
     bias = compose_biases(convs, scales, y, x).permute(0, 2, 4, 1, 3).flatten(2)
-    return kernels, bias.to(dtype).contiguous()
+    return kernels.contiguous(), bias.contiguous()

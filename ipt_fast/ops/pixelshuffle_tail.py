@@ -39,19 +39,14 @@ def pixelshuffle_tail_reference(x: Tensor, convs: Sequence[Conv], scales: Sequen
     return chain(x, convs, scales)
 
 
-# Backends: x and convs [(weight, bias), ...] -> the result, differentiable; "triton": x and composed kernels.
+# Backends: x and what is made of the weights -> the result; all but "triton" are differentiable.
 
 
 def _eager(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
     return chain(x, [(w.to(x.dtype), cast(b, x.dtype)) for w, b in convs], scales).contiguous()
 
 
-def _collapsed(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
-    axes = _axes(convs, scales)
-    return _apply(x, collapse(_wide(convs), scales, *axes), axes)
-
-
-def _apply(x: Tensor, tail: Collapsed, axes: tuple[Axis, Axis]) -> Tensor:
+def _collapsed(x: Tensor, tail: Collapsed, axes: tuple[Axis, Axis]) -> Tensor:
     work = _work_dtype(x.device, x.dtype)
     return apply_collapsed(x.to(work), tail.to(work), *axes).to(x.dtype)
 
@@ -100,7 +95,7 @@ def _fake(x, kernels, bias, scale, frame, impl):
 
 
 _forward = BACKENDS.define_forward(
-    "(Tensor x, Tensor kernels, Tensor? bias, int scale, int[] frame, str impl) -> Tensor", _fake
+    "(Tensor x, Tensor kernels, Tensor bias, int scale, int[] frame, str impl) -> Tensor", _fake
 )
 
 
@@ -133,30 +128,29 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], *, impl
         TypeError: no floating-point tensors, or x and weights of different dtypes outside autocast.
         RuntimeError: the backend asked for cannot serve the call.
     """
-    pairs, scales = checked_chain(convs, scales)
-    check_input(x, tensors_of(pairs))
+    return _run(x, *checked_chain(convs, scales), impl)
+
+
+def _run(x: Tensor, convs: list[Conv], scales: tuple[int, ...], impl=None, composed: "CollapsedTail | None" = None):
+    """Run the tail, with kernels that are ``composed`` already or from the weights."""
+    check_input(x, tensors_of(convs))
     dtype = compute_dtype(x)
     with autocast_off(x):
         x = x.resolve_neg() if dtype == x.dtype else x.to(dtype)
-        (B, _, H, W), axes = x.shape, _axes(pairs, scales)
-        composing = 2 * composing_work([w for w, _ in pairs], *axes) + _COMPOSING.get(x.device.type, 0)
-        pays = _halves(pairs, scales, axes, B * H * W, composing)
-        portable = torch.compiler.is_exporting() or torch.jit.is_tracing()
-        requires_grad = any_requires_grad([x, *tensors_of(pairs)])
+        (y_axis, x_axis), cells = (axes := _axes(convs, scales)), x.shape[0] * x.shape[2] * x.shape[3]
+        work = 2 * composing_work([w for w, _ in convs], *axes) + _COMPOSING.get(x.device.type, 0)
+        pays = _halves(convs, scales, axes, cells, 0 if composed else work)
+        portable = composed is None and (torch.compiler.is_exporting() or torch.jit.is_tracing())
+        requires_grad = any_requires_grad([x, *tensors_of(convs)])
         backend = BACKENDS.resolve(impl, _Call(str(x.device), dtype, requires_grad, pays, portable))
-        if backend.name == "eager" or not _has_inner(x, axes):
-            return _eager(x, pairs, scales)
+        all_frame = x.shape[2] < y_axis.smallest or x.shape[3] < x_axis.smallest
+        if backend.name == "eager" or all_frame or x.shape[0] == 0:
+            return _eager(x, convs, scales)
         if backend.name == "triton":
-            return _launch(x, *class_kernels(_wide(pairs), scales, *axes, dtype), axes)
-        return backend.forward(x, pairs, scales)
-
-
-def _launch(x: Tensor, kernels: Tensor, bias: Tensor | None, axes: tuple[Axis, Axis]) -> Tensor:
-    return _forward(x, kernels, bias, axes[0].scale, [axis.frame for axis in axes], "triton")
-
-
-def _has_inner(x: Tensor, axes: tuple[Axis, Axis]) -> bool:
-    return x.shape[0] > 0 and x.shape[2] >= axes[0].smallest and x.shape[3] >= axes[1].smallest
+            kernels, bias = composed._pair("classes") if composed else class_kernels(_wide(convs), scales, *axes)
+            return _forward(x, kernels.to(dtype), bias.to(dtype), y_axis.scale, [y_axis.frame, x_axis.frame], "triton")
+        tail = Collapsed(*map(composed._pair, Collapsed._fields)) if composed else collapse(_wide(convs), scales, *axes)
+        return backend.forward(x, tail, axes)
 
 
 def _axes(convs: Sequence[Conv], scales: Sequence[int]) -> tuple[Axis, Axis]:
@@ -171,7 +165,7 @@ def _wide(convs: Sequence[Conv]) -> list[Conv]:
     return [(w.to(wide), cast(b, wide)) for w, b in convs]
 
 
-def _halves(convs: Sequence[Conv], scales: Sequence[int], axes: tuple[Axis, Axis], cells: int, composing=0) -> bool:
+def _halves(convs: Sequence[Conv], scales: Sequence[int], axes: tuple[Axis, Axis], cells: int, composing: int) -> bool:
     """Return whether collapsing at least halves the multiplications, and saves ``composing`` of them over all cells."""
     last, features, (y, x) = convs[-1][0], 1, axes
     whole = last.numel() * y.scale**2
@@ -229,36 +223,26 @@ class CollapsedTail(nn.Module):
     (because composing for one call would not pay); they do not follow the weights that it was made from.
     """
 
-    class_kernels: Tensor
-    class_bias: Tensor | None
-
     def __init__(self, convs: list[Conv], scales: tuple[int, ...], dtype: torch.dtype):
         super().__init__()
         self.scales = scales
-        for i, (weight, bias) in enumerate(convs):  # for images that are all frame
-            self.register_buffer(f"weight{i}", weight.to(dtype, copy=True))
-            self.register_buffer(f"bias{i}", None if bias is None else bias.to(dtype, copy=True))
         wide, axes = _wide(convs), _axes(convs, scales)
         tail = collapse(wide, scales, *axes).to(_work_dtype(convs[0][0].device, dtype))
-        for name, value in tail._asdict().items():
-            self.register_buffer(name, value)
-        for name, value in zip(("class_kernels", "class_bias"), class_kernels(wide, scales, *axes, dtype), strict=True):
-            self.register_buffer(name, value)
+        kernels, bias = class_kernels(wide, scales, *axes)
+        # The weights are for images that are all frame.
+        pairs = {str(i): (w.to(dtype), cast(b, dtype)) for i, (w, b) in enumerate(convs)}
+        pairs |= {**tail._asdict(), "classes": (kernels.to(dtype), bias.to(dtype))}
+        for name, pair in pairs.items():
+            for kind, value in zip(("weight", "bias"), pair or (None, None), strict=True):
+                self.register_buffer(f"{kind}_{name}", None if value is None else value.clone())
+
+    def _pair(self, name: str | int):
+        weight = getattr(self, f"weight_{name}")
+        return None if weight is None else (weight, getattr(self, f"bias_{name}"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, H, W], in the dtype of the buffers unless autocast is on, to [B, C_out, R H, R W]."""
-        convs = [(getattr(self, f"weight{i}"), getattr(self, f"bias{i}")) for i in range(len(self.scales) + 1)]
-        check_input(x, tensors_of(convs))
-        dtype = compute_dtype(x)
-        with autocast_off(x):
-            x, axes = x.resolve_neg() if dtype == x.dtype else x.to(dtype), _axes(convs, self.scales)
-            pays = _halves(convs, self.scales, axes, 1)
-            backend = BACKENDS.resolve(None, _Call(str(x.device), dtype, any_requires_grad([x]), pays))
-            if backend.name == "eager" or not _has_inner(x, axes):
-                return _eager(x, convs, self.scales)
-            if backend.name == "triton":
-                return _launch(x, self.class_kernels.to(dtype), cast(self.class_bias, dtype), axes)
-            return _apply(x, Collapsed(*(getattr(self, name) for name in Collapsed._fields)), axes)
+        return _run(x, [self._pair(i) for i in range(len(self.scales) + 1)], self.scales, composed=self)
 
     def extra_repr(self) -> str:
         return f"scales={self.scales}"
