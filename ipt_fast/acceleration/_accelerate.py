@@ -19,7 +19,7 @@ from torch import nn
 from ipt_fast.acceleration._adapters import Finding, LinearTail, adapters
 from ipt_fast.acceleration._attention import EmbeddedAttention, reason_not_served
 from ipt_fast.acceleration._plain import reason_no_conv, reason_not_fusable, reason_not_plain
-from ipt_fast.acceleration._tail import Tail, TailConv, TailSequential, TailShuffle, TailStart
+from ipt_fast.acceleration._tail import Link, Tail, TailConv, TailSequential, TailShuffle, TailStart
 from ipt_fast.arguments import checked
 from ipt_fast.ops.pixelshuffle_tail import collapse_tail
 
@@ -153,11 +153,6 @@ class _Work:
         if tails and type(module) is nn.Sequential:
             self._swap(module, TailSequential, _tails=tuple(tails), _steps=tuple(_steps(module, tails)))
         for tail in tails:
-            if type(module) is not TailSequential:
-                self._swap(tail.members[0], TailStart, _tails=(tail,))
-                for member in tail.members[1:]:
-                    new = TailConv if isinstance(member, nn.Conv2d) else TailShuffle
-                    self._swap(member, new, _image_channels=tail.members[-1].out_channels)
             tail.kinds = tuple((m, type(m)) for m, _ in tail.kinds)
 
     def _swap(self, module: nn.Module, new: type, **attributes: object) -> None:
@@ -174,13 +169,19 @@ class _Work:
             caller, _, child = name.rpartition(".")
             if not isinstance(callers[caller], nn.Sequential):
                 flags.append((callers[caller], child, module))
-        if path and isinstance(owner, nn.Sequential):  # cut to pieces, it would stand there no more
+        whole, keeper = type(owner) is nn.Sequential, owner
+        if path and isinstance(owner, nn.Sequential) and not whole:  # cut to pieces, it would stand there no more
             parent, _, child = path.rpartition(".")
-            flags.append((self.network.get_submodule(parent), child, owner))
-        holder = owner if type(owner) is nn.Sequential else members[0]
-        tail = Tail(holder, members, orders, tuple(flags), tuple((m, type(m)) for m in along.values()))
+            keeper = self.network.get_submodule(parent)
+            flags.append((keeper, child, owner))
+        kinds = tuple((m, type(m)) for m in along.values())
+        tail = Tail(owner if whole else members[0], members, orders, tuple(flags), kinds)
         if self.frozen:
             tail.collapsed = collapse_tail(tail.pairs(), tail.scales)
+        if not whole:
+            for i, member in enumerate(members):
+                self._swap(member, TailShuffle if i % 2 else TailConv if i else TailStart, _tails=Link([tail]))
+            self._swap(keeper, type(keeper), **{f"_tail from {path}.{finding.parts[0]}": tail})
         return tail
 
     def _reason_no_tail(self, owner: nn.Module, parts: tuple[str, ...], along: dict[str, Any]) -> str | None:

@@ -3,7 +3,8 @@
 Two forms occur. Where the whole tail stands in one ``nn.Sequential`` (EDSR, RCAN, IPT), that Sequential becomes a
 ``TailSequential``. Where a class of the network's owner calls the parts (SwinIR: ``conv_last(upsample(x))``; EDT: a
 ModuleList), the parts themselves are swapped: the first convolution computes the whole tail, and those after it let
-the image pass, which they tell by its number of channels.
+the image pass, which they tell by its number of channels. Their tail is an attribute of the module that calls them
+too, and goes with copies of that module: a part that is copied without it is the plain part that it was.
 
 A tail is run as one op only while everything about it is as it was when it was swapped. A part that was replaced,
 parametrised, sharded or given a hook later, a tracer, or an input that the op does not serve: then every part does
@@ -41,6 +42,14 @@ class Tail:
     flags: Flags
     kinds: tuple[tuple[nn.Module, type], ...] = ()
     collapsed: nn.Module | None = None
+
+    def __setstate__(self, state):
+        """Swap the parts that were copied along, which are plain so far."""
+        self.__dict__.update(state)
+        for module, kind in self.kinds:
+            if issubclass(kind, Part) and issubclass(kind, type(module)):
+                module.__class__ = kind
+                module.__dict__["_tails"] = Link([self])
 
     @property
     def scales(self) -> list[int]:
@@ -134,29 +143,43 @@ class TailSequential(_Holder, nn.Sequential):
         return x
 
 
-class TailStart(_Holder, nn.Conv2d):
-    """The first convolution of a tail whose parts are called by code: it computes the whole tail."""
+class Link(tuple):
+    """The tail of a part; it stays behind where the part is copied or pickled."""
+
+    def __reduce__(self):
+        return tuple, ()
+
+
+class Part(nn.Module):
+    """A part of a tail whose parts are called by code: as its class for features; an image of the whole tail passes."""
+
+    _tails: tuple[Tail, ...] = ()
+
+    def forward(self, x):
+        """Return the image as it is, or what the part alone gives."""
+        image = self._tails and not traced(x) and x.dim() == 4 and x.shape[1] == self._tails[0].members[-1].out_channels
+        return x if image else super().forward(x)
+
+    def __reduce_ex__(self, protocol):
+        if type(self) not in (TailStart, TailConv, TailShuffle):  # a class that somebody made of it later
+            return super().__reduce_ex__(protocol)
+        state = {name: value for name, value in vars(self).items() if name != "_tails"}
+        return object.__new__, type(self).__bases__[-1:], state
+
+
+class TailStart(Part, _Holder, nn.Conv2d):
+    """The first convolution of such a tail: it computes the whole."""
 
     def forward(self, x):
         """Return the image, or what the convolution alone gives where the tail is not what it was."""
         if self._ready(x) and self._tails[0].serves(x):
             return self._tails[0](x)
-        return super().forward(x)
+        return nn.Conv2d.forward(self, x)
 
 
-class _Passed(nn.Module):
-    """A later part of such a tail: as its class for features; an image of the whole tail passes."""
-
-    _image_channels = 0
-
-    def forward(self, x):
-        image = not traced(x) and x.dim() == 4 and x.shape[1] == self._image_channels
-        return x if image else super().forward(x)
+class TailConv(Part, nn.Conv2d):
+    """A later convolution of such a tail."""
 
 
-class TailConv(_Passed, nn.Conv2d):
-    """A convolution that lets the image pass, which it tells by its number of channels."""
-
-
-class TailShuffle(_Passed, nn.PixelShuffle):
-    """A PixelShuffle that lets the image pass."""
+class TailShuffle(Part, nn.PixelShuffle):
+    """A PixelShuffle of such a tail."""
