@@ -216,6 +216,27 @@ def test_copies_stay_accelerated_and_share_nothing(case, way):
     assert relative(run(other, args), wanted) < 1e-5
 
 
+@pytest.mark.parametrize("way", ["pickle", "torch.save", "deepcopy"])
+def test_a_part_copied_alone_is_the_plain_part(case, way):
+    network, args = case.network(), case.args()
+    calls = []
+    for path, module in network.named_modules():
+        module.register_forward_hook(lambda m, i, k, o, path=path: calls.append((path, i, k)), with_kwargs=True)
+    run(copy.deepcopy(network), args)
+    network = case.network()
+    plain = copy.deepcopy(network)
+    accelerate(network)
+    for path, given, options in calls[:-1]:
+        part, wanted = WAYS[way](network.get_submodule(path), None), plain.get_submodule(path)
+        with torch.no_grad():
+            pairs = [m(*copy.deepcopy(given), **options) for m in (part, wanted)]
+        for a, b in zip(*pairs, strict=True) if isinstance(pairs[0], tuple) else [pairs]:
+            assert (a is b is None) or torch.allclose(a, b, rtol=1e-4, atol=1e-5), path
+        assert len(pickle.dumps(part)) < 1.5 * len(pickle.dumps(wanted)) + 1000, path  # nothing else goes along
+        if isinstance(part, nn.Conv2d | nn.PixelShuffle):
+            assert type(part) is type(wanted) and vars(part).keys() == vars(wanted).keys()
+
+
 def test_copies_in_two_threads(case):
     network, args = case.network(), case.args()
     wanted = run(network, args)
