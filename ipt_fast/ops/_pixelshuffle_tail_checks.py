@@ -1,10 +1,12 @@
 """What pixelshuffle_tail asks of its arguments."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from ipt_fast.ops._common import autocast_dtype, check_tensor
+from ipt_fast.ops._common import autocast_dtype, check_integer, check_tensor
 from ipt_fast.ops._pixelshuffle_tail_compose import Conv
 
 _OP = "pixelshuffle_tail"
@@ -15,18 +17,31 @@ def tensors_of(convs: Sequence[Conv]) -> list[Tensor]:
     return [t for conv in convs for t in conv if t is not None]
 
 
-def checked_chain(convs: Sequence, scales: Sequence[int]) -> tuple[list[Conv], tuple[int, ...]]:
+def checked_scales(scales: Sequence[int]) -> tuple[int, ...]:
+    """Return the factors of PixelShuffles."""
+    _check_sequence("scales", scales)
+    for i, r in enumerate(scales):
+        check_integer(_OP, f"scales[{i}]", r, 1)
+    return tuple(scales)
+
+
+def _check_sequence(name: str, given: Any) -> None:
+    # nn.ModuleList is registered as no Sequence.
+    if isinstance(given, (str, bytes, dict, set, Tensor)) or not (
+        hasattr(given, "__iter__") and hasattr(given, "__len__")
+    ):
+        raise TypeError(f"{_OP}: {name} must be a sequence (got {type(given).__name__})")
+
+
+def checked_chain(convs: Any, scales: Sequence[int]) -> tuple[list[Conv], tuple[int, ...]]:
     """Return weights and biases, and the scales, of a chain that fits together."""
-    for name, given in (("convs", convs), ("scales", scales)):
-        if isinstance(given, (str, Tensor)) or not hasattr(given, "__iter__") or not hasattr(given, "__len__"):
-            raise TypeError(f"{_OP}: {name} must be a sequence (got {type(given).__name__})")
+    _check_sequence("convs", convs)
+    scales = checked_scales(scales)
     if len(convs) != len(scales) + 1:
         raise ValueError(
             f"{_OP}: needs a convolution before each PixelShuffle and one after the last, so one more than scales "
             f"(got {len(convs)} convolutions, {len(scales)} scales)"
         )
-    if any(not isinstance(r, int) or isinstance(r, bool) or r < 1 for r in scales):
-        raise ValueError(f"{_OP}: scales must be whole numbers from 1 up (got {list(scales)})")
     pairs = [_pair(conv, i) for i, conv in enumerate(convs)]
     channels = None
     for i, ((weight, bias), r) in enumerate(zip(pairs, [*scales, 1], strict=True)):
@@ -42,7 +57,7 @@ def checked_chain(convs: Sequence, scales: Sequence[int]) -> tuple[list[Conv], t
         channels = out // (r * r)
     if any(t.device != pairs[0][0].device for t in tensors_of(pairs)):
         raise ValueError(f"{_OP}: the weights lie on several devices; move them to one")
-    return pairs, tuple(scales)
+    return pairs, scales
 
 
 def check_input(x: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -81,6 +96,8 @@ def _pair(conv, index: int) -> Conv:
 
 def unlike_plain(conv: nn.Conv2d) -> str | None:
     """Return why a convolution is none that this op can stand for, or None: stride 1, k // 2 zeros, no groups."""
+    if is_lazy(conv.weight):
+        return "has no weights yet"
     half = tuple(k // 2 for k in conv.kernel_size)
     if any(k % 2 == 0 for k in conv.kernel_size):
         return f"has an even kernel {conv.kernel_size}"

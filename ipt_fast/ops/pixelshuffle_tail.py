@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.ops._common import FLOATS, any_requires_grad, autocast_off, cast, compute_dtype
-from ipt_fast.ops._pixelshuffle_tail_checks import check_input, checked_chain, tensors_of, unlike_plain
+from ipt_fast.ops._common import FLOATS, any_requires_grad, autocast_off, cast, check_integer, compute_dtype
+from ipt_fast.ops._pixelshuffle_tail_checks import check_input, checked_chain, checked_scales, tensors_of, unlike_plain
 from ipt_fast.ops._pixelshuffle_tail_collapse import Collapsed, apply_collapsed, collapse
 from ipt_fast.ops._pixelshuffle_tail_compose import Axis, Conv, axes_of, chain, class_kernels, composing_work
 from ipt_fast.ops._registry import Backend, Backends, triton_missing
@@ -43,6 +44,8 @@ def pixelshuffle_tail_reference(x: Tensor, convs: Sequence[Conv], scales: Sequen
 
 
 def _eager(x: Tensor, convs: Sequence[Conv], scales: Sequence[int]) -> Tensor:
+    if x.shape[0] == 0:  # nn.PixelShuffle cannot differentiate an empty batch
+        return _eager(F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1)), convs, scales)[:0]
     return chain(x, [(w.to(x.dtype), cast(b, x.dtype)) for w, b in convs], scales).contiguous()
 
 
@@ -106,9 +109,10 @@ def pixelshuffle_tail(x: Tensor, convs: Sequence, scales: Sequence[int], *, impl
     """Compute ``conv -> PixelShuffle -> ... -> conv`` with nothing between, for a fraction of the chain's work.
 
     Equal to the chain everywhere, the border included, to the precision of the dtype; differentiable to x and to every
-    weight and bias, any number of times. For 64 features and 3x3 kernels an x2 tail needs 12k multiplications a
-    low-resolution pixel instead of 154k, x3 28k instead of 347k, x4 77k instead of 765k. Each call composes the kernels
-    from the weights as they are; for weights that stay as they are, ``collapse_tail`` does that once.
+    weight and bias, any number of times. A nan or inf in x spreads over all pixels of the cells that see it. For 64
+    features and 3x3 kernels an x2 tail needs 12k multiplications a low-resolution pixel instead of 154k, x3 28k instead
+    of 347k, x4 77k instead of 765k. Each call composes the kernels from the weights as they are; for weights that stay
+    as they are, ``collapse_tail`` does that once.
 
     Args:
         x: features [B, C, H, W], float16, bfloat16, float32 or float64, any H and W from 1; B may be 0.
@@ -195,18 +199,12 @@ class PixelShuffleTail(nn.Module):
         impl: str | None = None,
     ):
         super().__init__()
-        half = kernel_size // 2
-        widths = [n_feats * r * r for r in scales] + [out_channels]
+        for name, given in (("n_feats", n_feats), ("out_channels", out_channels), ("kernel_size", kernel_size)):
+            check_integer("PixelShuffleTail", name, given, 1)
+        self.scales, self.impl = checked_scales(scales), impl
+        widths, half = [n_feats * r * r for r in self.scales] + [out_channels], kernel_size // 2
         self.convs = nn.ModuleList(nn.Conv2d(n_feats, w, kernel_size, padding=half, bias=bias) for w in widths)
-        self.scales, self.impl = tuple(scales), impl
-
-    @classmethod
-    def from_convs(cls, convs: Sequence[nn.Conv2d], scales: Sequence[int], impl: str | None = None):
-        """Make a tail around convolutions that exist; they are shared, not copied."""
-        tail = cls.__new__(cls)
-        nn.Module.__init__(tail)
-        tail.convs, tail.scales, tail.impl = nn.ModuleList(convs), tuple(scales), impl
-        return tail
+        checked_chain(self.convs, self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, n_feats, H, W] to [B, out_channels, R H, R W]."""
@@ -264,7 +262,7 @@ def collapse_tail(convs: Sequence, scales: Sequence[int], dtype: torch.dtype | N
     """
     pairs, scales = checked_chain(convs, scales)
     dtype = pairs[0][0].dtype if dtype is None else dtype
-    if dtype not in FLOATS:
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
         raise TypeError(f"collapse_tail: dtype must be float16, bfloat16, float32 or float64 (got {dtype})")
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(pairs[0][0].device.type, enabled=False):
         return CollapsedTail([(w.detach(), None if b is None else b.detach()) for w, b in pairs], scales, dtype)
