@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,9 +32,9 @@ class MeanShift(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the mean colour."""
-        device = self.bias.device  # whatever torch's defaults are by now
-        self.weight.copy_(torch.eye(3, dtype=torch.float32, device=device).view(3, 3, 1, 1))
-        self.bias.copy_(self.sign * 255.0 * torch.tensor(RGB_MEAN, dtype=torch.float32, device=device))
+        nn.init.dirac_(self.weight)
+        for i, mean in enumerate(RGB_MEAN):  # no new tensor, which would follow torch's defaults
+            self.bias[i] = float(np.float32(255.0 * self.sign) * np.float32(mean))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W]; never in less than float32, where a level of 255 would be rounded."""
@@ -150,8 +151,10 @@ class IPT(nn.Module):
     the contrastive loss [B, N, D]. The state dict has the released keys and shapes.
 
     It computes from its parameters as they are at the call; ``prepare_for_inference`` gives a faster network for
-    parameters that stay. Layers are initialised independently. (The reference deep-copies one layer twelve times, so
-    that all layers of its encoder, and of its decoder, start equal.)
+    parameters that stay. ``torch.compile``, ``torch.export`` and ``torch.jit.trace`` take it; ``torch.jit.script`` and
+    ``torch.fx.symbolic_trace`` cannot follow its checks: use ``torch.export``. Layers are initialised independently.
+    (The reference deep-copies one layer twelve times, so that all layers of its encoder, and of its decoder, start
+    equal.)
     """
 
     def __init__(self, config: IPTConfig | None = None):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ipt_fast.ops._common import any_requires_grad, check_type, forward_mode
 
@@ -99,9 +100,9 @@ class Backends:
     @constant_to_compilers
     def _resolve(self, impl: str | None, *fields: Any) -> str:
         reasons = self.reasons(self._call(*fields))
-        if forward_mode():
-            fused = [name for name, reason in reasons.items() if reason is None and self[name].backward]
-            reasons |= dict.fromkeys(fused, "has no forward-mode derivative")
+        if forward_mode() or torch.jit.is_tracing():
+            reason = "has no forward-mode derivative" if forward_mode() else "cannot be saved by torch.jit.trace"
+            reasons |= {name: reason for name in reasons if reasons[name] is None and self[name].backward}
         return choose(self.op, impl, reasons)
 
     def call(self, function: type[torch.autograd.Function], backend: Backend, tensors: Sequence, *options: Any) -> Any:
@@ -144,7 +145,8 @@ class Backends:
 
             @staticmethod
             def backward(ctx: Any, *grads: Any) -> Any:
-                raise RuntimeError(f'{op}: this backend cannot differentiate twice; use impl="eager"')
+                advice = f'use impl="eager" or set {_VARIABLE}=eager'
+                raise RuntimeError(f"{op}: this backend cannot differentiate twice; {advice}")
 
         return Gradient.apply
 
@@ -176,6 +178,19 @@ def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable
 
     call.__signature__ = inspect.signature(fake)  # type: ignore[attr-defined]  # compilers count the parameters
     return call
+
+
+def overridable(function: _F) -> _F:
+    """Let stand-ins for tensors (``torch.fx.Proxy``, subclasses) see a call of ``function`` as one of PyTorch's own."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given):
+            return handle_torch_function(call, given, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 def choose(op: str, impl: str | None, reasons: Mapping[str, str | None]) -> str:

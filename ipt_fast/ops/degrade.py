@@ -11,7 +11,7 @@ from ipt_fast.degradations.bicubic import resize_planes
 from ipt_fast.degradations.noise import add_noise
 from ipt_fast.degradations.rain import add_rain, rain_layers
 from ipt_fast.ops._common import check_integer, check_tensor, check_type
-from ipt_fast.ops._registry import Backend, Backends, triton_missing
+from ipt_fast.ops._registry import Backend, Backends, constant_to_compilers, overridable, triton_missing
 from ipt_fast.tasks import Task, get_task
 
 _OP = "degrade"
@@ -139,6 +139,10 @@ def _layers(rain: Rain, clean: Tensor, seeds: Tensor) -> Tensor:
     return layers
 
 
+_task = constant_to_compilers(lambda name: get_task(name))
+
+
+@overridable
 def degrade(
     clean: Tensor,
     task: str | Task,
@@ -183,7 +187,7 @@ def degrade(
         RuntimeError: the backend asked for cannot serve the call.
     """
     check_type(_OP, "task", task, (str, Task), "a name or a Task")
-    task = get_task(task)
+    task = _task(task) if isinstance(task, str) else task
     _check(clean, task, generator, seeds, margin, rain)
     backend = BACKENDS.resolve(impl, _Call(str(clean.device), task.scale))
     if task.kind == "sr":

@@ -21,7 +21,7 @@ from ipt_fast.ops._common import (
     check_type,
     compute_dtype,
 )
-from ipt_fast.ops._registry import Backend, Backends
+from ipt_fast.ops._registry import Backend, Backends, overridable
 from ipt_fast.ops.layernorm_linear import (
     DeviceCall,
     check_tensors,
@@ -31,6 +31,7 @@ from ipt_fast.ops.layernorm_linear import (
     layernorm_linear_reference,
     normalise,
     normalise_backward,
+    rows_of,
 )
 
 _OP = "ffn"
@@ -64,8 +65,8 @@ def _hidden(y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
         if bias is None or not y.is_cuda:
             hidden = F.relu_(F.linear(y, weight, bias))
         else:
-            hidden = torch._addmm_activation(bias, y.reshape(-1, y.shape[-1]), weight.t())  # [B N, D_hidden]
-            hidden = hidden.view(*y.shape[:-1], -1)
+            hidden = torch._addmm_activation(bias, rows_of(y), weight.t())  # [B N, D_hidden]
+            hidden = hidden.view(*y.shape[:-1], len(bias))
         return hidden, hidden
     before = F.linear(y, weight, bias)
     return before, F.gelu(before)
@@ -86,13 +87,13 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bi
     with autocast_off(x):
         x = x.contiguous()
         y, mean, rstd = normalise(x, norm_weight, norm_bias, eps)
-        rows = y.to(dtype).view(-1, x.shape[-1])  # [B N, D]
+        rows = rows_of(y.to(dtype))  # [B N, D]
         if kept is None:
             kept, hidden = _hidden(rows, weight1.to(dtype), cast(bias1, dtype), activation)  # [B N, D_hidden]
         else:
-            kept = kept.view(-1, kept.shape[-1])
+            kept = rows_of(kept)
             hidden = kept if activation == "relu" else F.gelu(kept)
-        grad = grad.to(dtype).reshape(-1, grad.shape[-1])  # [B N, D]
+        grad = rows_of(grad.to(dtype))  # [B N, D]
         dweight2 = grad.t() @ hidden
         dhidden = grad @ weight2.to(dtype)  # [B N, D_hidden]
         if activation == "relu":
@@ -163,6 +164,7 @@ class _FFN(torch.autograd.Function):
         return *(None if t is None else g for t, g in zip(inputs, grads, strict=True)), *[None] * 5
 
 
+@overridable
 def ffn(
     x: Tensor,
     norm_weight: Tensor | None,

@@ -4,6 +4,7 @@ A pre-norm block keeps the normalised tokens for the gradient of the weight, one
 projection. They are cheap to compute again; ``torch.utils.checkpoint`` would do that too, at 0.3 ms of Python a call.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from ipt_fast.ops._common import (
     check_tensor,
     compute_dtype,
 )
-from ipt_fast.ops._registry import Backend, Backends
+from ipt_fast.ops._registry import Backend, Backends, overridable
 
 _OP = "layernorm_linear"
 
@@ -48,6 +49,11 @@ def layernorm_linear_reference(
 
 
 # What ``ffn`` shares. Autocast is off where these are called.
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return [..., D] as [B N, D]; -1 would not do where D is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple:
@@ -118,8 +124,8 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype):
     with autocast_off(x):
         x = x.contiguous()
         y, mean, rstd = normalise(x, norm_weight, norm_bias, eps)
-        rows = grad.to(dtype).reshape(-1, weight.shape[0])  # [B N, D_out]
-        dweight = rows.t() @ y.to(dtype).view(-1, x.shape[-1])
+        rows = rows_of(grad.to(dtype))  # [B N, D_out]
+        dweight = rows.t() @ rows_of(y.to(dtype))
         dx, *dnorm = normalise_backward(rows @ weight.to(dtype), x, mean, rstd, norm_weight, norm_bias)
         return gradients((x, norm_weight, norm_bias, weight, bias), (dx, *dnorm, dweight, rows.sum(0)))
 
@@ -171,6 +177,7 @@ class _LayerNormLinear(torch.autograd.Function):
         return *grads, None if ctx.no_bias else dbias, None, None, None
 
 
+@overridable
 def layernorm_linear(
     x: Tensor,
     norm_weight: Tensor,

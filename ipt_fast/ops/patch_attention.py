@@ -28,7 +28,7 @@ from ipt_fast.ops._patch_attention_cpu import (
     with_embeds,
 )
 from ipt_fast.ops._patch_attention_cuda import cuda_backward, cuda_forward, cuda_reason
-from ipt_fast.ops._registry import Backend, Backends, capability, module_missing, triton_missing
+from ipt_fast.ops._registry import Backend, Backends, capability, module_missing, overridable, triton_missing
 
 _OP = "patch_attention"
 _MAX_HEAD_DIM = 128
@@ -193,6 +193,7 @@ class _PatchAttention(torch.autograd.Function):
         return dq, dk, dv, dq_embed, dk_embed, None, None, None
 
 
+@overridable
 def patch_attention(
     q: Tensor,
     k: Tensor,
@@ -247,6 +248,8 @@ def patch_attention(
     _check(q, k, v, num_heads, q_embed, k_embed)
     head_dim = q.shape[-1] // num_heads
     scale = 1.0 / math.sqrt(head_dim) if scale is None else check_number(_OP, "scale", scale)
+    if scale == 0:  # GEMM libraries leave out a product that is to be multiplied by 0, though it be nan
+        q, q_embed, scale = q * 0, None if q_embed is None else q_embed * 0, 1.0
     backend = BACKENDS.resolve(impl, _Call(str(q.device), q.dtype, operator.index(head_dim)))
     if q.shape[0] == 0:
         return patch_attention_reference(q, k, v, num_heads, q_embed, k_embed, scale)

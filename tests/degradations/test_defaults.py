@@ -62,13 +62,25 @@ def test_the_default_dtype_changes_nothing(name, dtype, folder):
         assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ("shrink", "enlarge", "noise"))
-def test_a_dry_run_leaves_nothing_behind(name, folder):
-    clean, call = crops(36), cases(36, folder)[name]
+@pytest.mark.parametrize("name", ("shrink", "enlarge", "noise", "rain"))
+def test_a_dry_run_has_the_strides_and_leaves_nothing_behind(name, folder):
+    clean, call = crops(36).to(memory_format=torch.channels_last), cases(36, folder)[name]
     with FakeTensorMode() as mode:
         fakes = call(mode.from_tensor(clean), mode.from_tensor(SEEDS))
-    for real, fake in zip(call(clean, SEEDS), fakes, strict=True):
-        assert type(real) is torch.Tensor and real.shape == fake.shape
+    metas = call(clean.to("meta"), SEEDS.to("meta"))
+    for real, fake, meta in zip(call(clean, SEEDS), fakes, metas, strict=True):
+        assert type(real) is torch.Tensor and real.stride() == fake.stride() == meta.stride()
+        assert real.shape == fake.shape == meta.shape
+
+
+@pytest.mark.parametrize("name", ("shrink", "noise", "rain"))
+def test_compilers_vmap_and_tracing_go_through(name, folder):
+    clean, call = crops(39), cases(39, folder)[name]
+    wanted = call(clean, SEEDS)[0]
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(clean, SEEDS)[0], wanted)
+    assert torch.equal(torch.jit.trace(call, (clean, SEEDS))(clean, SEEDS)[0], wanted)
+    several = torch.vmap(call)(torch.stack([clean, clean.flip(3)]), torch.stack([SEEDS, SEEDS + 1]))[0]
+    assert torch.equal(several[0], wanted) and torch.equal(several[1], call(clean.flip(3), SEEDS + 1)[0])
 
 
 @pytest.mark.gpu

@@ -112,6 +112,20 @@ def test_a_network_made_on_meta_becomes_one_by_to_empty_and_init_weights():
     assert torch.equal(output(model), output(make(MICRO)))
 
 
+def test_what_init_weights_sets_does_not_follow_torchs_defaults():
+    from ipt_fast.model.ipt import init_weights
+
+    model, wanted = make(MICRO).to_empty(device="cpu"), make(MICRO).state_dict()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):  # stands for a GPU that is the default device
+            model.apply(init_weights)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in ("sub_mean.weight", "sub_mean.bias", "add_mean.bias", "body.position_encoding.position_ids"):
+        assert torch.equal(model.state_dict()[name], wanted[name])
+
+
 def test_inference_mode_serves_training_afterwards():
     model = make(MICRO)
     with torch.inference_mode():

@@ -102,6 +102,15 @@ def test_a_compiled_call_keeps_the_same(recompute, tensors):
         assert saved_bytes(lambda function=function: function(*inputs), inputs[1:]) == tensors * 2 * 5 * 6 * 4
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("D, hidden", [(6, 0), (0, 3), (0, 0)])
+def test_no_width_at_all(recompute, D, hidden):
+    inputs, grad = make(2, 5, D=D, hidden=hidden), torch.ones(2, 5, D)
+    found = results(lambda *t: ffn(*t, recompute=recompute), inputs, grad)
+    for ours, exact in zip(found, results(ffn_reference, inputs, grad), strict=True):
+        torch.testing.assert_close(ours, exact)
+
+
 def test_frozen_parameters_get_no_gradient():
     inputs = make(2, 5)
     for t in inputs[3:5]:

@@ -79,6 +79,17 @@ def test_fused_keeps_the_tokens_alone():
     assert len(saved_by(lambda: layernorm_linear(x, *weights, impl="eager"))) > len(saved)
 
 
+@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("D, D_out", [(6, 0), (0, 3), (0, 0)])
+def test_no_width_at_all(impl, D, D_out):
+    inputs = make(2, 5, D=D, D_out=D_out)
+    found, wanted = (
+        results(f, inputs, torch.ones(2, 5, D_out)) for f in (layernorm_linear, layernorm_linear_reference)
+    )
+    for ours, exact in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, exact)
+
+
 def test_a_part_of_a_weight_and_frozen_weights():
     x, scale, shift, weight = make(2, 5, bias=False)
     out = layernorm_linear(x, scale.detach(), shift.detach(), weight[:4])

@@ -163,6 +163,29 @@ def ops_reached(function, tensors, autocast=None):
     return recorder.calls
 
 
+def test_a_trace_is_of_pytorchs_own_operators_and_a_named_backend_is_refused(case):
+    fused, eager, tensors = case
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that tracing is deprecated, and that sizes become constants
+        traced = torch.jit.trace(lambda *t: fused(*t, impl=None), (*tensors,), check_trace=False)
+        same(results(traced, tensors), results(eager, tensors))
+        assert "ipt_fast::" not in str(traced.graph) and "PythonOp" not in str(traced.graph)
+        with pytest.raises(RuntimeError, match=r'impl="\w+" cannot be saved by torch.jit.trace; use impl="eager"'):
+            torch.jit.trace(lambda *t: fused(*t), (*tensors,), check_trace=False)
+
+
+def test_a_symbolic_trace_keeps_the_op_as_one_node(case):
+    fused, _, tensors = case
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            return fused(x, *tensors[1:]) + 1
+
+    graph = torch.fx.symbolic_trace(Network())
+    assert [node.op for node in graph.graph.nodes if node.op == "call_function"] == ["call_function"] * 2
+    assert torch.equal(graph(tensors[0]), fused(*tensors) + 1)
+
+
 # Inductor asserts the strides that a fake promised; it takes seconds to compile.
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_whole_forward_and_backward(case, backend):

@@ -230,3 +230,18 @@ def test_scale_zero_and_empty_batches(impl):
     uniform = patch_attention(q, k, v, num_heads=3, scale=0, impl=impl)
     torch.testing.assert_close(uniform, v.mean(1, keepdim=True).expand_as(q))
     assert patch_attention(q[:0], k[:0], v[:0], num_heads=3, impl=impl).shape == (0, 7, 15)
+
+
+@pytest.mark.parametrize("impl", [None, *CPU])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["q", "k", "v", "q_embed", "k_embed"])
+def test_scale_zero_hides_no_nan(impl, dtype, name):
+    inputs = dict(zip(NAMES, (x.detach() for x in make(dtype=dtype)), strict=True))
+    inputs[name][..., 2, 1] = torch.nan
+    leaves = {n: x.requires_grad_() for n, x in inputs.items()}
+    found = patch_attention(**leaves, num_heads=3, scale=0.0, impl=impl)
+    wide = {n: x.detach().double().requires_grad_() for n, x in inputs.items()}
+    wanted = patch_attention_reference(*list(wide.values())[:3], 3, wide["q_embed"], wide["k_embed"], 0.0)
+    found = [found, *torch.autograd.grad(found.sum(), leaves.values())]
+    for ours, exact in zip(found, [wanted, *torch.autograd.grad(wanted.sum(), wide.values())], strict=True):
+        assert torch.equal(ours.isnan(), exact.isnan())
