@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 
 from ipt_fast.ops._common import autocast_dtype, check_integer, check_tensor
 from ipt_fast.ops._pixelshuffle_tail_compose import Conv
@@ -96,7 +95,7 @@ def _pair(conv, index: int) -> Conv:
 
 def unlike_plain(conv: nn.Conv2d) -> str | None:
     """Return why a convolution is none that this op can stand for, or None: stride 1, k // 2 zeros, no groups."""
-    if isinstance(conv.weight, UninitializedTensorMixin):  # is_lazy, which compilers cannot follow
+    if isinstance(conv.weight, nn.UninitializedParameter):  # compilers cannot follow is_lazy
         return "has no weights yet"
     half = tuple(k // 2 for k in conv.kernel_size)
     if any(k % 2 == 0 for k in conv.kernel_size):

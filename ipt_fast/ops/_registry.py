@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ipt_fast.ops._common import any_requires_grad, check_type, forward_mode
@@ -100,9 +101,8 @@ class Backends:
     @constant_to_compilers
     def _resolve(self, impl: str | None, *fields: Any) -> str:
         reasons = self.reasons(self._call(*fields))
-        if forward_mode() or torch.jit.is_tracing():
-            reason = "has no forward-mode derivative" if forward_mode() else "cannot be saved by torch.jit.trace"
-            reasons |= {name: reason for name in reasons if reasons[name] is None and self[name].backward}
+        if beyond := _beyond_a_backward():
+            reasons |= {name: beyond for name in reasons if reasons[name] is None and self[name].backward}
         return choose(self.op, impl, reasons)
 
     def call(self, function: type[torch.autograd.Function], backend: Backend, tensors: Sequence, *options: Any) -> Any:
@@ -178,6 +178,16 @@ def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable
 
     call.__signature__ = inspect.signature(fake)  # type: ignore[attr-defined]  # compilers count the parameters
     return call
+
+
+def _beyond_a_backward() -> str | None:
+    """Return what is asked of a call that a backend with a backward of its own cannot do, or None."""
+    if forward_mode():
+        return "has no forward-mode derivative"
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == TransformType.Grad for level in levels) > 1:
+        return "cannot differentiate twice"
+    return "cannot be saved by torch.jit.trace" if torch.jit.is_tracing() else None
 
 
 def overridable(function: _F) -> _F:

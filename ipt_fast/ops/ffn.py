@@ -182,7 +182,7 @@ def ffn(
     """Return ``linear2(activation(linear1(layer_norm(x))))``, keeping x and on request the hidden layer.
 
     The feed-forward network of a pre-norm transformer block, as Transformer Engine's ``LayerNormMLP``. Differentiable
-    in all seven tensors (twice only with impl="eager").
+    in all seven tensors (twice, and in forward mode, only with impl="eager").
 
     Args:
         x: [..., D]; float16, bfloat16, float32 or float64.

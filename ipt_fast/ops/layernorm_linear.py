@@ -191,7 +191,7 @@ def layernorm_linear(
     """Return ``linear(layer_norm(x), weight, bias)``, keeping x alone for the backward.
 
     The q, k, v projection of a pre-norm transformer block, as Transformer Engine's ``LayerNormLinear``. The backward
-    normalises x again. Differentiable in all five tensors (twice only with impl="eager").
+    normalises x again. Differentiable in all five tensors (twice, and in forward mode, only with impl="eager").
 
     Args:
         x: [..., D]; float16, bfloat16, float32 or float64.

@@ -213,8 +213,8 @@ def patch_attention(
 
     In IPT (Eq. 2 of "Pre-Trained Image Processing Transformer", CVPR 2021; ``model/ipt.py``, TransformerDecoderLayer,
     of the reference code) the task embedding E is added before the projections; as W(x + E) = Wx + WE, the embeds
-    here are E Wq^T and E Wk^T, one [N, D] matrix for the whole batch. Differentiable in all five tensors (twice only
-    with impl="eager").
+    here are E Wq^T and E Wk^T, one [N, D] matrix for the whole batch. Differentiable in all five tensors (twice, and
+    in forward mode, only with impl="eager").
 
     Args:
         q: [B, N, D]; float16, bfloat16, float32 or float64. B may be 0.

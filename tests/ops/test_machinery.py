@@ -103,6 +103,13 @@ def test_forward_mode_is_right_and_refused_where_the_named_backend_has_none(case
          torch.func.hessian(lambda t: eager(t, *tensors[1:]).square().sum())(tensors[0]))  # fmt: skip
     with pytest.raises(RuntimeError, match=r'impl="\w+" has no forward-mode derivative; use impl="eager"'):
         torch.func.jvp(fused, (*tensors,), (*direction,))
+
+    def twice(f):
+        return torch.func.jacrev(torch.func.grad(lambda t: f(t, *tensors[1:]).square().sum()))(tensors[0])
+
+    same(twice(function), twice(eager))
+    with pytest.raises(RuntimeError, match='cannot differentiate twice; use impl="eager"'):
+        twice(fused)
     with torch.no_grad(), forward_ad.dual_level(), pytest.raises(RuntimeError, match='use impl="eager"'):
         fused(*(forward_ad.make_dual(t, d) for t, d in zip(tensors, direction, strict=True)))
 
@@ -222,6 +229,27 @@ def test_neither_default_dtype_nor_default_device_matter(case, dtype, device):
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_nothing_of_the_callers_is_changed(case):
+    fused, _, tensors = case
+    leaves = [t.requires_grad_() for t in tensors]
+
+    grad = torch.randn_like(fused(*leaves))
+    values, switches, generator = [t.clone() for t in (*leaves, grad)], global_state(), torch.get_rng_state()
+    out = fused(*leaves)
+    kept = out.clone()
+    torch.autograd.grad(out, leaves, grad)
+    assert all(torch.equal(t, value) for t, value in zip((*leaves, grad, out), (*values, kept), strict=True))
+    assert global_state() == switches and torch.equal(torch.get_rng_state(), generator)
+
+
+def global_state():
+    """Return the switches of the process that a call might leave behind."""
+    return (
+        *(torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), warnings.filters[:]),
+        *(torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()),
+    )
 
 
 def test_meta_and_fake_tensors_before_and_after_real_ones(case):
