@@ -117,6 +117,16 @@ def test_nan_is_passed_on_to_its_own_head_alone(device, dtype, M):
     assert not out[0].isnan().any() and not out[1, :, 16:].isnan().any()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("M, scale", [(3, None), (33, None), (300, None), (33, 0.0)])
+def test_a_query_that_is_nan_or_inf_gives_nan_in_its_row_alone(device, bad, M, scale):
+    q, k, v = (x.detach() for x in make(1, 20, M, 2, 16, torch.float32, device, embeds=False))
+    k = k.abs()
+    q[0, 3, :16] = bad
+    out = patch_attention(q, k, v, num_heads=2, scale=scale, impl="triton")
+    assert out[0, 3, :16].isnan().all() and out.isnan().sum() == 16
+
+
 def test_large_scores_do_not_overflow(device):
     q, k, v = (x.detach().mul(20) for x in make(1, 32, 300, 1, 32, torch.float32, device, embeds=False))
     out = patch_attention(q, k, v, num_heads=1, impl="triton")
