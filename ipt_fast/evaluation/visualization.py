@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.arguments import checked
+from ipt_fast.io.atomic import atomic_path
 from ipt_fast.model import IPT
 
 _PANELS_A_ROW = 3
@@ -92,8 +93,7 @@ def draw_positions(model: IPT, path: Path) -> Path:
     axis.set_xlabel("column of the token")
     axis.set_ylabel("row of the token")
     figure.colorbar(image, shrink=0.8, extend="max", label="cosine similarity")
-    figure.savefig(path, dpi=110)
-    return path
+    return _save(figure, path)
 
 
 @checked
@@ -126,8 +126,7 @@ def draw_tasks(model: IPT, path: Path) -> Path:
         axis.set_title("between tasks\ncosine similarity of whole embeddings", fontsize=10)
     title = ("Task embeddings:", "map (row, column) compares that token with all others of the task")
     figure.suptitle((" " if several else "\n").join(title), fontsize=11)
-    figure.savefig(path, dpi=110)
-    return path
+    return _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -136,6 +135,12 @@ def _figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise NothingToDrawError("drawing needs matplotlib: pip install 'ipt-fast[train]'") from error
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    return path
 
 
 def _draw_maps(axis: Any, similarity: Tensor, low: float, high: float) -> tuple[Any, float, float]:

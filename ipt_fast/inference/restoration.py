@@ -47,7 +47,8 @@ def restore(
             for each. It runs on the device where it is. (Any other network with ``config``, ``task_index`` and
             ``forward(x, task)`` is called as it is.)
         image: what comes out is of the same kind:
-            a path or a PIL image of any mode -> PIL image, upright (RGB, or with the alpha channel that it had);
+            a path or a PIL image of any mode -> PIL image of 8 bits, upright (RGB, or with the alpha channel that it
+            had), its ``info`` with the colour profile and the EXIF data;
             uint8 or uint16 [H, W, 3] or [H, W] array -> array [rH, rW, 3] of that dtype;
             float or uint8 tensor [B, 3, H, W] or [3, H, W], RGB 0..255 -> float32 tensor, not clamped, not rounded,
             on the device of the image.
@@ -80,6 +81,7 @@ def restore(
         result = Image.fromarray(again(loaded.pixels))
         if loaded.alpha is not None:  # enlarged with the image, and kept
             result.putalpha(Image.fromarray(enlarge_alpha(loaded.alpha, result.size)))
+        result.info = {**result.info, **loaded.metadata.options("PNG")[0]}
         return result
     if isinstance(image, np.ndarray):
         out = again(array_to_tensor(image))

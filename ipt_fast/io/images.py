@@ -16,7 +16,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -123,13 +123,10 @@ def _low_bytes(source: str | Path | bytes, opened: Image.Image) -> Image.Image |
     """Return an image of the lower bytes of 16-bit colour; None for other files, and where that cannot be had."""
     if not sixteen_bit.is_sixteen_bit_colour(opened) or "transparency" in opened.info:
         return None
-    low = _open(source)
-    try:
+    with _open(source) as low, suppress(*DECODE_ERRORS):
         if sixteen_bit.low_bytes(low):
             low.load()
             return low
-    except DECODE_ERRORS:
-        pass
     return None
 
 

@@ -1,10 +1,14 @@
 """The dispatcher: help without heavy imports, one-line errors, exit codes."""
 
+import argparse
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from ipt_fast import __version__
 from ipt_fast.cli import COMMANDS, CommandError, main
 
 
@@ -38,6 +42,23 @@ def test_a_command_error_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("ipt_fast.cli.demo.run", fail)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == "ipt-fast demo: no such folder: photos\n"
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"bench"}))
+def test_a_signal_ends_every_command_in_one_line(command, monkeypatch, capsys):
+    def stop(args):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(f"ipt_fast.cli.{command}.run", stop)
+    monkeypatch.setattr("argparse.ArgumentParser.parse_args", lambda self, argv: argparse.Namespace(command=command))
+    assert main([command]) == 143
+    assert capsys.readouterr().err == f"ipt-fast {command}: stopped by SIGTERM\n"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"ipt-fast {__version__}\n"
 
 
 def test_help_does_not_import_torch():

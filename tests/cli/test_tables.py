@@ -4,7 +4,7 @@ import pytest
 
 from ipt_fast.cli.tables import markdown_table, print_table
 
-ROWS = [("patch_attention", 1.5, "[bold]as it is[/bold]"), ("degrade", 12.25, "a | b")]
+ROWS = [("patch_attention", 1.5, "[bold]as :dog: it is[/bold]"), ("degrade", 12.25, "a | b")]
 
 
 def printed(capsys, *arguments):
@@ -13,9 +13,9 @@ def printed(capsys, *arguments):
 
 
 def test_every_cell_is_printed_under_its_column(capsys):
-    text = printed(capsys, "title", ("op", "ms", "note"), ROWS)
+    text = printed(capsys, "[red]title[/]", ("op", "ms", "note"), ROWS)
     title, *lines = text.splitlines()
-    assert title.strip() == "title"
+    assert title.strip() == "[red]title[/]"
     cells = [[cell.strip() for cell in line[1:-1].split("\u2502")] for line in lines if line.startswith("\u2502")]
     assert cells == [[str(cell) for cell in row] for row in ROWS]
 

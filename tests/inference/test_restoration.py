@@ -127,7 +127,24 @@ def test_pil_images_of_other_kinds_are_taken_as_files_are(model):
     assert np.array_equal(np.array(restore(model, deep, "derain")), np.array(wanted))
     turned = Image.fromarray(np.repeat(gray[..., None], 3, 2))
     turned.getexif()[0x0112] = 6
-    assert restore(model, turned, "sr2").size == (20, 24)
+    turned.getexif()[0x010F] = "Maker"
+    turned.info["icc_profile"] = b"\0" * 16 + b"RGB " + bytes(200)
+    upright = restore(model, turned, "sr2")
+    assert upright.size == (20, 24) and upright.info["icc_profile"] == turned.info["icc_profile"]
+    exif = Image.Exif()
+    exif.load(upright.info["exif"])
+    assert dict(exif) == {0x010F: "Maker"} and dict(turned.getexif()) == {0x0112: 6, 0x010F: "Maker"}
+
+
+def test_sixteen_bit_arrays_stay_so_and_progress_adds_up(model):
+    array = np.random.default_rng(0).integers(0, 65536, (60, 70, 3), dtype=np.uint16)
+    for ensemble in (False, True):
+        shares = []
+        out = restore(model, array, "sr2", batch_size=2, self_ensemble=ensemble, progress=shares.append)
+        assert sum(shares) == pytest.approx(1) and len(shares) > 1
+    exact = restore(model, torch.from_numpy(array.astype(np.float32) / 257).permute(2, 0, 1), "sr2", self_ensemble=True)
+    assert out.dtype == np.uint16 and out.shape == (120, 140, 3)
+    assert np.abs(out - (exact.clamp(0, 255) * 257).permute(1, 2, 0).numpy()).max() <= 0.51
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

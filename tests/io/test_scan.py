@@ -62,5 +62,13 @@ def test_links_that_lead_back_to_themselves_or_nowhere(tmp_path):
             read_bytes(image)
 
 
+def test_other_kinds_are_counted_and_a_pipe_is_no_image(tmp_path):
+    touch(tmp_path, "a.heic", "b.HEIC", "c.txt", "d", "e.png")
+    os.mkfifo(tmp_path / "f.jpg")
+    scan = find_images(tmp_path)
+    assert names(scan, tmp_path) == ["e.png"]
+    assert dict(scan.kinds) == {".heic": 2, ".txt": 1, "": 1, ".jpg": 1} and scan.others == 5
+
+
 def test_the_usual_kinds_are_images():
     assert {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"} <= set(SUFFIXES)
