@@ -81,7 +81,7 @@ def restore(
         result = Image.fromarray(again(loaded.pixels))
         if loaded.alpha is not None:  # enlarged with the image, and kept
             result.putalpha(Image.fromarray(enlarge_alpha(loaded.alpha, result.size)))
-        result.info = {**result.info, **loaded.metadata.options("PNG")[0]}
+        result.info.update(loaded.metadata.options("PNG")[0].items())
         return result
     if isinstance(image, np.ndarray):
         out = again(array_to_tensor(image))
