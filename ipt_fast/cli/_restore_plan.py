@@ -82,7 +82,7 @@ def make_plan(
         compare = written.with_name(f"{written.stem}.compare.png") if naming.compare else None
         plan.jobs.append(Job(source, written, compare))
     _check_distinct(plan.jobs)
-    if quality is not None and not any(has_quality(job.target) for job in plan.jobs):
+    if quality is not None and plan.jobs and not any(has_quality(job.target) for job in plan.jobs):
         raise CommandError(
             f"--quality is for .jpg, .webp and .avif, and {plan.jobs[0].target} is none; give --ext .jpg"
         )
@@ -159,7 +159,7 @@ def _targets(found: dict[Path, Path], out: Path, naming: Naming) -> list[tuple[P
 
 def _check_distinct(jobs: list[Job]) -> None:
     """Refuse a file that two jobs would write, and one that another reads."""
-    inputs = {job.source.resolve(): job.source for job in jobs}
+    inputs = {os.path.realpath(job.source): job.source for job in jobs}  # unlike resolve(), at ease with loops
     writers: dict[Path, Path] = {}
     for job in jobs:
         for path in job.written():
@@ -169,7 +169,7 @@ def _check_distinct(jobs: list[Job]) -> None:
                     "one by one"
                 )
             writers[path] = job.source
-            read = inputs.get(path.resolve())
+            read = inputs.get(os.path.realpath(path))
             if read is not None and read != job.source:
                 raise CommandError(f"{path}, an output of {job.source}, is an input as well; choose another -o")
 

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         count = len({(s.image_set, s.task, s.image) for s in scores})
         raise type(stopped)(f"{count} images scored, means are of those") from None
     if failed:
-        print(f"{len(failed)} images failed, means are without them:", *failed, sep="\n  ", file=sys.stderr)
+        print(f"failed images, which the means leave out: {len(failed)}", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ipt_fast.cli import CommandError
+from ipt_fast.cli import CommandError, user_errors
 from ipt_fast.cli._network import add_network_arguments, pick_task, prepare, window_options
 from ipt_fast.cli._restore_plan import Job, Naming, make_plan
 from ipt_fast.degradations.bicubic import bicubic_up
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
     """Restore every image; images that cannot be read are named and left out."""
     naming = _naming(args)
     console = message_console()
-    plan = make_plan(
-        args.images, args.out, naming, force=args.force, skip_existing=args.skip_existing, quality=args.quality
-    )
+    options = {"force": args.force, "skip_existing": args.skip_existing, "quality": args.quality}
+    with user_errors(OSError):
+        plan = make_plan(args.images, args.out, naming, **options)
     failed = [f"{folder}: {reason}" for folder, reason in plan.unreadable]
     count = f"{len(plan.jobs)} image{'s' * (len(plan.jobs) != 1)}"
-    for note in plan.notes:
-        console.print(note)
+    for line in [*plan.notes, *(f"failed: {line}" for line in failed)]:
+        console.print(line)
     if plan.jobs:
         network, name, task = prepare(args.checkpoint, args.task and pick_task(args.task), args)
         where = f"{next(network.parameters()).device.type}, {str(network.dtype).removeprefix('torch.')}"

@@ -126,6 +126,26 @@ def test_bad_images_are_named_and_the_others_restored(tmp_path, checkpoint, caps
     assert (tmp_path / "out/good.png").exists() and not (tmp_path / "out/bad.png").exists()
 
 
+def test_links_and_folders_that_cannot_be_read_are_named(tmp_path, checkpoint, monkeypatch, capsys):
+    photo(tmp_path / "in/good.png")
+    os.symlink("loop.jpg", tmp_path / "in/loop.jpg")
+    (tmp_path / "in/closed").mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--task", "derain", "--checkpoint", checkpoint) == 1
+    said = capsys.readouterr().err
+    assert "failed: " in said and "closed: Permission denied" in said and "loop.jpg: no such file" in said
+    assert "2 of 3 images failed" in said and (tmp_path / "out/good.png").exists()
+    assert restore("n" * 300, "-o", tmp_path / "out", "--task", "derain", "--checkpoint", checkpoint) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
 def test_a_slash_names_a_folder_and_equal_names_are_told_apart(tmp_path, checkpoint):
     for kind in ("a.jpg", "a.png", "b.png"):
         photo(tmp_path / "in" / kind)

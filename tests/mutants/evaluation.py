@@ -7,6 +7,8 @@ _METRIC_TESTS, _SCORE_TESTS, _HELD_OUT_TESTS = (
     f"tests/evaluation/test_{name}.py" for name in ("metrics", "score", "held_out")
 )
 
+_PLAN = "ipt_fast/cli/_restore_plan.py"
+
 # fmt: off
 MUTANTS = [
     Mutant(_METRICS, "output.clamp(0, 255).round()", "output.clamp(0, 255)", _METRIC_TESTS),
@@ -33,5 +35,22 @@ MUTANTS = [
     Mutant("ipt_fast/cli/tables.py", '.replace("|", "\\\\|")', "", "tests/cli/test_tables.py"),
     Mutant("ipt_fast/cli/info.py", "if reason is None else reason", "if reason is None else name",
            "tests/cli/test_info.py"),
+    Mutant("ipt_fast/evaluation/test_sets.py", "<= d <= -(-c // r)", "<= d <= c // r",
+           "tests/evaluation/test_test_sets.py -k odd"),
+    Mutant(_SCORE, "if math.isinf(score.psnr_rgb)", "if math.isnan(score.psnr_y)",
+           "tests/cli/test_eval.py -k identical"),
+    Mutant("ipt_fast/cli/eval.py", "return 1 if failed else 0", "return 0", "tests/cli/test_eval.py -k damaged"),
+    Mutant("ipt_fast/inference/restoration.py", "share / 8 if self_ensemble", "share if self_ensemble",
+           "tests/inference/test_restoration.py -k sixteen"),
+    Mutant(_PLAN, "if out / place not in outputs", "if outputs", "tests/cli/test_restore.py -k not_taken"),
+    Mutant(_PLAN, "if read is not None and read != job.source", "if False",
+           "tests/cli/test_restore.py -k written_over"),
+    Mutant(_PLAN, "if not job.target.exists()", "if job.target", "tests/cli/test_restore.py -k skipped"),
+    Mutant("ipt_fast/io/signals.py", "128 + (signal.SIGTERM if", "128 + (signal.SIGINT if", "tests/io/test_signals.py"),
+    Mutant("ipt_fast/io/images.py", "-(-max_pixels // 2)", "max_pixels", "tests/io/test_images.py -k large"),
+    Mutant("ipt_fast/io/scan.py", "(stat.S_ISREG(status.st_mode) or", "(True or", "tests/io/test_scan.py"),
+    Mutant("ipt_fast/io/metadata.py", "if tag in _KEPT", "if tag", "tests/io/test_write.py -k travel"),
+    Mutant("ipt_fast/io/metadata.py", "if t not in _DROPPED", "if t", "tests/io/test_write.py -k travel"),
+    Mutant("ipt_fast/io/sixteen_bit.py", '"B": "L"', '"B": "B"', "tests/io/test_write.py -k sixteen"),
 ]
 # fmt: on
