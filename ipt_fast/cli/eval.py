@@ -158,6 +158,8 @@ def _output_files(
             folder = args.save / f"{images.name}_{task}" / method.replace("/", "_")
             files[number, method] = folder / f"{pair.name}.png"
             check_output(files[number, method], args.force)
+    if len(set(files.values())) < len(files):
+        raise CommandError(f"{images.name}: --save would write images of one name (a.jpg, a.png) over each other")
     return files
 
 

@@ -161,6 +161,10 @@ def test_outputs_are_saved_where_asked(sets, checkpoint, tmp_path, assert_refuse
     assert evaluate(*options, "--checkpoint", checkpoint) == 0
     assert Image.open(tmp_path / "Set5_sr2/IPT_pretrain.pt/0.png").size == (48, 36)
     assert_refused("eval", [*options, "--checkpoint", checkpoint], "0.png is already there; --force overwrites", None)
+    shutil.copytree(sets / "Set5", tmp_path / "Mine")
+    Image.open(sets / "Set5/0.png").save(tmp_path / "Mine/0.bmp")
+    options[3], options[5] = tmp_path / "Mine", 2
+    assert_refused("eval", [*options, "--checkpoint", checkpoint], "over each other", None)
 
 
 def test_stopped_it_prints_and_writes_the_scores_so_far(sets, checkpoint, tmp_path, monkeypatch, capsys):
