@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     _write_files(args, scores)
     if stopped is not None:
         count = len({(s.image_set, s.task, s.image) for s in scores})
-        raise type(stopped)(f"{count} images scored, means are of those") from None
+        raise type(stopped)(f"images scored until then: {count}") from None
     if failed:
         print(f"failed images, which the means leave out: {len(failed)}", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0

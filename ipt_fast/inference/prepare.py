@@ -79,12 +79,10 @@ class PreparedFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
-        if type(self.linear1) is type(self.linear2) is nn.Linear:
-            y = x if self.norm is None else self.norm(x)
-            one, two = self.linear1, self.linear2
+        y, one, two = x if self.norm is None else self.norm(x), self.linear1, self.linear2
+        if type(one) is type(two) is nn.Linear:
             return ffn(y, None, None, one.weight, one.bias, two.weight, two.bias)
-        y = self.linear1(x if self.norm is None else self.norm(x))
-        return self.linear2(y if isinstance(self.linear1, PackedLinear) else F.relu(y))
+        return two(one(y) if isinstance(one, PackedLinear) else F.relu(one(y)))
 
 
 class PreparedAttention(nn.Module):

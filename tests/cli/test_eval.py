@@ -181,7 +181,7 @@ def test_stopped_it_prints_and_writes_the_scores_so_far(sets, checkpoint, tmp_pa
     options = ["--task", "denoise30", "--data", sets / "Set5", "--checkpoint", checkpoint, "--csv", path]
     assert evaluate(*options) == 130
     said = capsys.readouterr()
-    assert said.err.splitlines()[-1] == "ipt-fast eval: stopped by Ctrl-C; 2 images scored, means are of those"
+    assert said.err.splitlines()[-1] == "ipt-fast eval: stopped by Ctrl-C; images scored until then: 2"
     assert len(list(csv.DictReader(path.open()))) == 3 and "mean" in said.out
 
 
