@@ -1,13 +1,20 @@
 # Two commands on a fresh machine:
 #   make pretrain   set up, then pre-train the tiny preset on packaged photos and print a table of PSNR
 #   make test       set up, then run every test that this machine can run
+# Another torch, of those that scripts/install_torch.sh lists or "newest", in a venv of its own:
+#   make test TORCH=2.10
 PYTHON ?= python3
-VENV   ?= .venv
+TORCH  ?=
+VENV   ?= .venv$(if $(TORCH),-$(TORCH))
 RUN    ?= runs/tiny
 
 BIN := $(VENV)/bin
 
-.PHONY: pretrain test test-kernels lint docs bench clean
+# The part of the suite, besides the kernels, that tells whether another torch or Triton will do
+TORCH_TESTS := tests/ops tests/acceleration tests/model tests/inference tests/bench/test_offline.py \
+               tests/engine/test_step.py tests/engine/test_precision.py
+
+.PHONY: pretrain test test-torch test-kernels lint docs bench clean
 .DELETE_ON_ERROR:
 
 pretrain: $(VENV)/.installed-demo
@@ -15,6 +22,9 @@ pretrain: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-cuda-core test-kernels
 	$(BIN)/python -m pytest tests --ignore tests/kernels
+
+test-torch: $(VENV)/.installed-dev test-kernels
+	$(BIN)/python -m pytest $(TORCH_TESTS)
 
 # The Triton kernels under Triton's interpreter, in a process of their own: the switch is read at import.
 test-kernels: $(VENV)/.installed-dev
@@ -34,7 +44,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/ipt-fast bench
 
 $(VENV)/.installed-torch: scripts/install_torch.sh
-	PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/install_torch.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH="$(TORCH)" bash scripts/install_torch.sh
 	@touch $@
 
 $(VENV)/.installed-%: $(VENV)/.installed-torch pyproject.toml setup.py

@@ -12,7 +12,7 @@ delta.
 import triton
 import triton.language as tl
 
-from ipt_fast.kernels._patch_attention_tiles import add_dot, dot_heads, load_head, store_head
+from ipt_fast.kernels._patch_attention_tiles import add_dot, dot_heads, load_head, store_head, store_tile
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def keys_kernel(
     KE,  # in: k_embed [M, D], strides (ke_row, 1); or None
     OUT,  # in: [B, N, D], strides (out_batch, out_row, 1)
     LSE,  # in: float32 [B, H, N], dense
-    DELTA,  # in: rowsum(g out), float32 [B, H, N], dense; unused where ONE
+    DELTA,  # rowsum(g out), float32 [B, H, N], dense; in, and where ONE out
     DQ,  # out where ONE: [B, N, D], strides (dq_batch, dq_row, 1)
     DK,  # out: [B, M, D], strides (dk_batch, dk_row, 1)
     DV,  # out: [B, M, D], strides (dk_batch, dk_row, 1)
@@ -123,8 +123,15 @@ def keys_kernel(
     if KE is not None:
         KE += h * d
     LSE += head.to(tl.int64) * N
-    if not ONE:
-        DELTA += head.to(tl.int64) * N
+    DELTA += head.to(tl.int64) * N
+
+    if ONE:  # in the main loop it would take the registers that dq needs
+        for start in range(0, N, BLOCK_N):
+            n = start + tl.arange(0, BLOCK_N)
+            g0, g1 = load_head(G, g_row, None, 0, n, N, d, D0, D1, EVEN_N)  # [n, d]
+            out0, out1 = load_head(OUT, out_row, None, 0, n, N, d, D0, D1, EVEN_N)  # [n, d]
+            tl.store(DELTA + n, row_delta(g0, g1, out0, out1, D1), mask=n < N)
+        tl.debug_barrier()  # other threads read it
 
     # Load what belongs to the keys
     k0, k1 = load_head(K + b * k_batch + h * d, k_row, KE, ke_row, m, M, d, D0, D1, EVEN_M)  # [m, d]
@@ -141,11 +148,7 @@ def keys_kernel(
         g0, g1 = load_head(G, g_row, None, 0, n, N, d, D0, D1, EVEN_N)  # [n, d]
         # Queries beyond N are zero with gradient zero: they add nothing.
         lse = tl.load(LSE + n, mask=n < N, other=0.0) * 1.4426950408889634
-        if ONE:
-            out0, out1 = load_head(OUT, out_row, None, 0, n, N, d, D0, D1, EVEN_N)  # [n, d]
-            delta = row_delta(g0, g1, out0, out1, D1)
-        else:
-            delta = tl.load(DELTA + n, mask=n < N, other=0.0)
+        delta = tl.load(DELTA + n, mask=n < N, other=0.0)
         s = dot_heads(k0, k1, q0, q1, D1)  # [m, n]
         p = tl.exp2(s * (scale * 1.4426950408889634) - lse[None, :])
         if not EVEN_M:  # keys beyond M would reach dq
@@ -154,10 +157,15 @@ def keys_kernel(
         ds = (p * (dot_heads(v0, v1, g0, g1, D1) - delta[None, :])).to(q0.dtype)
         dk0, dk1 = add_dot(dk0, dk1, ds, q0, q1, D1)
         if ONE:
-            dq0 = tl.zeros((BLOCK_N, D0), tl.float32)
-            dq1 = tl.zeros((BLOCK_N, D1 if D1 > 0 else 16), tl.float32)
-            dq0, dq1 = add_dot(dq0, dq1, tl.trans(ds), k0, k1, D1)
-            store_head(DQ, dq_row, n, N, dq0 * scale, dq1 * scale, d, D0, D1, EVEN_N)
+            # Two branches, always taken: what a dot shares with another in its region makes Triton line all warps up
+            # along the rows, of which dq has too few, and each would do four times its part.
+            if N > 0:
+                dq0 = tl.dot(tl.trans(ds), k0, input_precision="ieee")  # [n, D0]
+                store_tile(DQ, dq_row, n, N, dq0 * scale, 0, D0, d, EVEN_N)
+            if D1 > 0:
+                if M > 0:
+                    dq1 = tl.dot(tl.trans(ds), k1, input_precision="ieee")  # [n, D1]
+                    store_tile(DQ, dq_row, n, N, dq1 * scale, D0, D1, d, EVEN_N)
 
     # Store
     DK += b * dk_batch + h * d

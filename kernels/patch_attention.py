@@ -225,7 +225,7 @@ def patch_attention_backward(
         second = torch.empty(B, M, 2 * D, dtype=q.dtype, device=q.device)
         dk, dv = second.split(D, dim=-1)
     plan = plan_backward(N, M, d, q.dtype)
-    delta = None if plan.one else torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
+    delta = torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
     common = _options(plan, N, M, d)
     strides = [s for x in (grad, out, q, k, v, dq, dk) for s in x.stride()[:2]] + [_row(q_embed), _row(k_embed)]
     sizes = (N, M, num_heads, scale)

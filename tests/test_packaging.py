@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,20 @@ def test_no_file_of_ours_imports(forbidden):
     if forbidden == "kernels":
         found = [place for place in found if not place.startswith("test_packaging.py")]
     assert found == []
+
+
+def test_torch_is_bounded_by_what_was_tried():
+    script = (ROOT / "scripts" / "install_torch.sh").read_text()
+    tried = re.findall(r"^2\.(\d+) triton==[\d.]+ numpy", script, re.MULTILINE)
+    assert f'"torch>=2.{tried[0]},<2.{int(tried[-1]) + 1}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_torch_that_was_not_tried_is_refused_by_name(tmp_path):
+    environment = {**os.environ, "TORCH": "2.9", "PYTHON": sys.executable, "VENV": str(tmp_path / "venv")}
+    script = ["bash", ROOT / "scripts" / "install_torch.sh"]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "TORCH=2.9 is not among those tried: 2.10 " in done.stderr and not (tmp_path / "venv").exists()
 
 
 def test_every_file_is_python_3_10():

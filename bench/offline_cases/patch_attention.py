@@ -38,8 +38,7 @@ def _case(
     consts: dict[str, Any] = {"d": d, "D0": D0, "D1": D1, **flags}
     consts |= {"BLOCK_N": plan.block_n, "EVEN_N": N % plan.block_n == 0}
     consts |= {"BLOCK_M": plan.block_m, "EVEN_M": N % plan.block_m == 0}
-    absent = ("QE", "KE") * (not embeds) + ("DELTA",) * flags.get("ONE", False)
-    consts |= dict.fromkeys(absent)
+    consts |= dict.fromkeys(("QE", "KE") * (not embeds))
     known = {"LSE": "*fp32", "DELTA": "*fp32", "scale": "fp32", "unit": "fp32"}
     tensor = lambda a: f"*{dtype}" if (a.isupper() and len(a) > 1) or a in "GQKV" else "i32"  # noqa: E731
     types = {a: known.get(a, tensor(a)) for a in fn.arg_names if a not in consts}
