@@ -159,11 +159,11 @@ def keys_kernel(
         if ONE:
             # Two branches, always taken: what a dot shares with another in its region makes Triton line all warps up
             # along the rows, of which dq has too few, and each would do four times its part.
-            if N > 0:
+            if start < N:
                 dq0 = tl.dot(tl.trans(ds), k0, input_precision="ieee")  # [n, D0]
                 store_tile(DQ, dq_row, n, N, dq0 * scale, 0, D0, d, EVEN_N)
             if D1 > 0:
-                if M > 0:
+                if start >= 0:
                     dq1 = tl.dot(tl.trans(ds), k1, input_precision="ieee")  # [n, D1]
                     store_tile(DQ, dq_row, n, N, dq1 * scale, D0, D1, d, EVEN_N)
 

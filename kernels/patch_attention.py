@@ -145,9 +145,9 @@ def plan_backward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
     """Choose as ``plan_forward``, for both backward kernels; ``one``: one program makes all gradients of a head."""
     width = sum(split_head(d))
     if dtype == torch.float32:
-        return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 1)
+        return Plan(16, _block(M, 32 if width <= 64 else 16), False, 4, 2)
     if d % 16:
-        return Plan(_block(N, 32), _block(M, 32), False, 4 if width <= 64 else 8, 1)
+        return Plan(_block(N, 32), _block(M, 32), False, 4 if width <= 64 else 8, 2)
     if width > 64:
         return Plan(_block(N, 32), _block(M, 64), False, 8, 1)
     if width <= 48 and max(N, M) <= ONE_PASS and N % 32 == M % _block(M, ONE_PASS) == 0:

@@ -1,7 +1,7 @@
 """Files that hold weights or training state: the released ones, our own, and safetensors."""
 
 from ipt_fast.checkpoint.load import keep_one_task, load_checkpoint, nearest_task
-from ipt_fast.checkpoint.read import FORMAT, CheckpointError, check_weights
+from ipt_fast.checkpoint.read import FORMAT, CheckpointError, check_weights, read_notes
 from ipt_fast.checkpoint.training_state import (
     LATEST,
     PREVIOUS,
@@ -27,6 +27,7 @@ __all__ = [
     "load_training_state",
     "nearest_task",
     "newest_good",
+    "read_notes",
     "restore_generators",
     "save_checkpoint",
     "save_network",

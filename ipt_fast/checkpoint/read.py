@@ -99,6 +99,19 @@ def _check_kind(path: Path) -> None:
         raise CheckpointError(f"{path}: a Git LFS pointer instead of a checkpoint; fetch the file itself: git lfs pull")
 
 
+def read_notes(path: Path) -> dict[str, str]:
+    """Return the header of a safetensors file beside its sizes; of other files nothing. Raises as ``read_weights``."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    _check_kind(path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            notes = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
+    return {name: text for name, text in notes.items() if name not in ("format", "config")}
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     _check_kind(path)
     try:

@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "PSNR and SSIM on test sets, beside the paper's tables",
     "finetune": "fine-tune a checkpoint on one task",
     "visualize": "draw what the embeddings of a checkpoint have learnt",
+    "audit": "whether a checkpoint's activations stay within fp16",
     "convert": "convert a checkpoint to or from safetensors",
     "export": "write one task's network as a torch.export program or ONNX",
     "bench": "run the benchmarks; table, JSON, CSV and plots",

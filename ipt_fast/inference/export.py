@@ -32,7 +32,7 @@ class ExportError(RuntimeError):
 
 
 @contextmanager
-def _plain_operators() -> Iterator[None]:
+def plain_operators() -> Iterator[None]:
     """Let the ops be made of operators that any runtime knows."""
     before = os.environ.get("IPT_FAST_IMPL")
     os.environ["IPT_FAST_IMPL"] = _PLAIN
@@ -70,7 +70,7 @@ def export_network(model: IPT, task: str, path: str | Path) -> float:
     # Head, tail and embedding of the other tasks are left behind, so that the file does not hold them.
     on_cpu = all(t.is_cpu for t in model.state_dict().values())
     network = prepare_for_inference(model if on_cpu else copy.deepcopy(model).cpu(), task, torch.float32)
-    with atomic_path(path) as temporary, _plain_operators(), torch.no_grad():
+    with atomic_path(path) as temporary, plain_operators(), torch.no_grad():
         size = network.config.patch_size
         # Two windows: a batch of one would be taken for a constant.
         batch = torch.export.Dim("batch", min=1, max=1 << 16)
