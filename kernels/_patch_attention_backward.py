@@ -153,8 +153,8 @@ def keys_kernel(
         p = tl.exp2(s * (scale * 1.4426950408889634) - lse[None, :])
         if not EVEN_M:  # keys beyond M would reach dq
             p = tl.where(m[:, None] < M, p, 0.0)
-        dv0, dv1 = add_dot(dv0, dv1, p.to(g0.dtype), g0, g1, D1)
         ds = (p * (dot_heads(v0, v1, g0, g1, D1) - delta[None, :])).to(q0.dtype)
+        dv0, dv1 = add_dot(dv0, dv1, p.to(g0.dtype), g0, g1, D1)
         dk0, dk1 = add_dot(dk0, dk1, ds, q0, q1, D1)
         if ONE:
             # Two branches, always taken: what a dot shares with another in its region makes Triton line all warps up
@@ -162,7 +162,7 @@ def keys_kernel(
             if start < N:
                 dq0 = tl.dot(tl.trans(ds), k0, input_precision="ieee")  # [n, D0]
                 store_tile(DQ, dq_row, n, N, dq0 * scale, 0, D0, d, EVEN_N)
-            if D1 > 0:
+            if D1 > 0:  # noqa: SIM102 - the inner one is a branch of the kernel
                 if start >= 0:
                     dq1 = tl.dot(tl.trans(ds), k1, input_precision="ieee")  # [n, D1]
                     store_tile(DQ, dq_row, n, N, dq1 * scale, D0, D1, d, EVEN_N)

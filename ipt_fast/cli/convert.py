@@ -77,5 +77,5 @@ def run(args: argparse.Namespace) -> int:
     what = f"{', '.join(model.config.tasks)}; {parameters:,} parameters, {args.dtype}, {written}"
     print(f"{args.checkpoint} -> {args.out}: {what}; read back and equal")
     if args.dtype == "fp16" and AUDIT_NOTE not in notes:
-        print("whether its activations stay within fp16 is not known: ipt-fast audit says, --audit keeps it in the file")
+        print("whether activations stay within fp16 is not known: ipt-fast audit says, --audit keeps it in the file")
     return 0

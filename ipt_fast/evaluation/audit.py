@@ -51,8 +51,11 @@ class LayerPeak:
 
     def row(self) -> tuple[str, ...]:
         """Return the cells under ``COLUMNS``."""
-        numbers = (f"{value:,.1f}" for value in (self.input, self.weight, self.output))
-        return (self.layer, *numbers, f"{self.peak / LIMIT:.2%}")
+        return (self.layer, f"{self.input:,.1f}", f"{self.weight:.3g}", f"{self.output:,.1f}", self.share())
+
+    def share(self) -> str:
+        """Say how much of float16's range the peak takes."""
+        return f"{self.peak / LIMIT:.2%}" if self.peak <= LIMIT else f"{self.peak / LIMIT:,.1f} times"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Audit:
     def verdict(self) -> str:
         """Say in a sentence whether float16 is safe, and by which measure."""
         worst = self.worst
-        found = f"largest |x| {worst.peak:,.1f} in {worst.layer}, {worst.peak / LIMIT:.2%} of float16's {LIMIT:,.0f}"
+        of = " of" if worst.peak <= LIMIT else ""
+        found = f"largest |x| {worst.peak:,.1f} in {worst.layer}, {worst.share()}{of} float16's {LIMIT:,.0f}"
         if self.safe:
             return f"float16 is safe: {found}; up to {1 / MARGIN:.0%} counts as safe"
         if worst.peak <= LIMIT:
@@ -198,7 +202,7 @@ def draw_audit(result: Audit, path: Path, title: str) -> Path:
     axis.axhline(LIMIT, color="#cc3311", linewidth=1)
     axis.text(len(layers), LIMIT, "65,504: float16 ends ", color="#cc3311", ha="right", va="bottom", fontsize=8)
     axis.axhline(LIMIT / MARGIN, color="#cc3311", linewidth=1, linestyle=":")
-    axis.text(len(layers), LIMIT / MARGIN, f"a {MARGIN:g}th of it: safe below ", color="#cc3311", ha="right", va="top",
+    axis.text(len(layers), LIMIT / MARGIN, f"1/{MARGIN:g} of it: safe below ", color="#cc3311", ha="right", va="top",
               fontsize=8)  # fmt: skip
     _mark_parts(axis, [layer.layer for layer in layers])
     axis.set_xlim(-1, len(layers))
@@ -212,9 +216,9 @@ def draw_audit(result: Audit, path: Path, title: str) -> Path:
 
 
 def _mark_parts(axis: Any, names: Sequence[str]) -> None:
-    """Mark where heads, each layer of the body, and tails begin."""
+    """Mark where heads, each encoder and decoder layer, and tails begin."""
     parts = [re.sub(r"^body\.(encoder|decoder)\.layers\.(\d+)\..*", r"\1 \2", name) for name in names]
     parts = [part if " " in part else part.partition(".")[0] for part in parts]
-    starts = [i for i, part in enumerate(parts) if i == 0 or part != parts[i - 1]]
+    starts = [i for i, part in enumerate(parts) if part != "body" and (i == 0 or part != parts[i - 1])]
     axis.set_xticks([i - 0.5 for i in starts], [parts[i] for i in starts], rotation=90, ha="left", fontsize=7)
     axis.grid(axis="x", alpha=0.3)

@@ -35,8 +35,11 @@ def peaks(model, inputs):
 
 def test_every_layer_is_there_heads_first(model, inputs):
     found = list(peaks(model, inputs))
-    weights = {name.removesuffix(".weight").removesuffix("_weight") for name, p in model.named_parameters()
-               if name.endswith("weight") and not name.startswith(("sub_", "add_", "body.query", "body.position"))}
+    weights = {
+        name.removesuffix(".weight").removesuffix("_weight")
+        for name, p in model.named_parameters()
+        if name.endswith("weight") and not name.startswith(("sub_", "add_", "body.query", "body.position"))
+    }
     attentions = [name.removesuffix(".in_proj") for name in weights if name.endswith("in_proj")]
     assert set(found) == weights | {f"{a}.{part}" for a in attentions for part in ("scores", "attention")}
     parts = [name.partition(".")[0] for name in found]
