@@ -38,41 +38,25 @@ def tail_kernel(
     PRECISION: tl.constexpr,
 ):
     """Compute BLOCK_P values of BLOCK_M cells of one class."""
-    # Which class: the inside first, then the edges, then the corners
+    # Which class: the inside first, then each class of the border in as many programs as the longest of them needs
     i = tl.program_id(0)
     rows, columns = H - 2 * FRAME_Y, W - 2 * FRAME_X
-    class_y, class_x = FRAME_Y, FRAME_X
+    across: tl.constexpr = 2 * FRAME_X + 1
+    middle: tl.constexpr = FRAME_Y * across + FRAME_X
     inside = tl.cdiv(B * rows * columns, BLOCK_M)
-    if FRAME_Y + FRAME_X > 0:
-        flat = tl.cdiv(B * columns, BLOCK_M)  # programs a class at the top and bottom
-        upright = tl.cdiv(B * rows, BLOCK_M)
-        corner = tl.cdiv(B, BLOCK_M)
-        if i >= inside:
-            i -= inside
-            if i < 2 * FRAME_Y * flat:
-                n = i // flat
-                class_y = tl.where(n < FRAME_Y, n, n + 1)
-                i = i % flat
-            else:
-                i -= 2 * FRAME_Y * flat
-                if i < 2 * FRAME_X * upright:
-                    n = i // upright
-                    class_x = tl.where(n < FRAME_X, n, n + 1)
-                    i = i % upright
-                else:
-                    i -= 2 * FRAME_X * upright
-                    n = i // corner
-                    i = i % corner
-                    class_y = n // max(2 * FRAME_X, 1)
-                    class_x = n % max(2 * FRAME_X, 1)
-                    class_y = tl.where(class_y < FRAME_Y, class_y, class_y + 1)
-                    class_x = tl.where(class_x < FRAME_X, class_x, class_x + 1)
+    edge = tl.cdiv(B * tl.maximum(rows, columns), BLOCK_M)
+    n = (i - inside) // edge
+    place = tl.where(i < inside, middle, tl.where(n < middle, n, n + 1))
+    i = tl.where(i < inside, i, (i - inside) % edge)
+    class_y, class_x = place // across, place % across
 
     # Which cells of it
     high = tl.where(class_y == FRAME_Y, rows, 1)
     wide = tl.where(class_x == FRAME_X, columns, 1)
     top = tl.where(class_y <= FRAME_Y, class_y, H - (2 * FRAME_Y + 1) + class_y)
     left = tl.where(class_x <= FRAME_X, class_x, W - (2 * FRAME_X + 1) + class_x)
+    if i * BLOCK_M >= B * high * wide:  # a shorter class
+        return
     m = i * BLOCK_M + tl.arange(0, BLOCK_M)
     b = m // (high * wide)
     y = top + m // wide % high
@@ -82,7 +66,6 @@ def tail_kernel(
     c = tl.arange(0, BLOCK_C)
     taps_y: tl.constexpr = 2 * REACH_Y + 1
     taps_x: tl.constexpr = 2 * REACH_X + 1
-    place = class_y * (2 * FRAME_X + 1) + class_x
     X += b.to(tl.int64) * x_batch
     KERNELS += place * (taps_y * taps_x) * C * P
 
@@ -133,8 +116,8 @@ def pixelshuffle_tail_forward(x: Tensor, kernels: Tensor, bias: Tensor, scale: i
     out = x.new_empty(B, P // scale**2, scale * H, scale * W)
     frame_y, frame_x = frame
     rows, columns, block = H - 2 * frame_y, W - 2 * frame_x, sizes["BLOCK_M"]
-    tiles = triton.cdiv(B * rows * columns, block) + 2 * frame_y * triton.cdiv(B * columns, block)
-    tiles += 2 * frame_x * triton.cdiv(B * rows, block) + 4 * frame_y * frame_x * triton.cdiv(B, block)
+    classes = (2 * frame_y + 1) * (2 * frame_x + 1)
+    tiles = triton.cdiv(B * rows * columns, block) + (classes - 1) * triton.cdiv(B * max(rows, columns), block)
     tail_kernel[(tiles, triton.cdiv(P, sizes["BLOCK_P"]))](
         x, kernels, bias, out,
         x.stride(0), x.stride(1), x.stride(2), B, H, W, C, P,

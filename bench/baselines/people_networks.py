@@ -1,6 +1,6 @@
 """Networks as people have them, written from their published structure, for what ``accelerate`` swaps.
 
-Tails and attention are as published; the bodies are shortened, and SwinIR's and HAT's have no windows.
+Tails and attention are as published; the bodies are shortened, and SwinIR's has no windows.
 """
 
 import math
@@ -34,7 +34,7 @@ Upsample = Upsampler  # its name in BasicSR, and so in SwinIR and HAT
 
 
 class EDSR(nn.Module):
-    """EDSR-PyTorch: head, body, tail = Sequential(Upsampler, conv)."""
+    """EDSR-PyTorch and RCAN: head, body, tail = Sequential(Upsampler, conv)."""
 
     def __init__(self, scale=2, n=8, act=False, blocks=2):
         super().__init__()
@@ -47,25 +47,8 @@ class EDSR(nn.Module):
         return self.tail(self.body(x) + x)
 
 
-class ChannelAttention(nn.Module):
-    def __init__(self, n):
-        super().__init__()
-        self.conv_du = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(n, n, 1), nn.Sigmoid())
-
-    def forward(self, x):
-        return x * self.conv_du(x)
-
-
-class RCAN(EDSR):
-    """RCAN: as EDSR, with channel attention in the body."""
-
-    def __init__(self, scale=2, n=8):
-        super().__init__(scale, n)
-        self.body = nn.Sequential(Block(n), ChannelAttention(n), nn.Conv2d(n, n, 3, padding=1))
-
-
 class SwinIR(nn.Module):
-    """SwinIR classical: the tail is called as two attributes, in one branch of several."""
+    """SwinIR classical, HAT and others of BasicSR: the tail is called as two attributes, in one branch of several."""
 
     def __init__(self, scale=2, dim=12, num_feat=8, upsampler="pixelshuffle"):
         super().__init__()
@@ -111,10 +94,6 @@ class LBNet(nn.Module):
         x = self.upsample(self.conv_first(x))
         x = self.conv_last(x) + base
         return x
-
-
-class HAT(SwinIR):
-    """HAT and other BasicSR networks: the tail is SwinIR's."""
 
 
 class EDT(nn.Module):

@@ -66,11 +66,12 @@ def accelerate(network: nn.Module, *, frozen: bool = False) -> Acceleration:
     PixelShuffles, Sequentials and attentions of torch.nn changes, to a subclass of it. So optimizers, checkpoints,
     ``isinstance``, pickle and copies work as before. Weights are taken as they are at each call. A part that is
     replaced, parametrised or given a hook later is honoured: the network then runs as it did. Tracers
-    (``torch.jit.trace``, ``torch.fx``, ``torch.export``) see the network's own operations; call ``undo()`` before
-    ``torch.jit.script``.
+    (``torch.jit.trace``, ``torch.fx``, ``torch.export``) see the network's own operations; ``torch.jit.script`` needs
+    an ``undo()`` first.
 
     Where code calls the parts of a tail, as SwinIR does ``conv_last(upsample(x))``, the first part computes the image
-    and the later ones let it pass. So ``network.upsample(x)``, called from outside, gives the image too.
+    and the later ones let it pass. So ``network.upsample(x)``, called from outside, gives the image too; a copy of
+    ``network.upsample`` alone gives the features.
 
     Args:
         network: any module; swapped in place. Modules that are swapped already are left alone.

@@ -10,11 +10,11 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.acceleration._plain import plain_tensors, reason_not_plain, traced
+from ipt_fast.acceleration._plain import Swapped, plain_tensors, reason_not_plain, traced
 from ipt_fast.ops.patch_attention import patch_attention
 
 
-class EmbeddedAttention(nn.MultiheadAttention):
+class EmbeddedAttention(Swapped, nn.MultiheadAttention):
     """Runs patch_attention where nobody asks for the weights, and the module's own forward everywhere else."""
 
     def forward(

@@ -13,6 +13,13 @@ from ipt_fast.ops.pixelshuffle_tail import unlike_plain
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+class Swapped(nn.Module):
+    """A module that runs an op in place of what its class computes."""
+
+    def __prepare_scriptable__(self):
+        raise RuntimeError("accelerate: torch.jit.script cannot read an accelerated network; call undo() first")
+
+
 def reason_not_fusable(module: nn.Module) -> str | None:
     """Return why a module has to be called as it is, whatever its class computes, or None."""
     for name in _HOOKS:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipt_fast.acceleration._plain import plain_tensors, reason_not_fusable, traced
+from ipt_fast.acceleration._plain import Swapped, plain_tensors, reason_not_fusable, traced
 from ipt_fast.acceleration._source import Flags
 from ipt_fast.ops._common import any_requires_grad
 from ipt_fast.ops.pixelshuffle_tail import pixelshuffle_tail, unlike_plain
@@ -87,7 +87,7 @@ class Tail:
         return pixelshuffle_tail(x, self.pairs(), self.scales)
 
 
-class _Holder(nn.Module):
+class _Holder(Swapped):
     """A module that runs tails; frozen kernels move with it, and are not loaded behind."""
 
     _tails: tuple[Tail, ...] = ()
@@ -150,7 +150,7 @@ class Link(tuple):
         return tuple, ()
 
 
-class Part(nn.Module):
+class Part(Swapped):
     """A part of a tail whose parts are called by code: as its class for features; an image of the whole tail passes."""
 
     _tails: tuple[Tail, ...] = ()

@@ -26,7 +26,11 @@ Conv = tuple[Tensor, Tensor | None]
 class Level(NamedTuple):
     """One PixelShuffle(r) and the k taps of the convolution before it, along one axis: from fine kernels to coarse.
 
-    ``frame`` and ``reach`` are those of the fine kernels, ``coarse_frame`` that of the coarse ones, as in Axis.
+    Attributes:
+        frame, reach: of the fine kernels, coarse_frame: of the coarse ones, as in Axis.
+        classes, taps: of the coarse kernels; the smallest image with all classes has ``classes`` cells.
+        border: of the features at one place of their cells, how many the first and the last fine class see together.
+        picks: pairs of a fine class and a fine tap that meet a feature at one place of its cell.
     """
 
     r: int
@@ -34,27 +38,10 @@ class Level(NamedTuple):
     frame: int
     reach: int
     coarse_frame: int
-
-    @property
-    def classes(self) -> int:
-        """Return the classes of the coarse kernels; the smallest image with all of them has that many cells."""
-        return 2 * self.coarse_frame + 1
-
-    @property
-    def taps(self) -> int:
-        """Return the taps of the coarse kernels."""
-        return 2 * (self.coarse_frame + self.k // 2) + 1
-
-    @property
-    def border(self) -> int:
-        """Return how many features at one place s of a cell the first fine class, and the last, may see together."""
-        seen = self.frame + self.reach  # features at either end
-        return max(1, *(-((s - seen) // self.r) - (self.r - 1 - s - seen) // self.r for s in range(self.r)))
-
-    @property
-    def picks(self) -> int:
-        """Return how many pairs (fine class, fine tap) meet a feature at one place of a cell."""
-        return 2 * self.reach + 1 + self.frame * self.border
+    classes: int
+    taps: int
+    border: int
+    picks: int
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,10 @@ def _axis_of(kernels: tuple[int, ...], scales: tuple[int, ...]) -> Axis:
         lines = max(k // 2, (lines - 1) // r + 1 + k // 2 if lines else 0, 1) if pixels or beyond else 0
         pixels = max(pixels, beyond)
         coarse_frame = math.ceil(reach / r)
-        levels.append(Level(r, k, frame, reach, coarse_frame))
+        seen = frame + reach  # features at either end that a border class may see
+        border = max(1, *(-((s - seen) // r) - (r - 1 - s - seen) // r for s in range(r)))
+        shapes = 2 * coarse_frame + 1, 2 * (coarse_frame + k // 2) + 1, border, 2 * reach + 1 + frame * border
+        levels.append(Level(r, k, frame, reach, coarse_frame, *shapes))
         spans = [((a + lo) // r - k // 2, (a + hi) // r + k // 2) for a in range(r) for lo, hi in spans]
         frame, reach = coarse_frame, coarse_frame + k // 2
     width = max(hi - lo + 1 for lo, hi in spans)
@@ -118,7 +108,7 @@ def _tables(level: Level, device: torch.device) -> tuple[Tensor, Tensor]:
         that meet a feature there, as the index class * taps + tap. ones [classes r taps, r E k]: whether pick and tap
         of the convolution belong to class, output row of the cell, and tap of the coarse kernels.
     """
-    r, k, frame, reach, coarse_frame = level
+    r, k, frame, reach, coarse_frame, *_ = level
     taps, length = 2 * reach + 1, level.classes * r
 
     def numbers(n: int, dim: int) -> Tensor:

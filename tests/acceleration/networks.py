@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from bench.baselines.people_networks import (
     EDSR,
     EDT,
-    HAT,
-    RCAN,
     DetrDecoderLayer,
     DetrEncoderLayer,
     LBNet,
@@ -72,10 +70,9 @@ CASES = {
     "EDSR x2": Case(lambda: EDSR(2), ["tail.0.0"]),
     "EDSR x3": Case(lambda: EDSR(3), ["tail.0.0"]),
     "EDSR x4": Case(lambda: EDSR(4), ["tail.0.0"]),
-    "RCAN x4": Case(lambda: RCAN(4), ["tail.0.0"]),
     "SwinIR x2": Case(lambda: SwinIR(2), ["upsample.0"]),
     "SwinIR x3": Case(lambda: SwinIR(3), ["upsample.0"]),
-    "HAT x4": Case(lambda: HAT(4), ["upsample.0"]),
+    "SwinIR x4": Case(lambda: SwinIR(4), ["upsample.0"]),
     "LBNet x2": Case(lambda: LBNet(2), ["upsample.0"]),
     "EDT": Case(EDT, ["tail_sr_x2.1.0", "tail_sr_x3.1.0"]),
     "spandrel's IPT": Case(
@@ -93,10 +90,6 @@ CASES = {
         lambda: nn.Sequential(Upsample(2, 3), conv(3, 3), nn.ReLU(), Upsample(2, 3), conv(3, 3)), ["0.0", "3.0"]
     ),
 }
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 def run(network, args):

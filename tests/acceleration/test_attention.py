@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.baselines.people_networks import DetrDecoderLayer, DetrEncoderLayer
 from ipt_fast import accelerate
-from tests.acceleration.networks import relative
+from tests.ops.results import relative
 
 
 def inputs(B=2, N=7, M=19, D=32, dtype=torch.float32, batch_first=False):

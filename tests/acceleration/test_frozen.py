@@ -9,7 +9,8 @@ from torch import nn
 
 from bench.baselines.people_networks import EDSR, SwinIR
 from ipt_fast import accelerate
-from tests.acceleration.networks import CASES, relative, run
+from tests.acceleration.networks import CASES, run
+from tests.ops.results import relative
 
 TAILS = {name: case for name, case in CASES.items() if "DETR" not in name}
 

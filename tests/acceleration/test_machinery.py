@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from ipt_fast import accelerate
-from tests.acceleration.networks import CASES, relative, run
+from tests.acceleration.networks import CASES, run
+from tests.ops.results import relative
 
 
 @pytest.fixture(params=CASES)
@@ -235,6 +236,13 @@ def test_a_part_copied_alone_is_the_plain_part(case, way):
         assert len(pickle.dumps(part)) < 1.5 * len(pickle.dumps(wanted)) + 1000, path  # nothing else goes along
         if isinstance(part, nn.Conv2d | nn.PixelShuffle):
             assert type(part) is type(wanted) and vars(part).keys() == vars(wanted).keys()
+
+
+def test_scripting_says_what_to_do(case):
+    network = case.network()
+    accelerate(network)
+    with pytest.raises(RuntimeError, match=r"accelerate: torch.jit.script cannot read .* call undo\(\) first"):
+        torch.jit.script(network)
 
 
 def test_copies_in_two_threads(case):

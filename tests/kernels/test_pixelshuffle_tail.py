@@ -6,6 +6,8 @@ from torch import nn
 
 from ipt_fast.ops import pixelshuffle_tail
 from ipt_fast.ops.pixelshuffle_tail import pixelshuffle_tail_reference
+from tests.ops.results import relative
+from tests.ops.tails import make_convs
 
 TAILS = [  # scales, kernel sizes, channels in, channels out
     ((2,), (3, 3), 16, 3),
@@ -19,21 +21,6 @@ TAILS = [  # scales, kernel sizes, channels in, channels out
 ]
 
 
-def make_convs(scales, kernels, channels, out, device, dtype, bias=True):
-    convs, c = [], channels
-    for i, (k, r) in enumerate(zip(kernels, [*scales, 1], strict=True)):
-        k = (k, k) if isinstance(k, int) else k
-        width = (out if i == len(scales) else 4) * r * r
-        weight = torch.randn(width, c, *k, device=device) / (c * k[0] * k[1]) ** 0.5
-        convs.append((weight.to(dtype), torch.randn(width, device=device).to(dtype) if bias else None))
-        c = width // (r * r)
-    return convs
-
-
-def relative(a, b):
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
-
-
 def exact(x, convs, scales):
     wide = [(w.double(), None if b is None else b.double()) for w, b in convs]
     return pixelshuffle_tail_reference(x.double(), wide, scales)
@@ -42,7 +29,7 @@ def exact(x, convs, scales):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("scales,kernels,channels,out", TAILS)
 def test_equals_the_chain(device, scales, kernels, channels, out, bias):
-    convs = make_convs(scales, kernels, channels, out, device, torch.float32, bias)
+    convs = make_convs(scales, kernels, bias, channels, out, torch.float32, device=device)
     for B, H, W in [(2, 7, 9), (1, 13, 8), (3, 5, 31)]:
         x = torch.randn(B, channels, H, W, device=device)
         got = pixelshuffle_tail(x, convs, scales, impl="triton")
@@ -54,7 +41,7 @@ def test_equals_the_chain(device, scales, kernels, channels, out, bias):
 
 @pytest.mark.parametrize("H,W", [(1, 1), (1, 8), (2, 2), (3, 3), (3, 4)])
 def test_smallest_images(device, H, W):
-    convs = make_convs((2,), (3, 3), 16, 3, device, torch.float32)
+    convs = make_convs((2,), (3, 3), True, 16, 3, torch.float32, device=device)
     x = torch.randn(2, 16, H, W, device=device)
     assert relative(pixelshuffle_tail(x, convs, (2,), impl="triton"), exact(x, convs, (2,))) < 1e-5
 
@@ -63,7 +50,7 @@ def test_smallest_images(device, H, W):
 def test_half_precision_keeps_the_budget(device, scales):
     dtypes = [torch.float16] + [torch.bfloat16] * (device.type == "cuda")  # bf16 is wrong in the interpreter
     for dtype in dtypes:
-        convs = make_convs(scales, [3] * (len(scales) + 1), 64, 3, device, dtype)
+        convs = make_convs(scales, [3] * (len(scales) + 1), True, 64, 3, dtype, device=device)
         x = torch.randn(1, 64, 10, 12, device=device).to(dtype)
         got = pixelshuffle_tail(x, convs, scales, impl="triton")
         chain = pixelshuffle_tail_reference(x, convs, scales)
@@ -74,7 +61,7 @@ def test_half_precision_keeps_the_budget(device, scales):
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "every other channel"])
 def test_any_layout(device, layout):
-    convs = make_convs((2,), (3, 3), 16, 3, device, torch.float32)
+    convs = make_convs((2,), (3, 3), True, 16, 3, torch.float32, device=device)
     x = torch.randn(2, 16, 6, 8, device=device)
     expected = exact(x, convs, (2,))
     if layout == "channels_last":
@@ -89,7 +76,7 @@ def test_any_layout(device, layout):
 
 
 def test_kernels_follow_the_weights(device):
-    convs = make_convs((2,), (3, 3), 16, 3, device, torch.float32)
+    convs = make_convs((2,), (3, 3), True, 16, 3, torch.float32, device=device)
     x = torch.randn(1, 16, 6, 6, device=device)
     for impl in ("triton", "collapsed", "triton"):
         assert relative(pixelshuffle_tail(x, convs, (2,), impl=impl), exact(x, convs, (2,))) < 1e-5

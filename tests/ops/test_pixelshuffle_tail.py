@@ -5,7 +5,6 @@ import io
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -14,6 +13,8 @@ from ipt_fast.ops.pixelshuffle_tail import (
     PixelShuffleTail,
     pixelshuffle_tail_reference,
 )
+from tests.ops.results import relative
+from tests.ops.tails import make_convs, written_out
 from tests.saved_tensors import negative_view
 
 TAILS = [  # scales, kernel sizes
@@ -33,30 +34,8 @@ TAILS = [  # scales, kernel sizes
 ]
 
 
-def make_convs(scales, kernels, bias=True, channels=5, out=3, dtype=torch.float64, grad=False):
-    convs, c = [], channels
-    for i, (k, r) in enumerate(zip(kernels, [*scales, 1], strict=True)):
-        k = (k, k) if isinstance(k, int) else k
-        width = (out if i == len(scales) else 4) * r * r
-        weight = torch.randn(width, c, *k, dtype=torch.float64) / (c * k[0] * k[1]) ** 0.5
-        b = torch.randn(width, dtype=torch.float64) if bias else None
-        convs.append(tuple(None if t is None else t.to(dtype).requires_grad_(grad) for t in (weight, b)))
-        c = width // (r * r)
-    return convs
-
-
-def relative(a, b):
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
-
-
 def tensors_of(convs):
     return [t for conv in convs for t in conv if t is not None]
-
-
-def written_out(x, convs, scales):
-    for (w, b), r in zip(convs, [*scales, 1], strict=True):
-        x = F.pixel_shuffle(F.conv2d(x, w, b, padding=(w.shape[2] // 2, w.shape[3] // 2)), r)
-    return x
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -203,6 +182,7 @@ def test_autocast_gives_its_dtype():
         ([torch.randn(4, 3, 3, 3).double(), torch.randn(3, 1, 3, 3)], (2,), TypeError, "one dtype"),
         ([nn.Conv2d(3, 4, 3), nn.Conv2d(1, 3, 3, padding=1)], (2,), ValueError, "padding"),
         ([nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Conv2d(1, 3, 3, padding=1)], (2,), ValueError, "stride"),
+        ([nn.LazyConv2d(4, 3, padding=1), nn.Conv2d(1, 3, 3, padding=1)], (2,), ValueError, "has no weights yet"),
     ],
 )
 def test_errors_say_what_is_wrong(convs, scales, error, match):
@@ -276,7 +256,10 @@ def test_empty_batches_odd_weights_and_fake_tensors():
     x = torch.randn(2, 8, 9, 7)
     expected = written_out(x, convs, (2,))
     for impl in (None, "eager", "collapsed"):
-        assert pixelshuffle_tail(x[:0], convs, (2,), impl=impl).shape == (0, 3, 18, 14)
+        leaves = [x[:0].requires_grad_(), convs[0][0].clone().requires_grad_()]
+        y = pixelshuffle_tail(leaves[0], [(leaves[1], None), convs[1]], (2,), impl=impl)
+        nothing, zero = torch.autograd.grad(y.sum(), leaves)
+        assert y.shape == (0, 3, 18, 14) and nothing.shape == (0, 8, 9, 7) and not zero.any()
         last = [(w.to(memory_format=torch.channels_last), b) for w, b in convs]
         assert relative(pixelshuffle_tail(x, last, (2,), impl=impl), expected) < 1e-5
         negative = [(negative_view(-w), negative_view(-b)) for w, b in convs]
@@ -295,9 +278,26 @@ def test_empty_batches_odd_weights_and_fake_tensors():
         ({"convs": None}, r"convs must be a sequence \(got NoneType\)"),
         ({"convs": [None, torch.zeros(3, 4, 3, 3)]}, r"convs\[0\] must be an nn.Conv2d, .* \(got NoneType\)"),
         ({"convs": [(torch.zeros(16, 5, 3, 3), 1.0), torch.zeros(3, 4, 3, 3)]}, r"bias of convs\[0\] must be a tensor"),
+        ({"convs": {1: 2}}, r"convs must be a sequence \(got dict\)"),
+        ({"scales": (2.0,)}, r"scales\[0\] must be a whole number \(got 2.0\)"),
     ],
 )
 def test_wrong_types_are_named(change, message):
     call = {"x": torch.zeros(1, 5, 4, 4), "convs": make_convs((2,), (3, 3), dtype=torch.float32), "scales": (2,)}
     with pytest.raises(TypeError, match=f"pixelshuffle_tail: .*{message}"):
         pixelshuffle_tail(**{**call, **change})
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"n_feats": None}, TypeError, r"n_feats must be a whole number \(got NoneType\)"),
+        ({"out_channels": -1}, ValueError, r"out_channels must be at least 1 \(got -1\)"),
+        ({"kernel_size": (3, 3)}, TypeError, r"kernel_size must be a whole number \(got tuple\)"),
+        ({"kernel_size": 2}, ValueError, r"convs\[0\] has an even kernel"),
+        ({"scales": 2}, TypeError, r"scales must be a sequence \(got int\)"),
+    ],
+)
+def test_a_tail_that_cannot_be_built_says_why(change, error, message):
+    with pytest.raises(error, match=f"(?i)PixelShuffle_?Tail: {message}"):
+        PixelShuffleTail(**change)
