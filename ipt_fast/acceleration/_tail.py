@@ -92,9 +92,12 @@ class _Holder(Swapped):
 
     _tails: tuple[Tail, ...] = ()
 
+    def _frozen(self) -> list[Any]:
+        return [tail for tail in self._tails if tail.collapsed is not None]
+
     def _ready(self, x: object) -> bool:
         """Return whether the tails are what they were, and raise where a frozen one would be trained."""
-        if self.training and any(tail.collapsed is not None and tail.trained() for tail in self._tails):
+        if self.training and any(tail.trained() for tail in self._frozen()):
             raise RuntimeError(
                 "accelerate: the tail of this network is frozen (frozen=True), and its weights want gradients in "
                 "training mode; undo the acceleration to train, or call network.eval() or torch.no_grad()"
@@ -105,13 +108,12 @@ class _Holder(Swapped):
         return all(tail.holder is self and tail.unchanged for tail in self._tails)
 
     def _apply(self, fn, recurse=True):
-        for tail in self._tails:
-            if tail.collapsed is not None:
-                tail.collapsed._apply(fn)
+        for tail in self._frozen():
+            tail.collapsed._apply(fn)
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        if any(tail.collapsed is not None for tail in self._tails):
+        if self._frozen():
             raise RuntimeError(
                 "accelerate: the tail of this network is frozen (frozen=True) and would not see loaded weights; "
                 "undo the acceleration, load, then accelerate again"

@@ -104,37 +104,34 @@ def _frame(bank: Tensor, y: Axis, x: Axis, seen: bool) -> tuple[Tensor | None, T
     ``bank``: [classes, R, classes, R, O, C, taps, taps]; for biases C and taps are 1, and ``seen`` is False.
     """
     rows = columns = corners = None
-    turned = bank.movedim((2, 3), (0, 1))  # [classes x, R, classes y, R, O, C, taps, taps]
     if y.pixels:
-        ends = _ends(bank, y, -2, seen)  # [2, pixels, classes, R, O, C, lines, taps]
-        rows = ends[:, :, x.frame].permute(0, 3, 1, 2, 4, 5, 6)  # [2, O, pixels, R, C, lines, taps]
-        rows = rows.flatten(1, 3).flatten(2)
+        ends = _ends(bank, y, seen)  # [2, pixels, classes x, R, O, C, lines, taps x]
+        rows = ends[:, :, x.frame].permute(0, 3, 1, 2, 4, 5, 6).flatten(1, 3).flatten(2)
     if x.pixels:
-        columns = _ends(turned, x, -1, seen)[:, :, y.frame]  # [2, pixels, R, O, C, taps, lines]
-        columns = columns.permute(0, 3, 1, 2, 4, 6, 5).flatten(1, 3).flatten(2)
+        turned = _ends(_turned(bank), x, seen)  # [2, pixels, classes y, R, O, C, lines, taps y]
+        columns = turned[:, :, y.frame].permute(0, 3, 1, 2, 4, 5, 6).flatten(1, 3).flatten(2)
     if y.pixels and x.pixels:
-        corners = _ends(ends.movedim((2, 3), (0, 1)), x, -1, seen)  # [2, pixels x, 2, pixels, O, C, lines, lines x]
-        corners = corners.permute(2, 0, 4, 3, 1, 5, 6, 7).flatten(0, 1).flatten(1, 3).flatten(2)
+        corners = _turned(_ends(_turned(ends), x, seen))  # [2, pixels y, 2, pixels x, O, C, lines y, lines x]
+        corners = corners.permute(0, 2, 4, 1, 3, 5, 6, 7).flatten(0, 1).flatten(1, 3).flatten(2)
     return rows, columns, corners
 
 
-def _ends(bank: Tensor, axis: Axis, taps: int, seen: bool) -> Tensor:
-    """Turn [classes, R, ...] into [2, pixels, ...]: the kernels of the border less the inner one; taps become lines."""
-    inner, first, last = bank[axis.frame], bank[: axis.frame], bank[axis.frame + 1 :]
-    ends = []
-    for side, cells in enumerate((first, last)):
-        # The first tap of border cell i lies ``offset`` lines below the first of the lines.
-        offsets = [i - axis.reach + side * (axis.lines - axis.frame) for i in range(axis.frame)]
-        lines = [
-            _shift(cell - inner, offset, axis, taps) if seen else cell - inner
-            for cell, offset in zip(cells, offsets, strict=True)
-        ]
-        pixels = torch.cat(lines)  # [frame R, ...]
-        ends.append(pixels[: axis.pixels] if side == 0 else pixels[-axis.pixels :])
+def _turned(bank: Tensor) -> Tensor:
+    """Exchange rows and columns of [rows, R, columns, R, O, C, taps of rows, taps of columns]."""
+    return bank.permute(2, 3, 0, 1, 4, 5, 7, 6)
+
+
+def _ends(bank: Tensor, axis: Axis, seen: bool) -> Tensor:
+    """Turn [classes, R, ..., taps, .] into [2, pixels, ..., lines, .]: the kernels of the border less the inner one."""
+    inner, ends = bank[axis.frame], []
+    for side in range(2):
+        cells = bank[side * (axis.frame + 1) :][: axis.frame] - inner
+        if seen:
+            # The first tap of border cell i lies ``offset`` lines below the first of the lines. Where a tap falls off
+            # the lines, the kernels do not differ.
+            offset, slack = side * (axis.lines - axis.frame) - axis.reach, axis.lines - 2 * axis.reach - 1
+            shifts = [(0, 0, offset + i, slack - offset - i) for i in range(axis.frame)]
+            cells = torch.stack([F.pad(cell, shift) for cell, shift in zip(cells, shifts, strict=True)])
+        pixels = cells.flatten(0, 1)  # [frame R, ...]
+        ends.append(pixels[-axis.pixels :] if side else pixels[: axis.pixels])
     return torch.stack(ends)
-
-
-def _shift(kernel: Tensor, offset: int, axis: Axis, taps: int) -> Tensor:
-    """Move tap 0 to line ``offset``; where a tap falls off the lines, the kernels do not differ."""
-    rest = axis.lines - offset - (2 * axis.reach + 1)
-    return F.pad(kernel, (offset, rest) if taps == -1 else (0, 0, offset, rest))

@@ -1,7 +1,6 @@
 """accelerate(network, frozen=True): tails collapsed once, for inference."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from bench.baselines.people_networks import EDSR, SwinIR
 from ipt_fast import accelerate
 from tests.acceleration.networks import CASES, run
+from tests.acceleration.test_machinery import WAYS
 from tests.ops.results import relative
 
 TAILS = {name: case for name, case in CASES.items() if "DETR" not in name}
@@ -41,22 +41,11 @@ def test_it_stays_frozen_and_right(case, way):
     network, args = case.network(), case.args()
     wanted = run(network, args)
     accelerate(network, frozen=True)
-    if way == "deepcopy":
-        network = copy.deepcopy(network)
-    elif way == "torch.save":
-        file = io.BytesIO()
-        torch.save(network, file)
-        file.seek(0)
-        network = torch.load(file, weights_only=False)
-    elif way == "to":
+    if way == "to":
         network, args = network.double(), tuple(x.double() for x in args)
-    elif way == "compile":
-        network = torch.compile(network, fullgraph=True, backend="eager")
-    elif way == "export":
-        network = torch.export.export(network, args).module()
     else:
         with torch.no_grad():
-            network = torch.jit.trace(network, args)
+            network = WAYS[way](network, args)
     assert relative(run(network, args), wanted) < 1e-5
 
 
