@@ -1,9 +1,9 @@
 """``accelerate``: ask every adapter about every module, check what they found, swap it, and write the report.
 
-A module is swapped in place: its class becomes a subclass written in this package, and nothing else changes. So
-parameters, buffers, hooks, names and the state dict stay what they are, pickle and deepcopy need nothing special, and
-undoing is giving the class back. Only modules of exactly a class of torch.nn are swapped: a class of the network's
-owner, with its methods and its own way to be pickled, is never touched.
+A module is swapped in place: its class becomes a subclass written in this package, with its tail as an attribute. So
+parameters, buffers, hooks, names and the state dict stay what they are, and undoing is giving the class back. Only
+modules of exactly a class of torch.nn are swapped: a class of the network's owner, with its methods and its own way to
+be pickled, is never touched.
 """
 
 import contextlib

@@ -269,6 +269,35 @@ def test_empty_batches_odd_weights_and_fake_tensors():
         assert relative(pixelshuffle_tail(x, convs, (2,), impl=impl), expected) < 1e-5
 
 
+def within(context, function, *args):
+    with context:
+        return function(*(t.clone() for t in args))
+
+
+def squares(function):
+    return lambda *args: function(*args).square().sum()
+
+
+MACHINERY = {
+    "default device": lambda f, x, w: within(torch.device("meta"), f, x, w),
+    "inference mode": lambda f, x, w: within(torch.inference_mode(), f, x, w),
+    "vmap": lambda f, x, w: torch.vmap(f, (None, 0))(x, torch.stack([w, 2 * w])),
+    "grad": lambda f, x, w: torch.func.grad(squares(f), (0, 1))(x, w),
+    "jvp": lambda f, x, w: torch.func.jvp(f, (x, w), (x.sin(), w.sin())),
+    "jvp of grad": lambda f, x, w: torch.func.jvp(torch.func.grad(squares(f), 1), (x, w), (x.sin(), w.sin())),
+}
+
+
+@pytest.mark.parametrize("way", MACHINERY)
+@pytest.mark.parametrize("scales", [(2,), (2, 2)])
+def test_the_machinery_of_torch_gives_what_it_gives_for_the_chain(way, scales):
+    (w, b), *rest = make_convs(scales, [3] * (len(scales) + 1))
+    x = torch.randn(2, 5, 7, 6, dtype=torch.float64)
+    wanted = MACHINERY[way](lambda x, w: written_out(x, [(w, b), *rest], scales), x, w)
+    got = MACHINERY[way](lambda x, w: pixelshuffle_tail(x, [(w, b), *rest], scales, impl="collapsed"), x, w)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
