@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from ipt_fast import accelerate
 from tests.acceleration.networks import CASES, run
 from tests.ops.results import relative
+from tests.saved_tensors import negative_view
 
 
 @pytest.fixture(params=CASES)
@@ -122,20 +123,13 @@ def _written(network, args):  # past the version counters, as an EMA swap and fu
     return network
 
 
-def _neg(x):
-    """Give x as a view of memory that holds -x."""
-    view = torch.complex(torch.zeros_like(x), -x).conj().imag
-    assert view.is_neg() and torch.equal(view, x)
-    return view
-
-
 def _negative(network, args):
-    return lambda *args: network(*(_neg(x) for x in args))
+    return lambda *args: network(*(negative_view(-x) for x in args))
 
 
 def _negative_weights(network, args):
     for p in network.parameters():
-        p.data = _neg(p.data)
+        p.data = negative_view(-p.data)
     return network
 
 
