@@ -37,7 +37,8 @@ class LayerNorm(nn.LayerNorm):
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether an op may read the parameters of a module: nobody has replaced, parametrized or pruned it."""
-    return type(module) is kind and {"weight", "bias"} <= module._parameters.keys()
+    parameters = module._parameters  # torch 2.10 cannot trace a set <= their keys
+    return type(module) is kind and "weight" in parameters and "bias" in parameters
 
 
 def normed_linear(x: Tensor, norm: nn.Module, weight: Tensor) -> Tensor:
