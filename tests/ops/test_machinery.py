@@ -89,6 +89,8 @@ def test_torch_func_gives_what_eager_gives(case):
             each(lambda f: torch.vmap(f, dims)(*several))  # noqa: B023
             each(lambda f: torch.vmap(torch.func.grad(lambda *t: f(*t).square().sum(), every), dims)(*several))  # noqa: B023
             each(lambda f: results(torch.vmap(f, dims), several))  # noqa: B023
+            several[i].requires_grad_()  # it alone: inside vmap nothing says so
+            each(lambda f: torch.autograd.grad(torch.vmap(f, dims)(*several).square().sum(), several[i]))  # noqa: B023
         several = [torch.stack([t, 2 * t]) for t in tensors]
         each(lambda f: torch.vmap(torch.vmap(f))(*(torch.stack([t, 2 * t]) for t in several)))
     each(lambda f: torch.autograd.functional.jacobian(f, tuple(tensors), vectorize=True))
