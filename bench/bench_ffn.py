@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from bench.case import DIRECTIONS, DTYPES, Work, measure_layer
-from ipt_fast.ops.ffn import ffn
+from ipt_fast.ops.ffn import backend_status, ffn
 
 KEPT = "fused, hidden layer kept"
 CASES = [(direction, dtype, contender) for direction in DIRECTIONS for dtype in DTYPES
-         for contender in ["eager", "fused", "torch.compile"] + [KEPT] * (direction != "forward")]  # fmt: skip
+         for contender in ["eager", "fused", "triton", "torch.compile"] + [KEPT] * (direction != "forward")]  # fmt: skip
 
 
 @pytest.mark.parametrize("direction, dtype, contender", CASES)
@@ -17,7 +17,9 @@ def bench_ffn(measure, device, small, direction, dtype, contender):
     D, B, N = (144, 2, 256) if small else (576, 32 if device.type == "cuda" else 4, 256)
     shapes = [(B, N, D), (D,), (D,), (4 * D, D), (4 * D,), (D, 4 * D), (D,)]
     inputs = [torch.randn(shape, device=device, dtype=DTYPES[dtype], requires_grad=True) for shape in shapes]
-    impl = "fused" if contender.startswith("fused") else "eager"
+    impl = {"torch.compile": "eager", KEPT: "fused"}.get(contender, contender)
+    if reason := backend_status(device)[impl]:
+        pytest.skip(f"{impl} {reason}")
 
     def function(*tensors):
         return ffn(*tensors, recompute=contender != KEPT, impl=impl)

@@ -23,14 +23,16 @@ from ipt_fast.ops._common import (
 )
 from ipt_fast.ops._registry import Backend, Backends, overridable
 from ipt_fast.ops.layernorm_linear import (
-    DeviceCall,
+    NormCall,
     check_tensors,
     fake_gradients,
-    fused_unsupported,
+    gemm_backends,
     gradients,
     layernorm_linear_reference,
-    normalise,
-    normalise_backward,
+    norm_call,
+    normalised,
+    normalised_backward,
+    preference,
     rows_of,
 )
 
@@ -75,19 +77,19 @@ def _hidden(y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
 # Backends; the types of their arguments are those of the schema below.
 
 
-def _fused(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute):
+def _forward_by(passes, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute):
     with autocast_off(x):
-        y, *_ = normalise(x, norm_weight, norm_bias, eps)
-        kept, hidden = _hidden(y.to(dtype), weight1.to(dtype), cast(bias1, dtype), activation)
+        y, *_ = normalised(passes(), x, norm_weight, norm_bias, eps, dtype)
+        kept, hidden = _hidden(y, weight1.to(dtype), cast(bias1, dtype), activation)
         out = F.linear(hidden, weight2.to(dtype), cast(bias2, dtype)).contiguous()  # [..., D]
         return out, x.new_empty(0, dtype=dtype) if recompute else kept.contiguous()
 
 
-def _fused_backward(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, kept, eps, activation, dtype):
+def _backward_by(passes, grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, kept, eps, activation, dtype):
     with autocast_off(x):
         x = x.contiguous()
-        y, mean, rstd = normalise(x, norm_weight, norm_bias, eps)
-        rows = rows_of(y.to(dtype))  # [B N, D]
+        y, mean, rstd = normalised(passes(), x, norm_weight, norm_bias, eps, dtype)
+        rows = rows_of(y)  # [B N, D]
         if kept is None:
             kept, hidden = _hidden(rows, weight1.to(dtype), cast(bias1, dtype), activation)  # [B N, D_hidden]
         else:
@@ -97,11 +99,12 @@ def _fused_backward(grad, x, norm_weight, norm_bias, weight1, bias1, weight2, bi
         dweight2 = grad.t() @ hidden
         dhidden = grad @ weight2.to(dtype)  # [B N, D_hidden]
         if activation == "relu":
-            dhidden = torch.ops.aten.threshold_backward(dhidden, kept, 0)
+            dhidden, dbias1 = passes().relu_backward(dhidden, kept)
         else:
             dhidden = torch.ops.aten.gelu_backward(dhidden, kept)
-        dweight1, dbias1, dbias2 = dhidden.t() @ rows, dhidden.sum(0), grad.sum(0)
-        dx, *dnorm = normalise_backward(dhidden @ weight1.to(dtype), x, mean, rstd, norm_weight, norm_bias)
+            dbias1 = dhidden.sum(0)
+        dweight1, dbias2 = dhidden.t() @ rows, grad.sum(0)
+        dx, *dnorm = normalised_backward(passes(), dhidden @ weight1.to(dtype), x, mean, rstd, norm_weight, norm_bias)
         inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
         return gradients(inputs, (dx, *dnorm, dweight1, dbias1, dweight2, dbias2))
 
@@ -113,9 +116,9 @@ def _eager(x, *args):
 
 BACKENDS = Backends(
     _OP,
-    DeviceCall,
-    (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager)),
-    lambda call: ("fused", "eager"),
+    NormCall,
+    (*gemm_backends(_forward_by, _backward_by), Backend("eager", _eager)),
+    preference,
 )
 
 
@@ -191,10 +194,11 @@ def ffn(
         weight2: [D_out, D_hidden]. bias2: [D_out] or None. All in the dtype and on the device of x.
         eps: added to the variance.
         activation: "relu", on CUDA in the epilogue of the first GEMM, or "gelu" (exact, not the tanh approximation).
-        recompute: the backward of "fused" recomputes the hidden activation; False saves it. "eager" is PyTorch's
-            own autograd, which always saves it.
-        impl: "fused" or "eager", see ``backend_status``; None takes ``IPT_FAST_IMPL`` or, without it, the first that
-            can serve.
+        recompute: the backward recomputes the hidden activation; False saves it. "eager" is PyTorch's own autograd,
+            which always saves it.
+        impl: "triton" (as "fused", with one pass over memory each for norm and cast, for its gradient, and for that of
+            ReLU and bias1), "fused" or "eager", see ``backend_status``; None takes ``IPT_FAST_IMPL`` or, without it,
+            the first that can serve.
 
     Under ``torch.autocast`` the GEMMs run in the autocast dtype (float64 is left alone). The norm is computed in the
     dtype of x, with float32 statistics where x has 16 bits, under autocast too.
@@ -222,7 +226,7 @@ def ffn(
     shapes = {"norm_weight": (norm_weight, [D]), "norm_bias": (norm_bias, [D]), "weight1": (weight1, [hidden, D])}
     shapes |= {"bias1": (bias1, [hidden]), "weight2": (weight2, [D_out, hidden]), "bias2": (bias2, [D_out])}
     check_tensors(_OP, x, shapes)
-    backend, dtype = BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
+    backend, dtype = BACKENDS.resolve(impl, norm_call(x)), compute_dtype(x)
     inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
     return BACKENDS.call(_FFN, backend, inputs, eps, activation, dtype, recompute)[0]
 

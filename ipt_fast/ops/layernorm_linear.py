@@ -5,7 +5,9 @@ projection. They are cheap to compute again; ``torch.utils.checkpoint`` would do
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,15 +23,18 @@ from ipt_fast.ops._common import (
     check_tensor,
     compute_dtype,
 )
-from ipt_fast.ops._registry import Backend, Backends, overridable
+from ipt_fast.ops._registry import Backend, Backends, overridable, triton_missing
 
 _OP = "layernorm_linear"
+_WIDEST = 4096  # features of a token that the Triton kernels hold on chip
 
 
-class DeviceCall(NamedTuple):
-    """What the choice of a backend depends on."""
+class NormCall(NamedTuple):
+    """What the choice of a backend depends on; dtype is judged where given."""
 
     device: str
+    dtype: torch.dtype | None = None
+    features: int = 1  # of a token
 
 
 def layernorm_linear_reference(
@@ -56,24 +61,66 @@ def rows_of(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple:
-    """Return layer_norm(x) in the dtype of x [..., D], with the mean and 1 / standard deviation of each token.
+def norm_call(x: Tensor) -> NormCall:
+    """Describe a call with tokens x [..., D]."""
+    return NormCall(str(x.device), x.dtype, operator.index(x.shape[-1]))
 
-    Statistics are float32 for 16-bit tokens. Autocast on CUDA would make a 16-bit x float32 and cast what comes out
-    back for the GEMM behind it: ten passes over 16-bit memory where two do. Without weight and bias, x itself.
+
+class Passes(NamedTuple):
+    """What a backend does between the GEMMs, in passes over memory.
+
+    normalise: (x, weight, bias, eps, dtype) -> layer_norm(x) in ``dtype``, and what its backward needs of mean and
+        deviation.
+    normalise_backward: (gradient of that, x, mean, rstd, weight, bias) -> the gradients of x, weight and bias.
+    relu_backward: (gradient [rows, columns] of relu(h + bias), that activation) -> gradients of h and bias.
     """
-    if weight is None or bias is None:
-        return x, None, None
-    return torch.native_layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
+
+    normalise: Callable
+    normalise_backward: Callable
+    relu_backward: Callable
 
 
-def normalise_backward(grad, x, mean, rstd, weight, bias) -> tuple:
-    """Return the gradients of x, weight and bias; ``grad`` is that of the normalised tokens, any dtype and shape."""
-    grad = grad.view_as(x).to(x.dtype)
-    if weight is None:
-        return grad, None, None
+def _normalise(x, weight, bias, eps, dtype):
+    """Statistics are float32 for 16-bit tokens.
+
+    Autocast on CUDA would make a 16-bit x float32 and cast what comes out back for the GEMM behind it: ten passes over
+    16-bit memory where two do.
+    """
+    y, *statistics = torch.native_layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
+    return y.to(dtype), *statistics
+
+
+def _normalise_backward(grad, x, mean, rstd, weight, bias):
     affine = weight.to(x.dtype), bias.to(x.dtype)
+    grad = grad.view_as(x).to(x.dtype)
     return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, *affine, [True] * 3)
+
+
+def _relu_backward(grad, hidden):
+    grad = torch.ops.aten.threshold_backward(grad, hidden, 0)
+    return grad, grad.sum(0)
+
+
+TORCH = Passes(_normalise, _normalise_backward, _relu_backward)
+
+
+def triton_passes() -> Passes:
+    """Return the Triton kernels' passes, which read and write each tensor once and cast on the way."""
+    from ipt_fast.kernels import norm_passes as kernels
+
+    return Passes(kernels.normalise, lambda *args: kernels.normalise_backward(*args[:-1]), kernels.relu_backward)
+
+
+def normalised(passes: Passes, x, weight, bias, eps, dtype) -> tuple:
+    """Return layer_norm(x) in ``dtype`` [..., D], without weight and bias x itself, and each token's statistics."""
+    return (x.to(dtype), None, None) if weight is None else passes.normalise(x, weight, bias, eps, dtype)
+
+
+def normalised_backward(passes: Passes, grad, x, mean, rstd, weight, bias) -> tuple:
+    """Return the gradients of x, weight and bias; ``grad`` is that of ``normalised``, any shape."""
+    if weight is None:
+        return grad.view_as(x), None, None
+    return passes.normalise_backward(grad, x, mean, rstd, weight, bias)
 
 
 def gradients(inputs: Sequence, grads: Sequence) -> tuple[Tensor, ...]:
@@ -105,28 +152,50 @@ def check_tensors(op: str, x: Tensor, shapes: dict[str, tuple[Tensor | None, lis
         check_like(op, name, t, "x", x, free)
 
 
-def fused_unsupported(call: DeviceCall) -> str | None:
+def fused_unsupported(call: NormCall) -> str | None:
     """Return why the fused backends cannot serve a call on that device, or None."""
     device = torch.device(call.device).type
     return None if device in ("cpu", "cuda", "meta") else f"serves CPU and CUDA tensors (found {device})"
 
 
+def triton_unsupported(call: NormCall) -> str | None:
+    """Return why the Triton kernels, which have no tensor-core products, cannot serve a call, or None."""
+    if reason := triton_missing(call.device, least=(7, 0)):
+        return reason
+    if call.dtype == torch.float64:
+        return "has no float64 kernel"
+    return None if 1 <= call.features <= _WIDEST else f"takes 1 to {_WIDEST} features a token (got {call.features})"
+
+
+def preference(call: NormCall) -> list[str]:
+    """Return the backends, best first; on a CPU Triton is its interpreter."""
+    on_gpu = torch.device(call.device).type == "cuda"
+    return ["triton", "fused", "eager"] if on_gpu else ["fused", "triton", "eager"]
+
+
+def gemm_backends(forward: Callable, backward: Callable) -> tuple[Backend, Backend]:
+    """Return "fused" and "triton": the launchers, which take a function that returns ``Passes`` first, with each's."""
+    ways = (("fused", lambda: TORCH, fused_unsupported), ("triton", triton_passes, triton_unsupported))
+    fused, triton = (Backend(name, partial(forward, w), partial(backward, w), reason) for name, w, reason in ways)
+    return fused, triton
+
+
 # Backends; the types of their arguments are those of the schema below.
 
 
-def _fused(x, norm_weight, norm_bias, weight, bias, eps, dtype):
+def _forward_by(passes, x, norm_weight, norm_bias, weight, bias, eps, dtype):
     with autocast_off(x):
-        y, *_ = normalise(x, norm_weight, norm_bias, eps)  # [..., D]
-        return F.linear(y.to(dtype), weight.to(dtype), cast(bias, dtype)).contiguous()  # [..., D_out]
+        y, *_ = normalised(passes(), x, norm_weight, norm_bias, eps, dtype)  # [..., D]
+        return F.linear(y, weight.to(dtype), cast(bias, dtype)).contiguous()  # [..., D_out]
 
 
-def _fused_backward(grad, x, norm_weight, norm_bias, weight, bias, eps, dtype):
+def _backward_by(passes, grad, x, norm_weight, norm_bias, weight, bias, eps, dtype):
     with autocast_off(x):
         x = x.contiguous()
-        y, mean, rstd = normalise(x, norm_weight, norm_bias, eps)
+        y, mean, rstd = normalised(passes(), x, norm_weight, norm_bias, eps, dtype)
         rows = rows_of(grad.to(dtype))  # [B N, D_out]
-        dweight = rows.t() @ rows_of(y.to(dtype))
-        dx, *dnorm = normalise_backward(rows @ weight.to(dtype), x, mean, rstd, norm_weight, norm_bias)
+        dweight = rows.t() @ rows_of(y)
+        dx, *dnorm = normalised_backward(passes(), rows @ weight.to(dtype), x, mean, rstd, norm_weight, norm_bias)
         return gradients((x, norm_weight, norm_bias, weight, bias), (dx, *dnorm, dweight, rows.sum(0)))
 
 
@@ -137,9 +206,9 @@ def _eager(x, *args):
 
 BACKENDS = Backends(
     _OP,
-    DeviceCall,
-    (Backend("fused", _fused, _fused_backward, fused_unsupported), Backend("eager", _eager)),
-    lambda call: ("fused", "eager"),
+    NormCall,
+    (*gemm_backends(_forward_by, _backward_by), Backend("eager", _eager)),
+    preference,
 )
 
 
@@ -198,8 +267,9 @@ def layernorm_linear(
         norm_weight: [D]. norm_bias: [D]. The affine part of the norm.
         weight: [D_out, D]. bias: [D_out] or None. Dtype and device of x.
         eps: added to the variance.
-        impl: "fused" or "eager" (PyTorch's own autograd, which keeps the normalised tokens), see ``backend_status``;
-            None takes ``IPT_FAST_IMPL`` or, without it, the first that can serve.
+        impl: "triton" (fused, with one pass over memory each for norm and cast, and for its gradient), "fused" or
+            "eager" (PyTorch's own autograd, which keeps the normalised tokens), see ``backend_status``; None takes
+            ``IPT_FAST_IMPL`` or, without it, the first that can serve.
 
     Under ``torch.autocast`` the GEMM runs in the autocast dtype (float64 is left alone). The norm is computed in the
     dtype of x, with float32 statistics where x has 16 bits, under autocast too.
@@ -222,7 +292,7 @@ def layernorm_linear(
     D, D_out = x.shape[-1], weight.shape[0]
     norm = {"norm_weight": (norm_weight, [D]), "norm_bias": (norm_bias, [D])}
     check_tensors(_OP, x, {**norm, "weight": (weight, [D_out, D]), "bias": (bias, [D_out])})
-    backend, dtype = BACKENDS.resolve(impl, DeviceCall(x.device.type)), compute_dtype(x)
+    backend, dtype = BACKENDS.resolve(impl, norm_call(x)), compute_dtype(x)
     return BACKENDS.call(_LayerNormLinear, backend, (x, norm_weight, norm_bias, weight, bias), eps, dtype)
 
 

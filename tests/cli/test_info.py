@@ -66,7 +66,7 @@ def test_a_plan_for_a_gpu_that_is_not_here(gpu, attention, contrastive, monkeypa
     taken, refused = info.plan_rows(gpu)
     halves = {op: cells[0].split()[0] for op, *cells in taken}
     assert set(halves) == set(info.OPS)
-    assert halves["patch_attention"] == attention and halves["ffn"] == "fused"
+    assert halves["patch_attention"] == attention and halves["ffn"] == "triton"
     assert halves["patch_contrastive_loss"] == contrastive and halves["degrade"] == "triton"
     assert (("patch_attention", "triton") in {row[:2] for row in refused}) == (attention == "cuda")
 

@@ -47,14 +47,14 @@ MUTANTS = [
     ),
     Mutant(
         _NORM,
-        "dx, *dnorm = normalise_backward(rows @ weight.to(dtype), x,",
-        "dx, *dnorm = normalise_backward(2 * rows @ weight.to(dtype), x,",
+        "dx, *dnorm = normalised_backward(passes(), rows @ weight.to(dtype), x,",
+        "dx, *dnorm = normalised_backward(passes(), 2 * rows @ weight.to(dtype), x,",
         _TEST_NORM,
     ),
     Mutant(
         _FFN,
-        "dweight1, dbias1, dbias2 = dhidden.t() @ rows, dhidden.sum(0), grad.sum(0)",
-        "dweight1, dbias1, dbias2 = dhidden.t() @ rows, dhidden.sum(0), grad.mean(0)",
+        "dweight1, dbias2 = dhidden.t() @ rows, grad.sum(0)",
+        "dweight1, dbias2 = dhidden.t() @ rows, grad.mean(0)",
         _TEST_FFN,
     ),
     # Registry.

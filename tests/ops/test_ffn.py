@@ -130,7 +130,7 @@ def test_frozen_parameters_get_no_gradient():
         ({"activation": "silu"}, ValueError, r'activation="silu" is unknown; use one of relu, gelu'),
         ({"bias2": torch.zeros(6).half()}, TypeError, r"bias2 must have the dtype.*float16.*torch.autocast"),
         ({"x": torch.zeros(2, 5, 6).int()}, TypeError, r"must be float16, .* \(got torch.int32\)"),
-        ({"impl": "triton"}, ValueError, 'impl="triton" is not a backend; choose one of fused, eager'),
+        ({"impl": "cudnn"}, ValueError, 'impl="cudnn" is not a backend; choose one of fused, triton, eager'),
     ],
 )
 def test_errors_name_what_is_wrong(change, error, message):
@@ -140,7 +140,9 @@ def test_errors_name_what_is_wrong(change, error, message):
 
 
 def test_status_names_every_backend():
-    assert backend_status() == backend_status("cuda") == {"fused": None, "eager": None}
+    assert list(backend_status()) == ["fused", "triton", "eager"]
+    assert list(backend_status("cuda")) == ["triton", "fused", "eager"]
+    assert backend_status()["fused"] is None and backend_status()["eager"] is None
     assert "CPU and CUDA" in backend_status("xpu")["fused"]
 
 

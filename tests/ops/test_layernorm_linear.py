@@ -107,7 +107,7 @@ def test_a_part_of_a_weight_and_frozen_weights():
         ({"weight": torch.zeros(10, 6).half()}, TypeError, r"weight must have the dtype.*float16.*torch.autocast"),
         ({"bias": torch.zeros(10, device="meta")}, TypeError, "on meta"),
         ({"x": torch.zeros(2, 5, 6).int()}, TypeError, r"x must be float16, .* \(got torch.int32\)"),
-        ({"impl": "triton"}, ValueError, 'impl="triton" is not a backend; choose one of fused, eager'),
+        ({"impl": "cudnn"}, ValueError, 'impl="cudnn" is not a backend; choose one of fused, triton, eager'),
     ],
 )
 def test_errors_name_what_is_wrong(change, error, message):
@@ -124,5 +124,7 @@ def test_the_environment_chooses(monkeypatch):
 
 
 def test_status_names_every_backend():
-    assert backend_status() == backend_status("cuda") == {"fused": None, "eager": None}
+    assert list(backend_status()) == ["fused", "triton", "eager"]
+    assert list(backend_status("cuda")) == ["triton", "fused", "eager"]
+    assert backend_status()["fused"] is None and backend_status()["eager"] is None
     assert backend_status("xpu") == {"fused": "serves CPU and CUDA tensors (found xpu)", "eager": None}
