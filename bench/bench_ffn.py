@@ -7,8 +7,9 @@ from bench.case import DIRECTIONS, DTYPES, Work, measure_layer
 from ipt_fast.ops.ffn import backend_status, ffn
 
 KEPT = "fused, hidden layer kept"
+CONTENDERS = ["eager", "fused", "triton", "torch.compile"]
 CASES = [(direction, dtype, contender) for direction in DIRECTIONS for dtype in DTYPES
-         for contender in ["eager", "fused", "triton", "torch.compile"] + [KEPT] * (direction != "forward")]  # fmt: skip
+         for contender in CONTENDERS + [KEPT] * (direction != "forward")]  # fmt: skip
 
 
 @pytest.mark.parametrize("direction, dtype, contender", CASES)

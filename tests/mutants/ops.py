@@ -36,8 +36,9 @@ MUTANTS = [
     Mutant(_LOSS_GEMM, "log_means - positives / N**2", "log_means - positives / N", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "_add_product(g[_inside(group, k)], w.t(), rows)", "pass", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "total.addcmul_(unit, along[..., None], value=-1)", "total", _TEST_LOSS),
-    Mutant(_LOSS_RING, "(rank - 1) % ranks", "(rank + 1) % ranks", _TEST_RANKS),
+    Mutant(_LOSS_RING, "        held = coming\n", "", _TEST_RANKS),
     Mutant(_LOSS_RING, "if step < ranks - 1 else ()", "if step < ranks - 2 else ()", _TEST_RANKS),
+    Mutant(_LOSS_GEMM, "dist.all_reduce(largest, dist.ReduceOp.MAX)", "pass", _TEST_RANKS),
     # LayerNorm and linear, feed-forward network.
     Mutant(
         _NORM,

@@ -386,7 +386,7 @@ print(megabytes("VmHWM") - before - features.nbytes / 1e6)  # the most it ever w
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's account of memory")
 @pytest.mark.parametrize(
-    "B, D, dtype, limit", [(16, 576, "float32", 35), (16, 576, "bfloat16", 35), (32, 48, "float32", 50)]
+    "B, D, dtype, limit", [(16, 576, "float32", 35), (16, 576, "bfloat16", 40), (32, 48, "float32", 50)]
 )
 def test_memory_stays_far_below_the_matrix_of_similarities(B, D, dtype, limit):
     # The matrix alone has 67 MB for 16 images and 268 MB for 32; the limits are for all that the process takes.
