@@ -114,3 +114,14 @@ def test_what_it_cannot_serve_is_refused_with_the_reason(device):
     wide = [torch.ones(size, device=device) for size in ((2, 5000), (5000,), (5000,), (3, 5000))]
     with pytest.raises(RuntimeError, match="takes 1 to 4096 features a token"):
         layernorm_linear(*wide, impl="triton")
+
+
+@pytest.mark.parametrize("op", [layernorm_linear, ffn])
+def test_compiled_without_a_graph_break_it_is_the_same(device, op):
+    tensors = inputs(op, (2, 6, 12), device, torch.float32)
+    weights = torch.randn(2, 6, 12 if op is ffn else 150, device=device)
+    want = value_and_grads(op, tensors, weights, impl="triton")
+    torch.compiler.reset()
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    for got, w in zip(value_and_grads(compiled, tensors, weights, impl="triton"), want, strict=True):
+        torch.testing.assert_close(got, w)
