@@ -46,8 +46,10 @@ def emulation(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _own_seed():
+def _own_seed_and_process(monkeypatch):
     torch.manual_seed(0)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

@@ -14,21 +14,7 @@ from ipt_fast.checkpoint.training_state import (
 from ipt_fast.checkpoint.write import LAYOUTS, Layout, save_network
 
 __all__ = [
-    "FORMAT",
-    "LATEST",
-    "LAYOUTS",
-    "PREVIOUS",
-    "CheckpointError",
-    "Layout",
-    "check_weights",
-    "generator_states",
-    "keep_one_task",
-    "load_checkpoint",
-    "load_training_state",
-    "nearest_task",
-    "newest_good",
-    "read_notes",
-    "restore_generators",
-    "save_checkpoint",
-    "save_network",
-]
+    "FORMAT", "LATEST", "LAYOUTS", "PREVIOUS", "CheckpointError", "Layout", "check_weights", "generator_states",
+    "keep_one_task", "load_checkpoint", "load_training_state", "nearest_task", "newest_good", "read_notes",
+    "restore_generators", "save_checkpoint", "save_network",
+]  # fmt: skip

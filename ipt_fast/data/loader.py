@@ -4,14 +4,15 @@ A thread receives what workers send, so that the training does not wait for that
 """
 
 import atexit
-import queue
 import signal
 import threading
 import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any, Generic, TypeVar
 
@@ -27,27 +28,24 @@ T = TypeVar("T")
 
 
 class PrefetchIterator(Generic[T]):
-    """Iterates over ``items``, of which up to ``depth`` wait finished. An error is raised where its item would be.
+    """Iterates over ``items`` in a thread, two ahead. An error is raised where its item would be.
 
-    The thread ends when this is closed or let go of, and before Python or a library it works in does.
+    The items are closed in that thread when this is closed or let go of, and before a library they work in ends.
     """
 
-    def __init__(self, items: Iterator[T], depth: int = 1) -> None:
-        self._ready: queue.Queue[Any] = queue.Queue(depth)  # (item, None), at last (None, error)
-        stop = threading.Event()
-        thread = threading.Thread(target=_work, args=(items, self._ready, stop), name="ipt-fast-prefetch", daemon=True)
-        self._finalizer = weakref.finalize(self, _end, thread, stop)
+    def __init__(self, items: Generator[T, None, None]) -> None:
+        self._items, self._pool = items, ThreadPoolExecutor(1, "ipt-fast-prefetch")
+        self._finalizer = weakref.finalize(self, _end, self._pool, items)
         atexit.register(self._finalizer)  # before what libraries that are loaded by now have registered
-        thread.start()
+        self._ahead = deque(self._pool.submit(next, items) for _ in range(2))
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        item, error = self._ready.get()
-        if error is not None:
-            self._ready.put((None, error))  # the thread has ended, so there is room
-            raise error
+        item = self._ahead[0].result()  # an error stays there
+        self._ahead.popleft()
+        self._ahead.append(self._pool.submit(next, self._items))
         return item
 
     def close(self) -> None:
@@ -56,30 +54,12 @@ class PrefetchIterator(Generic[T]):
         self._finalizer()
 
 
-def _work(items: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
-    end: Exception = StopIteration()
+def _end(pool: ThreadPoolExecutor, items: Generator[Any, None, None]) -> None:
     try:
-        for item in items:
-            _put(ready, (item, None), stop)
-            if stop.is_set():
-                return
-    except Exception as error:  # handed to the thread that waits for the item
-        end = error
-    _put(ready, (None, end), stop)
-
-
-def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            return ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-
-
-def _end(thread: threading.Thread, stop: threading.Event) -> None:
-    stop.set()
-    if thread is not threading.current_thread():  # as where it lets go of the last reference itself
-        thread.join()
+        pool.submit(items.close)
+    except RuntimeError:  # Python is ending, and has ended the thread
+        items.close()
+    pool.shutdown(wait=not threading.current_thread().name.startswith("ipt-fast-prefetch"))  # it may let go itself
 
 
 # Unreadable photos named in full by stats(); all are counted.

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipt_fast import IPT, IPTConfig
-from ipt_fast.checkpoint import CheckpointError, load_checkpoint, save_network
+from ipt_fast.checkpoint import CheckpointError, load_checkpoint, load_training_state, save_network
 from ipt_fast.tasks import TASKS
 
 SMALL = IPTConfig(n_feats=4, num_heads=12, num_layers=1)
@@ -171,8 +171,9 @@ class Hostile:
         return os.system, (self.command,)
 
 
+@pytest.mark.parametrize("load", [load_checkpoint, load_training_state])
 @pytest.mark.parametrize("kind", ["plain pickle", "torch.save", "torch.save old"])
-def test_hostile_files_do_not_run(weights, kind, tmp_path):
+def test_hostile_files_do_not_run(weights, kind, load, tmp_path):
     trap = tmp_path / "trap"
     content = {"params": weights, "extra": Hostile(f"touch {trap}")}
     path = tmp_path / "hostile.pt"
@@ -181,7 +182,7 @@ def test_hostile_files_do_not_run(weights, kind, tmp_path):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "torch.save")
     with pytest.raises(CheckpointError, match=r"hostile\.pt: (wants to run code on loading|not a checkpoint)") as error:
-        load_checkpoint(path)
+        load(path)
     assert not trap.exists() and "\n" not in str(error.value)
 
 

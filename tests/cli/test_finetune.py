@@ -16,12 +16,6 @@ from ipt_fast.inference import load_checkpoint
 SMALL = ["--loader", "torch", "--workers", "0", "--precision", "fp32", "--set", "steps=2", "batch_size=4"]
 
 
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)

@@ -1,10 +1,18 @@
-"""Small photo-like files of any kind, made on the spot."""
+"""Small photo-like files of any kind, made on the spot, and the loaders that read them."""
 
 import io
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+
+from ipt_fast.data.dali import unavailable_reason
+
+DALI_MISSING = unavailable_reason()
+needs_dali = pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))
+KINDS = ["torch", pytest.param("dali", marks=needs_dali)]
 
 
 def pixels(height: int = 80, width: int = 100, seed: int = 0) -> np.ndarray:
@@ -28,3 +36,15 @@ def write_jpegs(folder: Path, count: int, height: int = 80, width: int = 100) ->
         path.write_bytes(jpeg_bytes(pixels(height + number % 7, width + number % 5, number)))
         paths.append(path)
     return paths
+
+
+def take(loader, count: int) -> list:
+    return [next(loader) for _ in range(count)]
+
+
+def same(left: list, right: list) -> bool:
+    """Return whether batches are equal: crops, seeds, task, epoch and step."""
+    return all(
+        torch.equal(a.gt, b.gt) and torch.equal(a.seeds, b.seeds) and (a.task, *a[4:]) == (b.task, *b[4:])
+        for a, b in zip(left, right, strict=True)
+    )

@@ -11,16 +11,10 @@ import torch
 from PIL import Image
 
 from ipt_fast.data import build_index, make_loader, make_pair_loader
-from ipt_fast.data.dali import unavailable_reason
 from ipt_fast.data.plan import CropPlan, CropSpec, crop_spec, subset
 from ipt_fast.tasks import TASKS
-from tests.data.photo_files import pixels
+from tests.data.photo_files import KINDS, pixels
 
-DALI_MISSING = unavailable_reason()
-KINDS = [
-    "torch",
-    pytest.param("dali", marks=pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))),
-]
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
 

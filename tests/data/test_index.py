@@ -14,9 +14,8 @@ from tests.data.photo_files import jpeg_bytes, pixels, write_jpegs
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     """One sound photo in it, so that the index has something to hold."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "photos"
     write_jpegs(path, 1)
     return path
@@ -178,11 +177,8 @@ def test_tar_shards_are_read_in_place(folder, tmp_path):
             member.size = len(data)
             shard.addfile(member, io.BytesIO(data))
     index = index_of(folder)
-    assert [os.path.basename(e.path) for e in index.usable] == [
-        "photo000.jpg",
-        "shard.tar::0000.jpg",
-        "shard.tar::0001.jpg",
-    ]
+    names = ["photo000.jpg", "shard.tar::0000.jpg", "shard.tar::0001.jpg"]
+    assert [os.path.basename(e.path) for e in index.usable] == names
     assert index.usable[1].offset == 512
     assert index_of(folder / "shard.tar").entries == index.entries[1:]
 

@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipt_fast.data import build_index, make_loader
-from ipt_fast.data.dali import unavailable_reason
-from tests.data.photo_files import jpeg_bytes, pixels
-
-DALI_MISSING = unavailable_reason()
-KINDS = [
-    "torch",
-    pytest.param("dali", marks=pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))),
-]
+from tests.data.photo_files import KINDS, jpeg_bytes, pixels
 
 
 def flat_colour(level):
@@ -48,19 +40,9 @@ def layouts(tmp_path):
 
 
 @pytest.fixture
-def opened(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    loaders = []
-
-    def make(roots, **options):
-        index = build_index(roots, progress=False)
-        options = {"workers": 0, "loader": "torch", "tasks": ("denoise30",), "batch_size": len(index.usable), **options}
-        loaders.append(make_loader(index, **options))
-        return loaders[-1]
-
-    yield make
-    for loader in loaders:
-        loader.close()
+def opened(opened, layouts):
+    """Return a loader whose first batch is all photos."""
+    return lambda roots, **options: opened(roots, **{"tasks": ("denoise30",), "batch_size": layouts[1], **options})
 
 
 def seen(batch):

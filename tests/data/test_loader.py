@@ -11,14 +11,7 @@ import torch
 from PIL import Image
 
 from ipt_fast.data import build_index, make_loader
-from ipt_fast.data.dali import unavailable_reason
-from tests.data.photo_files import jpeg_bytes, pixels, write_jpegs
-
-DALI_MISSING = unavailable_reason()
-KINDS = [
-    "torch",
-    pytest.param("dali", marks=pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))),
-]
+from tests.data.photo_files import DALI_MISSING, KINDS, jpeg_bytes, needs_dali, pixels, same, take, write_jpegs
 
 
 @pytest.fixture(params=KINDS)
@@ -35,36 +28,6 @@ def folder(tmp_path):
     Image.fromarray(np.arange(250 * 230, dtype=np.uint16).reshape(250, 230)).save(tmp_path / "photos" / "deep.png")
     Image.fromarray(pixels(230, 250, 21)).save(tmp_path / "photos" / "plain.png")
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def opened():
-    """make(folder, ...) -> loader; all are closed in the end."""
-    loaders = []
-
-    def make(folder, **options):
-        index = build_index([folder], progress=False)
-        loaders.append(make_loader(index, **{"batch_size": 4, "workers": 0, "loader": "torch", **options}))
-        return loaders[-1]
-
-    yield make
-    for loader in loaders:
-        loader.close()
-
-
-def take(loader, count):
-    return [next(loader) for _ in range(count)]
-
-
-def same(left, right):
-    return all(
-        torch.equal(a.gt, b.gt)
-        and torch.equal(a.seeds, b.seeds)
-        and a.task == b.task
-        and a.epoch == b.epoch
-        and a.step == b.step
-        for a, b in zip(left, right, strict=True)
-    )
 
 
 def test_batches_hold_what_they_say(folder, opened, kind):
@@ -274,7 +237,7 @@ def test_all_photos_gone_is_an_error(folder, opened, kind, workers):
 
 
 @pytest.mark.filterwarnings("ignore:an unreadable photo")
-@pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))
+@needs_dali
 def test_a_photo_that_dali_cannot_decode_is_decoded_without_it(folder, opened):
     """Same size and time as indexed, so only the decoder notices."""
     path = folder / "photo001.jpg"
@@ -288,7 +251,7 @@ def test_a_photo_that_dali_cannot_decode_is_decoded_without_it(folder, opened):
     assert loader.stats()["bad_files"] == 1
 
 
-@pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))
+@needs_dali
 @pytest.mark.parametrize("crops_per_image", [1, 3])
 def test_dali_takes_a_photo_that_comes_twice_in_a_row(tmp_path, opened, crops_per_image):
     write_jpegs(tmp_path, 2, 220, 240)  # a batch of 12 has the same photo next to itself
@@ -297,7 +260,7 @@ def test_dali_takes_a_photo_that_comes_twice_in_a_row(tmp_path, opened, crops_pe
     assert same(take(loader, 4), take(reference, 4))
 
 
-@pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))
+@needs_dali
 def test_dali_batches_stay_valid_after_later_ones(folder, opened):
     """They are handed on without a copy."""
     loader = opened(folder, loader="dali")
@@ -305,7 +268,7 @@ def test_dali_batches_stay_valid_after_later_ones(folder, opened):
     assert all(torch.equal(crops, copy) for crops, copy in kept)
 
 
-@pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))
+@needs_dali
 def test_dali_decodes_real_photos_as_the_torch_loader_does(shared, tmp_path):
     index = build_index([shared / "data/imagenet-sample/train"], index_file=tmp_path / "index.jsonl", progress=False)
     loaders = [make_loader(index, loader=name, batch_size=80, workers=1) for name in ("torch", "dali")]

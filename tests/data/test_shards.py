@@ -11,26 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ipt_fast.cli import main
-from ipt_fast.data import build_index, make_loader, shards
-from ipt_fast.data.dali import unavailable_reason
+from ipt_fast.data import build_index, shards
 from ipt_fast.data.index import INDEX_NAME
 from ipt_fast.data.shards import CHECKSUMS, write_shards
-from tests.data.photo_files import jpeg_bytes, pixels, write_jpegs
-
-DALI_MISSING = unavailable_reason()
-KINDS = [
-    "torch",
-    pytest.param("dali", marks=pytest.mark.skipif(DALI_MISSING is not None, reason=str(DALI_MISSING))),
-]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+from tests.data.photo_files import KINDS, jpeg_bytes, pixels, same, take, write_jpegs
 
 
 @pytest.fixture
@@ -197,27 +184,6 @@ def test_shards_among_their_photos_are_refused(photos):
 def test_a_shard_needs_a_size(photos, tmp_path):
     with pytest.raises(ValueError, match="shard_bytes is 0; it has to be at least 1"):
         write_shards(index_of(photos), tmp_path / "out", shard_bytes=0, progress=False)
-
-
-@pytest.fixture
-def opened():
-    loaders = []
-
-    def make(folder, **options):
-        loaders.append(make_loader(index_of(folder), **{"batch_size": 4, "workers": 0, "loader": "torch", **options}))
-        return loaders[-1]
-
-    yield make
-    for loader in loaders:
-        loader.close()
-
-
-def take(loader, count):
-    return [next(loader) for _ in range(count)]
-
-
-def same(left, right):
-    return all(torch.equal(a.gt, b.gt) and a.task == b.task for a, b in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -44,12 +44,7 @@ def test_partners(gt, lq, scale):
         (["a", "b"], ["a"], 1, r"GT/b has no partner in /data/LQ, which holds a; partners have the same name"),
         (["a"], ["a", "b"], 1, r"LQ/b has no partner in /data/GT, which holds a;"),
         (["a"], [], 1, "GT/a has no partner, there are no images on the other side"),
-        (
-            ["a.png", "a.bmp"],
-            ["a.png"],
-            1,
-            r"GT/a\.bmp and /data/GT/a\.png would both be the clean image of .*LQ/a",
-        ),
+        (["a.png", "a.bmp"], ["a.png"], 1, r"GT/a\.bmp and /data/GT/a\.png would both be the clean image of .*LQ/a"),
         (["norain-c"], ["c", "rain-c"], 1, r"LQ/c and /data/LQ/rain-c would both be the partner of /data/GT/norain-c"),
         (["babyx2"], ["babyx3"], 1, "babyx2 has no partner"),
         (["baby"], ["babyx3"], 2, "baby has no partner"),

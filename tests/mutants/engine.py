@@ -10,6 +10,7 @@ _TEST_CONFIG, _TEST_LOSSES = "tests/engine/test_config.py", "tests/test_losses.p
 _TEST_TRAINER, _TEST_PRECISION = "tests/engine/test_trainer.py", "tests/engine/test_precision.py"
 _TEST_RANKS = "tests/engine/test_processes.py::test_two_ranks_are_one_process_with_the_doubled_batch"
 
+# fmt: off
 MUTANTS = [
     # Learning rate.
     Mutant(
@@ -19,68 +20,28 @@ MUTANTS = [
     Mutant(
         _CONFIG, "step < round(config.lr_drop_at * total)", "step <= round(config.lr_drop_at * total)", _TEST_CONFIG
     ),
-    Mutant(
-        _TRAINER,
-        "rate = learning_rate(self.config, self.step,",
-        "rate = learning_rate(self.config, 0,",
-        f"{_TEST_TRAINER}::test_each_step_has_its_learning_rate",
-    ),
-    Mutant(
-        _STEP,
-        '            group["lr"] = lr\n',
-        '            group["lr"] = self.config.lr\n',
-        f"{_TEST_TRAINER}::test_each_step_has_its_learning_rate",
-    ),
+    Mutant(_TRAINER, "rate = learning_rate(self.config, self.step,", "rate = learning_rate(self.config, 0,",
+           f"{_TEST_TRAINER}::test_each_step_has_its_learning_rate"),
+    Mutant(_STEP, '            group["lr"] = lr\n', '            group["lr"] = self.config.lr\n',
+           f"{_TEST_TRAINER}::test_each_step_has_its_learning_rate"),
     # The step.
-    Mutant(
-        _STEP,
-        "        self.optimizer.zero_grad(set_to_none=True)\n",
-        "",
-        f"{_TEST_TRAINER}::test_resume_in_the_middle_is_bit_equal",
-    ),
-    Mutant(
-        _STEP,
-        "weights, 1 - self.config.ema",
-        "weights, self.config.ema",
-        f"{_TEST_TRAINER}::test_the_average_of_the_weights_follows_them",
-    ),
-    Mutant(
-        _STEP,
-        "        if self.config.clip_grad:\n",
-        "        if False:\n",
-        f"{_TEST_TRAINER}::test_clipping_bounds_the_step",
-    ),
+    Mutant(_STEP, "        self.optimizer.zero_grad(set_to_none=True)\n", "",
+           f"{_TEST_TRAINER}::test_resume_in_the_middle_is_bit_equal"),
+    Mutant(_STEP, "weights, 1 - self.config.ema", "weights, self.config.ema",
+           f"{_TEST_TRAINER}::test_the_average_of_the_weights_follows_them"),
+    Mutant(_STEP, "        if self.config.clip_grad:\n", "        if False:\n",
+           f"{_TEST_TRAINER}::test_clipping_bounds_the_step"),
     Mutant(_STEP, ".clamp(min=1.0)", "", f"{_TEST_TRAINER}::test_a_bound_above_the_norm_changes_nothing"),
-    Mutant(
-        _STEP,
-        "bad = ~(norm.isfinite() & numbers.isfinite().all())",
-        "bad = ~norm.isfinite()",
-        f"{_TEST_TRAINER}::test_a_bad_step_is_skipped_and_counted",
-    ),
-    Mutant(
-        _STEP,
-        "bad = ~(norm.isfinite() & numbers.isfinite().all())",
-        "bad = ~numbers.isfinite().all()",
-        f"{_TEST_TRAINER}::test_a_loss_scale_too_high_is_lowered_and_is_no_divergence",
-    ),
-    Mutant(
-        _STEP,
-        "get_total_norm(grads).float() / self.scale.factor",
-        "get_total_norm(grads).float()",
-        f"{_TEST_TRAINER}::test_the_loss_scale_changes_no_weight",
-    ),
-    Mutant(
-        _STEP,
-        "divisor = self.scale.factor.clone() if self.scale.enabled else None",
-        "divisor = None",
-        f"{_TEST_TRAINER}::test_the_loss_scale_changes_no_weight",
-    ),
-    Mutant(
-        _STEP,
-        "skipped and scale > 1, stop > 0",
-        "False, stop > 0",
-        f"{_TEST_TRAINER}::test_a_loss_scale_too_high_is_lowered_and_is_no_divergence",
-    ),
+    Mutant(_STEP, "bad = ~(norm.isfinite() & numbers.isfinite().all())", "bad = ~norm.isfinite()",
+           f"{_TEST_TRAINER}::test_a_bad_step_is_skipped_and_counted"),
+    Mutant(_STEP, "bad = ~(norm.isfinite() & numbers.isfinite().all())", "bad = ~numbers.isfinite().all()",
+           f"{_TEST_TRAINER}::test_a_loss_scale_too_high_is_lowered_and_is_no_divergence"),
+    Mutant(_STEP, "get_total_norm(grads).float() / self.scale.factor", "get_total_norm(grads).float()",
+           f"{_TEST_TRAINER}::test_the_loss_scale_changes_no_weight"),
+    Mutant(_STEP, "divisor = self.scale.factor.clone() if self.scale.enabled else None", "divisor = None",
+           f"{_TEST_TRAINER}::test_the_loss_scale_changes_no_weight"),
+    Mutant(_STEP, "skipped and scale > 1, stop > 0", "False, stop > 0",
+           f"{_TEST_TRAINER}::test_a_loss_scale_too_high_is_lowered_and_is_no_divergence"),
     Mutant(_STEP, "else orient(lq, orientation)", "else lq", "tests/engine/test_finetune.py"),
     Mutant(_STEP, "part = part.flip(-1) if k >= 4 else part", "part = part.flip(-1)", "tests/engine/test_step.py"),
     Mutant(_STEP, "mode=config.contrastive, ", "", f"{_TEST_TRAINER}::test_settings_of_the_loss_reach_it"),
@@ -93,49 +54,22 @@ MUTANTS = [
     Mutant(_DISTRIBUTED, "            work.wait()\n", "            work.wait()\n            continue\n", _TEST_RANKS),
     Mutant(_STEP, "            numbers /= self.dist_info.world_size\n", "", _TEST_RANKS),
     # Counting, checkpoints, resume.
-    Mutant(
-        _TRAINER,
-        "+ 1 if result.skipped and not result.rescaled else 0",
-        "+ 1 if result.skipped else 0",
-        f"{_TEST_TRAINER}::test_a_loss_scale_too_high_is_lowered_and_is_no_divergence",
-    ),
-    Mutant(
-        _TRAINER,
-        'self.step = int(state["step"])',
-        'self.step = int(state["step"]) + 1',
-        f"{_TEST_TRAINER}::test_resume_in_the_middle_is_bit_equal",
-    ),
-    Mutant(
-        _TRAINER,
-        "        if failed:\n",
-        "        if False:\n",
-        f"{_TEST_TRAINER}::test_a_run_whose_last_checkpoint_is_missing_has_failed",
-    ),
-    Mutant(
-        _TRAINER,
-        "        request.hold_child_signal()\n",
-        "",
-        f"{_TEST_TRAINER}::test_a_killed_worker_ends_the_run_between_two_steps",
-    ),
-    Mutant(
-        _TRAINER,
-        " or self._is_kept()\n",
-        "\n",
-        f"{_TEST_TRAINER}::test_checkpoints_are_kept_at_their_epochs_whatever_the_steps_between",
-    ),
-    Mutant(
-        "ipt_fast/engine/metrics.py",
-        "self.skipped += not result.rescaled",
-        "self.skipped += 1",
-        "tests/engine/test_metrics.py",
-    ),
+    Mutant(_TRAINER, "+ 1 if result.skipped and not result.rescaled else 0", "+ 1 if result.skipped else 0",
+           f"{_TEST_TRAINER}::test_a_loss_scale_too_high_is_lowered_and_is_no_divergence"),
+    Mutant(_TRAINER, 'self.step = int(state["step"])', 'self.step = int(state["step"]) + 1',
+           f"{_TEST_TRAINER}::test_resume_in_the_middle_is_bit_equal"),
+    Mutant(_TRAINER, "        if failed:\n", "        if False:\n",
+           f"{_TEST_TRAINER}::test_a_run_whose_last_checkpoint_is_missing_has_failed"),
+    Mutant(_TRAINER, "        request.hold_child_signal()\n", "",
+           f"{_TEST_TRAINER}::test_a_killed_worker_ends_the_run_between_two_steps"),
+    Mutant(_TRAINER, " or self._is_kept()\n", "\n",
+           f"{_TEST_TRAINER}::test_checkpoints_are_kept_at_their_epochs_whatever_the_steps_between"),
+    Mutant("ipt_fast/engine/metrics.py", "self.skipped += not result.rescaled", "self.skipped += 1",
+           "tests/engine/test_metrics.py"),
     # Losses.
     Mutant(_LOSSES, "(output - target).abs().mean()", "(output - target).square().mean()", _TEST_LOSSES),
     Mutant(_LOSSES, "l1 + lam * contrastive, l1", "l1 + contrastive, l1", _TEST_LOSSES),
-    Mutant(
-        _LOSSES,
-        "patch_contrastive_loss(feats, mode, scope=scope)",
-        "patch_contrastive_loss(feats, scope=scope)",
-        _TEST_LOSSES,
-    ),
+    Mutant(_LOSSES, "patch_contrastive_loss(feats, mode, scope=scope)", "patch_contrastive_loss(feats, scope=scope)",
+           _TEST_LOSSES),
 ]
+# fmt: on
