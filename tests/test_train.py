@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,10 +67,12 @@ def test_dry_run_writes_nothing_and_says_everything(photos, tmp_path, capsys):
 
 def test_named_options_are_settings(photos, tmp_path, capsys):
     options = ["--tasks", "derain", "--crops-per-image", "2", "--data-fraction", "0.5", "--precision", "bf16"]
-    changes = [change for change in MICRO if "tasks" not in change]
+    options += ["--epochs", "2", "--batch-size", "3", "--lr", "0.125"]
+    changes = [change for change in MICRO if not re.search("tasks|^steps|batch", change)]
     assert train(photos, tmp_path, *options, "--dry-run", changes=changes) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "bf16" in said and "['derain']" in said and "2 steps an epoch" in said
+    for text in ("bf16", "['derain']", "4 steps of 3 patches, 2 steps an epoch", "lr │ 0.125"):
+        assert text in said
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,13 @@ def test_a_damaged_checkpoint_is_named(photos, tmp_path, capsys):
     assert train(photos, tmp_path, "--resume", "auto") == 2
     said = capsys.readouterr().err
     assert f"{tmp_path / 'checkpoint.pt'}: " in said and "damaged" in said and "can be read" in said
+
+
+def test_help_lists_exit_codes_and_settings(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "3 the last checkpoint could not be written" in said and "warmup_steps: linear rise" in said
 
 
 def test_a_short_warmup_is_asked_for_in_a_line(photos, tmp_path, capsys):

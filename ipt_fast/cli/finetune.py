@@ -2,15 +2,18 @@
 
 import argparse
 
+from ipt_fast.engine.config import settings_help
+from ipt_fast.engine.run import EXIT_CODES
 from ipt_fast.engine.run import add_arguments as add_training_arguments
 from ipt_fast.engine.run import run as train
 
-EXAMPLE = """examples:
+EXAMPLE = f"""examples:
   ipt-fast finetune denoise70 --init runs/tiny/checkpoint.pt --data photos --out runs/denoise70
   ipt-fast finetune deblur --init IPT_pretrain.pt --pairs GoPro/sharp GoPro/blur --out runs/deblur
   ipt-fast finetune sr4 --init IPT_pretrain.pt --data photos --out runs/sr4 --set epochs=10 lr=1e-5
-exit codes: 0 done, 1 diverged, 2 wrong usage or input, 3 the last checkpoint could not be written, 4 the loader
-failed, 130 and 143 stopped by a signal; the last three after a checkpoint"""
+{EXIT_CODES}
+
+{settings_help()}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

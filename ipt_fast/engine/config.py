@@ -1,12 +1,13 @@
-"""What a training run needs to know: its settings, its learning rate, which settings do not go together; the recipes of
-the presets and of fine-tuning, and how ``--set`` changes them.
+"""What a training run needs to know: its settings, its learning rate; the recipes of the presets and of fine-tuning,
+and how ``--set`` changes them. Which settings do not go together is in ``contradictions``.
 """
 
 import difflib
+import inspect
 import logging
 import math
 import types
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -37,8 +38,8 @@ class TrainConfig:
         epochs, steps: length of the run, one of the two. An epoch sees every usable image ``crops_per_image`` times.
         batch_size: over all ranks. One task a batch, drawn uniformly, the same on all ranks.
         lr, lr_final: learning rate at the start (after the warmup) and at the end.
-        schedule: "step" drops from ``lr`` to ``lr_final`` at the fraction ``lr_drop_at`` of the run (the paper: at
-            epoch 200 of 300); "cosine" goes down smoothly; "constant" stays at ``lr``.
+        schedule, lr_drop_at: "step" drops from ``lr`` to ``lr_final`` at that fraction of the run (the paper: at epoch
+            200 of 300); "cosine" goes down smoothly; "constant" stays at ``lr``.
         warmup_steps: linear rise from ``lr / warmup_steps`` before any of these.
         betas, eps, weight_decay: of Adam.
         clip_grad: largest norm of the whole gradient; 0 leaves gradients alone.
@@ -129,6 +130,10 @@ class TrainConfig:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas must be two numbers in [0, 1) (got {self.betas})")
 
+    def changed(self) -> set[str]:
+        """Return the names of the settings that differ from their defaults."""
+        return {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON and checkpoints."""
         return {**asdict(self), "betas": list(self.betas), "model": self.model.to_dict()}
@@ -138,7 +143,7 @@ class TrainConfig:
         """Return the inverse of ``to_dict``; raises ``ConfigError`` on a key that no field has."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise ConfigError(f"unknown settings {unknown}; known are {sorted(known)}")
+            raise ConfigError(f"unknown settings {unknown}; {_hint(unknown[0], known)}")
         model = IPTConfig.from_dict(dict(values.get("model", {})))
         return cls(**{**values, "model": model, "betas": tuple(values.get("betas", cls.betas))})
 
@@ -173,74 +178,6 @@ def log_differences(then: Mapping[str, Any], config: TrainConfig) -> None:
     now = {key: value for key, value in config.to_dict().items() if key not in _FREE and then.get(key) != value}
     if differing := [f"{key} was {then.get(key)!r}, is {value!r}" for key, value in now.items()]:
         _log.warning("the run goes on with other settings: %s", "; ".join(differing))
-
-
-@checked(ranks=1)
-def check(
-    config: TrainConfig,
-    ranks: int = 1,
-    *,
-    pairs: bool | None = None,
-    given: Collection[str] = (),
-    total: int | None = None,
-) -> None:
-    """Refuse settings that cannot be trained with, or that would have no effect beside the others.
-
-    Args:
-        config: the settings; each by itself has been checked by its constructor.
-        ranks: number of processes that the batch is split over.
-        pairs: the loader brings pairs of photos (True) or clean photos alone (False); None where that is not known.
-        given: names of settings that somebody asked for, also where they equal the default.
-        total: steps of the run, where they are known; a warmup that does not end within them is warned of.
-
-    Raises:
-        ConfigError: what does not go together, and what to do.
-    """
-    if config.batch_size % ranks:
-        raise ConfigError(
-            f"batch_size={config.batch_size} does not divide by {ranks} ranks; choose a multiple of {ranks}"
-        )
-    images = config.batch_size if config.contrastive_scope == "global" else config.batch_size // ranks
-    if config.lam and images < 2:
-        raise ConfigError(
-            f"the contrastive loss compares images of a batch and needs at least 2, got {images} "
-            f"(batch_size={config.batch_size} over {ranks} ranks, contrastive_scope={config.contrastive_scope}); "
-            "choose a larger batch_size, or lam=0 to leave the loss out"
-        )
-    for task in map(get_task, config.model.tasks):
-        if task.kind == "deblur" and pairs is False:
-            raise ConfigError(
-                f"task {task.name}: there is no synthetic blur; fine-tune it on pairs of photos "
-                f"(--finetune {task.name} --init FILE --pairs GT LQ)"
-            )
-    asked = {f.name for f in fields(config) if getattr(config, f.name) != f.default} - {"lr_final"} | set(given)
-    for name, is_ignored, reason in _ignored(config, pairs):
-        if is_ignored and name in asked:
-            raise ConfigError(f"{name}={getattr(config, name)} {reason}")
-    if total is not None and config.warmup_steps >= total:
-        _log.warning(
-            "warmup_steps=%d does not end within the %d steps of the run: the learning rate ends at %.3g, and "
-            "lr, lr_final and schedule have no effect beyond that; set warmup_steps below %d, or 0",
-            config.warmup_steps, total, learning_rate(config, total - 1, total), total,
-        )  # fmt: skip
-
-
-def _ignored(config: TrainConfig, pairs: bool | None) -> Iterable[tuple[str, bool | None, str]]:
-    """Yield settings, whether they would have no effect beside the others, and why."""
-    tasks = ", ".join(config.model.tasks)
-    derains = any(get_task(task).kind == "derain" for task in config.model.tasks)
-    loss = "is a setting of the contrastive loss, which lam=0 leaves out; leave it out, or set lam (0.1 in the paper)"
-    yield "contrastive", config.lam == 0, loss
-    yield "contrastive_scope", config.lam == 0, loss
-    yield "rain", pairs, "needs clean photos, and --pairs bring their own rain; leave it out"
-    yield "rain", not derains, f"is of the task derain, and this run has {tasks}; add derain, or leave it out"
-    served = "does not serve pairs, which are read by the torch loader alone; leave it out"
-    yield "loader", pairs and config.loader == "dali", served
-    schedule = f"is of schedule=step; leave it out with schedule={config.schedule}"
-    yield "lr_drop_at", config.schedule != "step", schedule
-    never = f"is never reached with schedule=constant, which stays at lr={config.lr:g}; leave it out, or choose "
-    yield "lr_final", config.schedule == "constant" and config.lr_final != config.lr, never + "schedule=step or cosine"
-    yield "prefetch", config.workers == 0, "needs workers to make batches ahead; leave it out, or set workers"
 
 
 # What differs from the defaults of ``TrainConfig``.
@@ -292,7 +229,8 @@ def finetune_recipe(network: IPTConfig, task: str) -> TrainConfig:
 def apply_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
     """Return ``config`` with changes such as ``lr=1e-4``, ``model.num_layers=4`` or ``model.tasks=sr2,derain``.
 
-    Setting ``steps`` clears ``epochs`` and the other way round.
+    Setting ``steps`` clears ``epochs`` and the other way round; the warmup keeps its share of the steps, unless it is
+    set as well.
     """
     kinds = get_type_hints(TrainConfig) | {f"model.{key}": kind for key, kind in get_type_hints(IPTConfig).items()}
     del kinds["model"], kinds["preset"]
@@ -303,19 +241,50 @@ def apply_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
         if not equals:
             raise ConfigError(f"--set {change!r}: write it as KEY=VALUE")
         if key not in kinds:
-            full = {name.removeprefix("model."): name for name in kinds}  # "num_layers" means "model.num_layers"
-            near = [full[name] for name in difflib.get_close_matches(key.removeprefix("model."), full)]
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(kinds)}"
-            raise ConfigError(f"--set {key}: no such setting; {hint}")
+            raise ConfigError(f"--set {key}: no such setting; {_hint(key, kinds)}")
         values[key] = _parse(key, text.strip(), kinds[key])
     for key, other in (("steps", "epochs"), ("epochs", "steps")):
         if values.get(key) is not None:
             values.setdefault(other, None)
+    if config.steps and values.get("steps"):
+        values.setdefault("warmup_steps", round(config.warmup_steps * min(1.0, values["steps"] / config.steps)))
     model = {key[6:]: values.pop(key) for key in list(values) if key.startswith("model.")}
     try:
         return replace(config, **values, model=replace(config.model, **model))
     except ValueError as error:
         raise ConfigError(f"--set {' '.join(changes)}: {error}") from error
+
+
+# What other programs call our settings.
+_SYNONYMS = {
+    "learning_rate": "lr", "base_lr": "lr", "min_lr": "lr_final", "lr_min": "lr_final", "lr_scheduler": "schedule",
+    "scheduler": "schedule", "warmup": "warmup_steps", "warmup_iter": "warmup_steps", "batch": "batch_size",
+    "bs": "batch_size", "num_epochs": "epochs", "max_epochs": "epochs", "n_epochs": "epochs", "max_steps": "steps",
+    "num_steps": "steps", "iterations": "steps", "iters": "steps", "total_iter": "steps", "wd": "weight_decay",
+    "grad_clip": "clip_grad", "gradient_clip_val": "clip_grad", "max_grad_norm": "clip_grad", "ema_decay": "ema",
+    "lambda": "lam", "num_workers": "workers", "num_worker_per_gpu": "workers", "prefetch_factor": "prefetch",
+    "dtype": "precision", "amp": "precision", "fp16": "precision", "mixed_precision": "precision",
+    "activation_checkpointing": "recompute", "gradient_checkpointing": "recompute", "save_every": "checkpoint_every",
+    "save_steps": "checkpoint_every", "save_interval": "checkpoint_every", "log_interval": "log_every",
+    "logging_steps": "log_every", "use_hflip": "augment", "random_seed": "seed", "manual_seed": "seed",
+    "depth": "num_layers", "layers": "num_layers", "n_layers": "num_layers", "heads": "num_heads", "nhead": "num_heads",
+    "n_heads": "num_heads", "channels": "n_feats", "dim": "n_feats",
+}  # fmt: skip
+
+
+def _hint(key: str, known: Iterable[str]) -> str:
+    """Say which settings somebody may have meant by ``key``; "num_layers" means "model.num_layers"."""
+    full = {name.removeprefix("model."): name for name in known}
+    plain = key.lower().replace("-", "_").removeprefix("model.")
+    plain = _SYNONYMS.get(plain, plain)
+    near = [plain] if plain in full else difflib.get_close_matches(plain, full)
+    return f"did you mean {' or '.join(full[n] for n in near)}?" if near else f"known are {', '.join(full.values())}"
+
+
+def settings_help() -> str:
+    """Return what ``--set`` takes, for a ``--help``: the arguments of ``TrainConfig`` as its docstring says them."""
+    arguments = (inspect.getdoc(TrainConfig) or "").partition("Args:\n")[2]
+    return f"settings of the recipe, for --set (those of the network as model.num_layers=4):\n{arguments}"
 
 
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

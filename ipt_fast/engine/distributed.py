@@ -11,6 +11,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# Here, before any process group: imported later it keeps the group alive, and the process ends with SIGABRT.
+import torch.distributed.nn
 from torch import Tensor, nn
 
 from ipt_fast.model import IPT

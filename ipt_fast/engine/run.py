@@ -1,9 +1,4 @@
-"""``train.py``: arguments to a run, and a run to an exit code.
-
-Exit codes: 0 the run is done (or ``--dry-run``), 1 it diverged, 2 wrong usage or input, 3 its last checkpoint could not
-be written, 4 the loader failed (a worker was killed) or another rank has left the run, 130 stopped by Ctrl-C and 143 by
-SIGTERM, all three after a checkpoint; only where the loader of another rank than 0 fails, it is the last one due.
-"""
+"""``train.py``: arguments to a run, and a run to an exit code."""
 
 import argparse
 import logging
@@ -19,7 +14,16 @@ from rich.table import Table
 
 from ipt_fast.checkpoint import LATEST, CheckpointError, keep_one_task, load_checkpoint
 from ipt_fast.data import CropLoader, build_index, make_loader, make_pair_loader
-from ipt_fast.engine.config import ConfigError, TrainConfig, apply_changes, check, finetune_recipe, recipe, total_steps
+from ipt_fast.engine.config import (
+    ConfigError,
+    TrainConfig,
+    apply_changes,
+    finetune_recipe,
+    recipe,
+    settings_help,
+    total_steps,
+)
+from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
 from ipt_fast.engine.precision import resolve
 from ipt_fast.engine.terminal import show_logs
@@ -29,6 +33,10 @@ from ipt_fast.model import IPT, PRESETS
 _EXIT_CODES = {DivergedError: 1, NotSavedError: 3, LoaderError: 4}
 _log = logging.getLogger(__name__)
 
+EXIT_CODES = """exit codes:
+  0 done, or --dry-run   1 diverged   2 wrong usage or input   3 the last checkpoint could not be written
+  4 the loader failed (a worker was killed), or another rank has left the run   130 Ctrl-C   143 SIGTERM
+The last three after a checkpoint; only where the loader of another rank than 0 fails, it is the last one due."""
 EXAMPLE = """examples:
   python train.py --data photos --preset tiny --out runs/tiny
   python train.py --data imagenet/train --preset base --out runs/base --resume auto
@@ -47,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--init", type=Path, metavar="FILE", help="start from the weights of a checkpoint, ours or the released ones")
     add("--pairs", nargs=2, type=Path, metavar=("GT", "LQ"), help="fine-tune on pairs: clean and degraded photos")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change the recipe, as in lr=1e-4")
+    for name, kind in (("epochs", float), ("steps", int), ("batch-size", int), ("lr", float)):
+        add(f"--{name}", type=kind, metavar="N", help=f"as --set {name.replace('-', '_')}=N")
     add("--loader", choices=("auto", "dali", "torch"), help="what decodes the photos (default auto)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of forward and backward (default auto)")
     add("--crops-per-image", type=int, metavar="K", help="crops from each decoded photo (default 1)")
@@ -61,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Pre-train an image processing transformer on a folder of photos, or fine-tune one (--finetune).",
-        epilog=EXAMPLE,
+        epilog=f"{EXAMPLE}\n{EXIT_CODES}\n\n{settings_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
@@ -103,8 +113,8 @@ def check_usage(args: argparse.Namespace) -> None:
 def changes_of(args: argparse.Namespace) -> list[str]:
     """Return all changes of the recipe that the command line asks for, as KEY=VALUE; those of ``--set`` come last."""
     changes = [f"model.tasks={','.join(args.tasks)}"] if args.tasks else []
-    named = ("loader", "precision", "crops_per_image", "workers", "data_fraction")
-    changes += [f"{name}={value}" for name in named if (value := getattr(args, name)) is not None]
+    named = ["epochs", "steps", "batch_size", "lr", "loader", "precision", "workers", "crops_per_image"]
+    changes += [f"{name}={value}" for name in (*named, "data_fraction") if (value := getattr(args, name)) is not None]
     return changes + args.set
 
 
@@ -167,15 +177,17 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
         raise FileNotFoundError(f"{args.resume}: no such checkpoint")
     loader, photos = _loader(args, config, dist_info)
     if args.dry_run:
-        check(config, dist_info.world_size, total=total_steps(config, loader.batches_per_epoch))
+        steps_per_epoch = loader.batches_per_epoch
+        warn(config, total_steps(config, steps_per_epoch), steps_per_epoch, given)
         if dist_info.is_main:
             Console(highlight=False).print(_dry_run_table(config, photos, loader, dist_info))
         loader.close()
         return None
     model, start = _initial_model(args, config, initial)
     trainer = Trainer(
-        config, loader, args.out, dist_info=dist_info, model=model, console=console, profile_steps=args.profile
-    )
+        config, loader, args.out, dist_info=dist_info, model=model, console=console, profile_steps=args.profile,
+        given=given,
+    )  # fmt: skip
     resumed = args.resume is not None and trainer.resume(args.resume)
     _log.info("%s; %s%s", photos, loader.description, "" if resumed else start)
     return trainer

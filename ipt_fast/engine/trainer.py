@@ -4,7 +4,7 @@ import json
 import logging
 import signal as signals
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from ipt_fast.checkpoint import (
     save_checkpoint,
 )
 from ipt_fast.data import Batch, CropLoader
-from ipt_fast.engine.config import ConfigError, TrainConfig, check, learning_rate, log_differences, total_steps
+from ipt_fast.engine.config import ConfigError, TrainConfig, learning_rate, log_differences, total_steps
+from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters, lost_rank
 from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
@@ -86,6 +87,7 @@ class Trainer:
         degrade: crops to (input, target); by default ``ipt_fast.ops.degrade``.
         console: where a progress bar goes, if it is a terminal; by default there is none. Lines are log records.
         profile_steps: write a trace of that many steps, for Perfetto (https://ui.perfetto.dev).
+        given: names of settings that somebody asked for, also where they equal the default.
 
     Raises:
         ConfigError: settings that cannot be trained with, before anything is written.
@@ -102,11 +104,13 @@ class Trainer:
         degrade: Degrade = degrade_op,
         console: Console | None = None,
         profile_steps: int = 0,
+        given: Collection[str] | None = None,
     ):
         self.config, self.loader, self.out = config, loader, Path(out)
         self.dist_info = dist_info or DistInfo(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.total = total_steps(config, loader.batches_per_epoch)
-        check(config, self.dist_info.world_size, total=self.total)
+        check(config, self.dist_info.world_size)
+        warn(config, self.total, loader.batches_per_epoch, given)
         if profile_steps < 0:
             raise ConfigError(f"the number of steps to profile must be at least 0 (got {profile_steps})")
         if model is None:

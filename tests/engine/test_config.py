@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+from dataclasses import fields
 
 import pytest
 
@@ -10,9 +12,9 @@ from ipt_fast.engine.config import (
     ConfigError,
     TrainConfig,
     apply_changes,
-    check,
     learning_rate,
     recipe,
+    settings_help,
     total_steps,
 )
 from ipt_fast.model import PRESETS
@@ -67,6 +69,10 @@ def test_the_last_length_wins():
         ("lamda=1", "--set lamda: no such setting; did you mean lam"),
         ("num_layers=3", r"did you mean model\.num_layers"),
         ("layers=3", r"did you mean model\.num_layers"),
+        ("learning_rate=1", "--set learning_rate: no such setting; did you mean lr?"),
+        ("batch-size=1", r"did you mean batch_size\?"),
+        ("num_workers=1", r"did you mean workers\?"),
+        ("heads=1", r"did you mean model\.num_heads\?"),
         ("xyzzy=3", "no such setting; known are epochs, steps"),
         ("lr", "write it as KEY=VALUE"),
         ("lr=fast", "--set lr=fast: must be a number"),
@@ -91,8 +97,18 @@ def test_unknown_presets_and_lengths():
         recipe("huge")
     with pytest.raises(ConfigError, match="one of them"):
         recipe("base", ["steps=3", "epochs=4"])
-    with pytest.raises(ConfigError, match=r"unknown settings \['speed'\]"):
-        TrainConfig.from_dict({"speed": 3})
+    with pytest.raises(ConfigError, match=r"unknown settings \['step'\]; did you mean steps"):
+        TrainConfig.from_dict({"step": 3})
+
+
+def test_a_shorter_run_has_a_shorter_warmup():
+    assert [recipe("tiny", changes).warmup_steps for changes in ([], ["steps=20"], ["steps=4000"])] == [100, 1, 100]
+    assert recipe("tiny", ["steps=20", "warmup_steps=7"]).warmup_steps == 7
+
+
+def test_every_setting_is_explained():
+    said = settings_help()
+    assert all(re.search(rf"^ +(\w+, )*{f.name}(, \w+)*:", said, re.MULTILINE) for f in fields(TrainConfig)[2:])
 
 
 @pytest.mark.parametrize("name", ["schedule", "contrastive", "contrastive_scope", "loader", "precision", "recompute"])
@@ -127,67 +143,3 @@ def test_constant_and_lengths():
     assert {learning_rate(config, step, 50) for step in range(50)} == {5e-5}
     assert total_steps(recipe("base", ["steps=7"]), 100) == 7
     assert total_steps(recipe("base", ["epochs=0.001"]), 100) == 1
-
-
-def refused(*changes, name="base", ranks=1, pairs=False, total=None):
-    """Check a recipe as the command line does: what is changed is asked for."""
-    check(recipe(name, changes), ranks, pairs=pairs, given={c.partition("=")[0] for c in changes}, total=total)
-
-
-@pytest.mark.parametrize(
-    "changes, options, message",
-    [
-        (["contrastive=supcon", "lam=0"], {}, "contrastive=supcon is a setting of the contrastive loss, which lam=0"),
-        (["contrastive_scope=global", "lam=0"], {}, "contrastive_scope=global is a setting .* or set lam"),
-        (["rain=streaks", "model.tasks=sr2,denoise30"], {}, "task derain, and this run has sr2, denoise30; add derain"),
-        (["rain=streaks", "model.tasks=derain"], {"pairs": True}, "rain=streaks needs clean photos"),
-        (["loader=dali"], {"pairs": True}, "loader=dali .* read by the torch loader alone; leave it out"),
-        (["prefetch=4", "workers=0"], {}, "prefetch=4 needs workers"),
-        (["lr_drop_at=0.5", "schedule=cosine"], {}, "lr_drop_at=0.5 is of schedule=step"),
-        (["lr_final=1e-6", "schedule=constant"], {}, "lr_final=1e-06 is never reached .* stays at lr=5e-05"),
-        (["model.tasks=deblur"], {}, "no synthetic blur; fine-tune it on pairs"),
-        (["batch_size=6"], {"ranks": 4}, "does not divide by 4 ranks; choose a multiple of 4"),
-        (["batch_size=4", "contrastive_scope=local"], {"ranks": 4}, "needs at least 2, got 1 .*lam=0 to leave"),
-        (["batch_size=1"], {}, "needs at least 2, got 1"),
-    ],
-)
-def test_a_setting_without_effect_is_refused(changes, options, message):
-    with pytest.raises(ConfigError, match=message):
-        refused(*changes, **options)
-
-
-@pytest.mark.parametrize(
-    "changes, options",
-    [
-        ([], {}),
-        (["lam=0"], {}),
-        (["contrastive=supcon", "contrastive_scope=local"], {"ranks": 2}),
-        (["rain=streaks"], {}),
-        (["loader=torch", "augment=on", "data_fraction=0.5", "workers=2"], {"pairs": True}),
-        (["loader=dali"], {}),
-        (["workers=0"], {}),
-        (["schedule=constant"], {"name": "tiny"}),
-        (["schedule=constant", "lr=1e-3", "lr_final=1e-3"], {}),
-        (["schedule=cosine", "lr_final=1e-6"], {}),
-        (["model.tasks=deblur"], {"pairs": True}),
-        (["batch_size=1", "lam=0"], {}),
-        (["compile=on", "recompute=on"], {}),
-    ],
-)
-def test_settings_that_go_together_are_taken(changes, options, caplog):
-    refused(*changes, **options)
-    assert not caplog.records
-
-
-def test_another_value_than_the_default_counts_as_asked_for():
-    """A library user builds the settings himself, without names on a command line."""
-    with pytest.raises(ConfigError, match="contrastive=supcon is a setting"):
-        check(TrainConfig(lam=0, contrastive="supcon"))
-    check(TrainConfig(lam=0))
-
-
-@pytest.mark.parametrize("steps, warned", [(100, True), (101, False)])
-def test_a_warmup_without_end_is_warned_of(steps, warned, caplog):
-    refused("warmup_steps=100", "lr=1e-3", total=steps)
-    assert warned == ("warmup_steps=100 does not end within the 100 steps" in caplog.text)
-    assert warned == ("set warmup_steps below 100, or 0" in caplog.text)
