@@ -11,8 +11,7 @@ from ipt_fast.data.index import ImageEntry, ImageIndex, build_index
 from ipt_fast.data.loader import CropLoader, TorchLoader
 from ipt_fast.data.plan import CropPlan, CropSpec, crop_spec, subset
 from ipt_fast.data.source import CropSource, PhotoTable
-from ipt_fast.io.images import silence_pillow_warnings
-from ipt_fast.io.pairs import PairError, match_pairs
+from ipt_fast.io.pairs import PairError, match_pairs, split_sides
 from ipt_fast.tasks import TASKS, get_task
 
 
@@ -58,7 +57,6 @@ def make_loader(
         raise ValueError(f'loader is {loader!r}; it has to be "auto", "dali" or "torch"')
     if not index.usable:
         raise ValueError("the index holds no usable image; see its refusals")
-    silence_pillow_warnings()
     table = PhotoTable([index.usable[i] for i in subset(len(index.usable), data_fraction)])
     crops = tuple(crop_spec(task, patch_size) for task in tasks)
     plan = CropPlan(table.widths, table.heights, crops, batch_size * world_size, seed, patch_size, crops_per_image)
@@ -93,6 +91,8 @@ def make_pair_loader(
 ) -> TorchLoader:
     """Return a loader of crops from two folders, at the same places of both photos; settings as in ``make_loader``.
 
+    ``clean`` and ``degraded`` may be one folder, with ``sharp`` and ``blur`` (or such names) in each of its scenes.
+
     Raises:
         ValueError: a setting is out of range.
         NoImagesError: a folder holds no photo.
@@ -108,10 +108,14 @@ def make_pair_loader(
             raise PairError(f"{entry.path} cannot be used: {entry.reason}; take it and its partner away")
         by_path.append({entry.path: entry for entry in index.usable})
     roots = {"gt_root": str(clean.absolute()), "lq_root": str(degraded.absolute())}
-    paths = match_pairs(list(by_path[0]), list(by_path[1]), scale, **roots)
+    sides = list(by_path[0]), list(by_path[1])
+    if clean.resolve() == degraded.resolve():
+        sides = split_sides(*sides[:1], roots["gt_root"])
+    paths = match_pairs(*sides, scale, **roots)
     pairs = [(by_path[0][gt], by_path[1][lq]) for gt, lq in paths]
     for gt, lq in pairs:
-        if (gt.width, gt.height) != (scale * lq.width, scale * lq.height):
+        # Rows and columns of the clean photo that fill no degraded pixel are never cropped, as in evaluation.
+        if (gt.width // scale, gt.height // scale) != (lq.width, lq.height):
             raise PairError(
                 f"{gt.path} is {gt.width}x{gt.height}, but {lq.path} is {lq.width}x{lq.height}; "
                 f"the clean photo must be {scale} times as large"

@@ -5,9 +5,11 @@ import io
 import json
 import os
 import time
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -146,7 +148,15 @@ class ImageIndex:
         return dict(counts.most_common())
 
 
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    with warnings.catch_warnings():
+        silence_pillow_warnings()
+        yield
+
+
 @checked(workers=1, min_size=1)
+@_quiet_pillow()
 def build_index(
     paths: Sequence[str | os.PathLike] | str | os.PathLike,
     *,
@@ -157,7 +167,8 @@ def build_index(
 ) -> ImageIndex:
     """Check all images under the paths (folders, tar shards, single files) and keep the verdicts in an index file.
 
-    Files whose size and modification time are those of the index file are not read again. The index file lies in each
+    Files whose size and modification time are those of the index file are not read again, nor are those that a run
+    had checked which was interrupted. The index file lies in each
     folder as ``.ipt_fast_index.jsonl``, or in the user's cache folder where the folder is read-only; ``index_file``
     puts the index of all paths into one file of that name.
 
@@ -171,7 +182,6 @@ def build_index(
         NoImagesError: a path holds no usable image; the message names it and counts what was refused.
     """
     started = time.monotonic()
-    silence_pillow_warnings()
     roots = [Path(path).absolute() for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if not roots:
         raise ValueError("no data folder was given; name at least one")
@@ -188,7 +198,14 @@ def build_index(
         changed = 0
         for root in group:
             scan = find_images(root)
-            part, fresh = _check_all(scan.images, known, min_size, workers, progress and str(root))
+            part: list[ImageEntry] = []
+            try:
+                fresh = _check_all(scan.images, part, known, min_size, workers, progress and str(root))
+            except BaseException:
+                with suppress(OSError):  # what is checked by now stays known
+                    seen = known | found | {entry.path: entry for entry in part}
+                    write_index_file(place, list(seen.values()), min_size, fallback=None if single else group[0])
+                raise
             _require_usable(root, ImageIndex(part, scan.unreadable, scan.others))
             found.update((entry.path, entry) for entry in part)
             unreadable += scan.unreadable
@@ -206,10 +223,15 @@ def build_index(
 
 
 def _check_all(
-    found: list[ImageFile], known: dict[str, ImageEntry], min_size: int, workers: int | None, title: str | bool
-) -> tuple[list[ImageEntry], int]:
-    """Entries of all files, and how many of them were not known already."""
-    entries, fresh = [], []
+    found: list[ImageFile],
+    entries: list[ImageEntry],
+    known: dict[str, ImageEntry],
+    min_size: int,
+    workers: int | None,
+    title: str | bool,
+) -> int:
+    """Append the entries of all files; returns how many of them were not known already."""
+    fresh = []
     for item in found:
         entry = known.get(item.path)
         if entry and (entry.size_bytes, entry.mtime_ns, entry.offset) == (item.size_bytes, item.mtime_ns, item.offset):
@@ -219,11 +241,14 @@ def _check_all(
     bar = progress_bar(f"checking images of {title}" if title and fresh else None, len(fresh))
     pool = ThreadPoolExecutor(max(1, cpu_cores() if workers is None else workers))  # decoders release Python's lock
     with bar as advance, pool:
-        for start in range(0, len(fresh), _CHUNK):
-            for entry in pool.map(partial(_check_one, min_size=min_size), fresh[start : start + _CHUNK]):
-                entries.append(entry)
-                advance()
-    return entries, len(fresh)
+        try:
+            for start in range(0, len(fresh), _CHUNK):
+                for entry in pool.map(partial(_check_one, min_size=min_size), fresh[start : start + _CHUNK]):
+                    entries.append(entry)
+                    advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return len(fresh)
 
 
 def _check_one(item: ImageFile, min_size: int) -> ImageEntry:

@@ -84,6 +84,7 @@ class CropLoader(ABC):
         self._source = source
         self._step = 0
         self._stream: Stream | None = None
+        self._silence: list[Any] = []  # warning filters of ours, while it is open
         self._unreadable: dict[str, str] = {}
         self._replaced = 0
         self._wait_seconds = 0.0
@@ -102,6 +103,9 @@ class CropLoader(ABC):
     def __next__(self) -> Batch:
         started = time.perf_counter()
         if self._stream is None:
+            before = list(warnings.filters)
+            silence_pillow_warnings()
+            self._silence = [f for f in warnings.filters if f not in before]
             self._stream = self._open(self._step)
         item = next(self._stream)
         batch, unreadable, seconds = item() if callable(item) else item
@@ -169,6 +173,7 @@ class CropLoader(ABC):
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
+            warnings.filters[:] = [f for f in warnings.filters if f not in self._silence]  # type: ignore[index]
 
 
 class TorchLoader(CropLoader):

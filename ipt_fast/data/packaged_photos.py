@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ipt_fast.io.atomic import atomic_path
 from ipt_fast.io.images import read_rgb
 
 _PLACES = {
@@ -55,7 +56,8 @@ def copy_training_photos(folder: Path) -> Path:
     for source in packaged_photos(TRAIN):
         target = folder / source.name
         if not target.exists():
-            shutil.copyfile(source, target)
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
     return folder
 
 

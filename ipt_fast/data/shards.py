@@ -19,6 +19,7 @@ from ipt_fast.arguments import checked
 from ipt_fast.data.index import INDEX_NAME, ImageEntry, ImageIndex, write_index_file
 from ipt_fast.data.plan import shard_order
 from ipt_fast.data.source import PhotoTable, UnreadablePhotoError
+from ipt_fast.io.atomic import atomic_write
 from ipt_fast.io.progress import progress_bar
 from ipt_fast.io.scan import MEMBER
 
@@ -88,7 +89,8 @@ def write_shards(
         if needed > free:
             raise OSError(f"the shards need {needed / 1e9:.1f} GB and {out} has room for {free / 1e9:.1f} GB")
         done, entries = _write_all(index.usable, out, folders, shard_bytes, progress)
-        (out / CHECKSUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in done.files))
+        with atomic_write(out / CHECKSUMS, "w") as sums:
+            sums.writelines(f"{_sha256(file)}  {file.name}\n" for file in done.files)
         write_index_file(out / INDEX_NAME, entries, index.min_size)
     except BaseException:
         for file in (*out.glob("shard-*.tar"), out / CHECKSUMS):

@@ -221,8 +221,9 @@ def _initial_model(args: argparse.Namespace, config: TrainConfig, initial: IPT |
     if initial is None:
         return None, ""
     if args.finetune:
-        torch.manual_seed(config.seed)
-        model, source = keep_one_task(initial, args.finetune)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            model, source = keep_one_task(initial, args.finetune)
         return model, f"; starts from {source} of {args.init}"
     if initial.config != config.model:
         theirs, ours = initial.config.to_dict(), config.model.to_dict()

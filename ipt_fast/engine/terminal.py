@@ -4,6 +4,7 @@ import logging
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -123,16 +124,20 @@ class TrainingProgress:
 
 
 class StopRequest:
-    """A context in which SIGTERM and Ctrl-C ask the run to stop after the step; a second one ends it at once.
+    """A context in which SIGTERM and Ctrl-C ask the run to stop after the step; Ctrl-C again ends it at once.
 
-    ``signal`` is the number of the one that came, or None.
+    A launcher passes the signal of its process group on to ranks that have it already: that is the same one, as is all
+    that comes within ``same`` seconds. ``signal`` is the number of the first that came, or None. All handlers are the
+    caller's again afterwards, that of child processes too, which a loader sets.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, same: float = 2.0) -> None:
         self.signal: int | None = None
+        self._same, self._came = same, 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
+        self._handle(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handle(number, self._on_signal)
         return self
@@ -149,13 +154,14 @@ class StopRequest:
         """
         handler = signal.getsignal(signal.SIGCHLD)
         if getattr(handler, "__module__", "").startswith("torch."):
-            self._handle(signal.SIGCHLD, lambda number, frame: None)
+            signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def _handle(self, number: int, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             self._previous[number] = signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._came = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._came > self._same:
             raise KeyboardInterrupt
-        self.signal = number

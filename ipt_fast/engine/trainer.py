@@ -4,6 +4,7 @@ import json
 import logging
 import signal as signals
 import time
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
@@ -114,13 +115,15 @@ class Trainer:
         if profile_steps < 0:
             raise ConfigError(f"the number of steps to profile must be at least 0 (got {profile_steps})")
         if model is None:
-            torch.manual_seed(config.seed)
-            model = IPT(config.model)
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                model = IPT(config.model)
         model = model.to(self.dist_info.device).train()
         broadcast_parameters(model, self.dist_info.world_size)
         self.training = TrainStep(model, config, self.dist_info, degrade)
         self.step = 0
         self.saved_at = -1
+        self.generators: dict[str, Any] | None = None  # where a resumed run goes on drawing
         self.stopping = False
         self.meter = Meter(self.dist_info.device)
         self.last: dict[str, Any] = {}
@@ -161,7 +164,7 @@ class Trainer:
         log_differences(state["config"], self.config)
         self.training.load_state_dict(state)
         states = state["rng"]  # a rank that the checkpoint does not have starts as its last one
-        restore_generators(states[min(self.dist_info.rank, len(states) - 1)], self.dist_info.device)
+        self.generators = states[min(self.dist_info.rank, len(states) - 1)]
         self.step = int(state["step"])
         self.saved_at = self.step if path.parent == self.out else -1
         _log.info("goes on from %s at step %d of %d", path, self.step, self.total)
@@ -169,6 +172,8 @@ class Trainer:
 
     def train(self) -> Summary:
         """Train to the last step, or until SIGTERM or Ctrl-C; a checkpoint is written in both cases.
+
+        Random number generators, warning filters and signal handlers are the caller's again afterwards.
 
         Raises:
             DivergedError: ``max_bad_steps`` steps in a row were not finite.
@@ -180,7 +185,13 @@ class Trainer:
         self.meter = Meter(self.dist_info.device)
         with ExitStack() as stack:
             request = stack.enter_context(StopRequest())
+            stack.enter_context(warnings.catch_warnings())
+            stack.callback(restore_generators, generator_states(self.dist_info.device), self.dist_info.device)
             stack.callback(self.loader.close)
+            if self.generators is None:
+                torch.manual_seed(self.config.seed)
+            else:
+                restore_generators(self.generators, self.dist_info.device)
             log = None
             if self.dist_info.is_main:
                 self._write_config()
@@ -344,6 +355,7 @@ class Trainer:
                 except (OSError, RuntimeError) as error:
                     reason = f"{path}: {error}"
                     break
+        self.generators = own
         failed = reason is not None if alone else any_rank(reason is not None, self.dist_info)
         if failed:
             return reason or "rank 0 could not write it"

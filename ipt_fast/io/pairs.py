@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 # What sets put around the name that both images of a pair share: rain-001 and norain-001, baby_HR and babyx2.
-_WORDS = "norain|rainy|rain|clean|noisy|blurry|blurred|blur|sharp|gt|lq|hr|lr"
+_CLEAN, _DEGRADED = "norain|clean|sharp|target|gt|hr", "rainy|rain|noisy|blurry|blurred|blur|input|lq|lr"
+_WORDS = f"{_CLEAN}|{_DEGRADED}"
 _AROUND = re.compile(rf"^(?:{_WORDS})(?:[-_]|(?=\d))|[-_](?:{_WORDS})$")
 
 
@@ -72,13 +73,24 @@ def match_pairs(
     return [(partner[path], path) for path in lq]
 
 
+def split_sides(paths: Sequence[str], root: str) -> tuple[list[str], list[str]]:
+    """Return the clean and the degraded images of one folder with both, as in ``scene/sharp`` and ``scene/blur``."""
+    folders = {path: set(os.path.dirname(_below(path, root)).split(os.sep)) for path in paths}
+    clean, degraded = ([p for p in paths if folders[p] & set(words.split("|"))] for words in (_CLEAN, _DEGRADED))
+    return clean, degraded
+
+
 def _below(path: str, root: str) -> str:
     """``root/scene/001.png`` -> ``scene/001``; small letters."""
     return os.path.splitext(path[len(root) :] if path.startswith(root) else path)[0].lstrip("/\\:").lower()
 
 
 def _shared_names(below: str, scale: int) -> set[str]:
-    """All that may be the shared part of a name: itself, and without the words or the scale around it."""
+    """All that may be the shared part of a name: itself, and without the words or the scale around it.
+
+    Of the folders those count that are no such words themselves: ``scene/sharp/1`` and ``scene/blur/1`` share scene/1.
+    """
     folder, name = os.path.split(below)
+    folder = os.sep.join(part for part in folder.split(os.sep) if part not in _WORDS.split("|"))
     plain = re.sub(rf"[-_]?(?:lrbi|lr|hr)?[-_]?x{scale}m?$", "", name) if scale > 1 else name
     return {os.path.join(folder, n) for n in (name, _AROUND.sub("", name), _AROUND.sub("", plain), plain) if n}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ipt_fast.data import NoImagesError, build_index
+from ipt_fast.data import NoImagesError, build_index, index, make_loader
 from ipt_fast.data.index import INDEX_NAME
 from tests.data.photo_files import jpeg_bytes, pixels, write_jpegs
 
@@ -238,6 +238,30 @@ def test_the_index_is_json_lines_and_leaves_no_half_file(folder, monkeypatch):
         index_of(folder)
     assert (folder / INDEX_NAME).read_bytes() == before
     assert not list(folder.glob("*.tmp"))
+
+
+def test_what_an_interrupted_run_has_checked_stays_known(folder, monkeypatch):
+    paths = write_jpegs(folder, 6)
+    check_image = index.check_image
+
+    def interrupted(file, *rest):
+        if file.path == str(paths[4]):
+            raise KeyboardInterrupt
+        return check_image(file, *rest)
+
+    monkeypatch.setattr(index, "check_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index_of(folder, workers=1)
+    monkeypatch.undo()
+    assert index_of(folder).checked == 2
+
+
+def test_the_callers_warning_filters_stay(folder, monkeypatch):
+    before = list(warnings.filters)
+    loader = make_loader(index_of(folder), loader="torch", workers=0, batch_size=1)
+    next(loader)
+    loader.close()
+    assert warnings.filters == before
 
 
 def test_a_read_only_folder_puts_its_index_into_the_cache(folder, tmp_path, monkeypatch):

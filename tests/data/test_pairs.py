@@ -127,6 +127,28 @@ def test_scenes_in_folders(tmp_path):
     assert torch.equal(batch.gt, batch.lq + 100)
 
 
+def test_scenes_with_both_sides_in_one_folder(tmp_path):
+    """GoPro as it is downloaded."""
+    for scene in ("GOPR0372", "GOPR0374"):
+        for number in range(2):
+            write_pair(tmp_path, number, names=(f"GT/{scene}/sharp/{{}}.png", f"GT/{scene}/blur/{{}}.png"))
+            write_pair(
+                tmp_path, number + 9, names=(f"GT/{scene}/blur_gamma/{{}}.png", f"GT/{scene}/blur_gamma/{{}}.png")
+            )
+    batch = next(loader_of(tmp_path, folders=("GT", "GT")))
+    assert torch.equal(batch.gt, batch.lq + 100) and set(batch.lq[:, 2, 0, 0].tolist()) == {0, 1}
+
+
+def test_rows_that_fill_no_degraded_pixel_are_never_cropped(tmp_path):
+    """Photos of odd sizes beside their smaller ones, as evaluation takes them."""
+    for number in range(3):
+        write_pair(tmp_path, number, scale=2)
+        path = tmp_path / f"GT/{number:03}.png"
+        Image.fromarray(np.pad(np.asarray(Image.open(path)), ((0, 1), (0, 1), (0, 0)))).save(path)
+    batch = next(loader_of(tmp_path, "sr2", batch_size=64))
+    assert torch.equal(batch.gt, batch.lq.repeat_interleave(2, 2).repeat_interleave(2, 3) + 100)
+
+
 def test_sizes_that_do_not_fit_are_refused_with_both_names(tmp_path):
     write_pair(tmp_path, 1)
     with pytest.raises(PairError, match=r"GT.001\.png is 56x40, but .*LQ.001\.png is 56x40; .* 2 times as large"):

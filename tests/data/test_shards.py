@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -153,19 +152,13 @@ def test_nothing_is_overwritten(photos, tmp_path, held):
     assert (tmp_path / "out" / held).read_text() == "kept"
 
 
-def test_a_failure_leaves_nothing(photos, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(photos, tmp_path, small_files):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("kept")
-    real = Path.write_text
-
-    def full(self, *arguments, **options):
-        if self.name == CHECKSUMS:
-            raise OSError(28, "No space left on device")
-        return real(self, *arguments, **options)
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_shards(index_of(photos), tmp_path / "out", shard_bytes=20_000, progress=False)
+    index = index_of(photos)
+    for size in (10_000, 21_000):  # in the middle of a shard, of the second one
+        with small_files(size), pytest.raises(OSError, match="File too large"):
+            write_shards(index, tmp_path / "out", shard_bytes=20_000, progress=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 

@@ -77,12 +77,21 @@ def test_importing_sets_up_no_logging():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_ends(number):
+def test_the_first_signal_asks_and_ctrl_c_afterwards_ends(number):
     before = signal.getsignal(number)
-    with StopRequest() as request:
+    with StopRequest(same=0.0) as request:
         assert request.signal is None
         signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)  # impatient, with SIGKILL to come; the checkpoint is what it asks for
         assert request.signal == number
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_comes_twice_at_once_is_one():
+    """Ctrl-C reaches every rank, and the launcher passes it on."""
+    with StopRequest(same=60) as request:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert request.signal == signal.SIGINT

@@ -28,6 +28,7 @@ def match(gt, lq, scale=1):
         (["HR_fox2.png"], ["LR_fox2x2.png"], 2),
         (["000/0001.png", "001/0001.png"], ["000/0001.png", "001/0001.png"], 1),
         (["GOPR1/sharp_1.png", "GOPR2/sharp_1.png"], ["GOPR1/blur_1.png", "GOPR2/blur_1.png"], 1),
+        (["a/sharp/1.png", "b/sharp/1.png"], ["a/blur/1.png", "b/blur/1.png"], 1),
         (["x/001.png", "x/002.png"], ["y/001.png", "y/002.png"], 1),
         (["s.tar::a.png"], ["s.tar::a.jpg"], 1),
         (["train.png", "rainbow.png"], ["train.png", "rainbow.png"], 1),
