@@ -19,7 +19,7 @@ from ipt_fast.tasks import get_task
 # its weights.
 _FREE = {
     "workers", "prefetch", "loader", "checkpoint_every", "keep_every", "log_every", "max_bad_steps", "preset",
-    "compile", "recompute", "model",
+    "compile", "recompute", "model", "optimizer",
 }  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ class TrainConfig:
         schedule, lr_drop_at: "step" drops from ``lr`` to ``lr_final`` at that fraction of the run (the paper: at epoch
             200 of 300); "cosine" goes down smoothly; "constant" stays at ``lr``.
         warmup_steps: linear rise from ``lr / warmup_steps`` before any of these.
+        optimizer: "torch" is torch's fused Adam, "apex" the FusedAdam of NVIDIA Apex, "auto" is torch's. A run resumes
+            across them.
         betas, eps, weight_decay: of Adam.
         clip_grad: largest norm of the whole gradient; 0 leaves gradients alone.
         ema: decay of a moving average of the weights, kept beside them; 0 for none.
@@ -56,6 +58,7 @@ class TrainConfig:
         augment: flips and rotations by quarter turns. Off in pre-training.
         rain: folder of streak pictures to take rain from; None for the own generator.
         seed: of the weights, the order of the images, crops, tasks and degradations.
+        tf32: let float32 GEMMs and convolutions on an NVIDIA GPU round their inputs to TF32, 10 bits of mantissa.
         precision: of forward and backward; weights and optimizer stay float32. "auto" is bf16 on GPUs and
             CPUs that compute in it, otherwise fp16 with loss scaling on GPUs and fp32 on CPUs.
         recompute: activation recomputation. "on" computes the hidden layers of the feed-forward parts again in the
@@ -79,6 +82,7 @@ class TrainConfig:
     schedule: Literal["step", "cosine", "constant"] = "step"
     lr_drop_at: float = 200 / 300
     warmup_steps: int = 0
+    optimizer: Literal["auto", "torch", "apex"] = "auto"
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -96,6 +100,7 @@ class TrainConfig:
     rain: str | None = None
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    tf32: bool = False
     recompute: Literal["auto", "on", "off"] = "auto"
     compile: bool = False
     checkpoint_every: int = 500

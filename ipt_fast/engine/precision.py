@@ -1,6 +1,8 @@
 """How a step computes on its device: fp32, bf16 or fp16, the loss scale of fp16, and activation recomputation."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -20,6 +22,7 @@ _HIDDEN_SHARE = 1 / 6
 def resolve(config: TrainConfig, dist_info: DistInfo) -> tuple[Precision, bool]:
     """Return precision and activation recomputation of this rank's share of the batch on its device."""
     precision = resolve_precision(config.precision, dist_info.device)
+    check_tf32(config, dist_info.device)
     batch_size = config.batch_size // dist_info.world_size
     memory = device_memory(dist_info.device)
     return precision, resolve_recompute(config.recompute, config.model, batch_size, precision, memory)
@@ -42,6 +45,37 @@ def resolve_precision(choice: str, device: torch.device) -> Precision:
     if choice not in ("fp32", "bf16", "fp16"):
         raise ConfigError(f"precision {choice!r} is not known; choose one of auto, fp32, bf16, fp16")
     return choice  # type: ignore[return-value]
+
+
+def check_tf32(config: TrainConfig, device: torch.device) -> None:
+    """Refuse TF32 where there is none.
+
+    Raises:
+        ConfigError: names the device.
+    """
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if config.tf32 and not capable:
+        found = device.type if device.type != "cuda" else torch.cuda.get_device_name(device)
+        raise ConfigError(f"tf32=true needs an NVIDIA GPU of capability 8.0 or newer (found {found}); leave it out")
+
+
+@contextmanager
+def matmul_arithmetic(tf32: bool) -> Iterator[None]:
+    """A context with float32 GEMMs in TF32 or not, and 16-bit ones that sum in float32 alone; then as it was before.
+
+    cuBLAS may add the parts of a split 16-bit GEMM up in 16 bits, in which sums over many tokens overflow in fp16.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    wanted = [(matmul, "allow_tf32", tf32), (cudnn, "allow_tf32", tf32)]
+    wanted += [(matmul, f"allow_{kind}_reduced_precision_reduction", False) for kind in ("fp16", "bf16")]
+    before = [(place, name, getattr(place, name)) for place, name, _ in wanted]
+    try:
+        for place, name, value in wanted:
+            setattr(place, name, value)
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
 
 
 def resolve_recompute(choice: str, model: IPTConfig, batch_size: int, precision: Precision, memory: int) -> bool:
@@ -73,9 +107,9 @@ class LossScale:
 
     def __init__(self, enabled: bool, device: torch.device, start: float = 2.0**16, interval: int = 2000):
         self.enabled, self.interval = enabled, interval
-        self.factor = torch.tensor(start if enabled else 1.0, device=device)
+        self.factor = torch.tensor(start if enabled else 1.0, dtype=torch.float32, device=device)
         self.used = self.factor.clone()
-        self.good = torch.tensor(0.0, device=device)  # good steps since the last change
+        self.good = torch.tensor(0.0, dtype=torch.float32, device=device)  # good steps since the last change
 
     def update(self, bad: Tensor) -> None:
         """Take in the outcome of a step; ``bad`` is a bool scalar on the device."""

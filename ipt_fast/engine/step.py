@@ -20,6 +20,7 @@ from ipt_fast.data import SR_MARGIN, Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo, GradientAllReduce
+from ipt_fast.engine.optimizer import make_optimizer
 from ipt_fast.engine.precision import LossScale, resolve
 from ipt_fast.losses import pretrain_loss
 from ipt_fast.model import IPT
@@ -97,9 +98,7 @@ class TrainStep:
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]  # of autocast
         model.set_recompute(self.recompute)
         self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(model) if config.compile else model
-        trained = [p for p in model.parameters() if p.requires_grad]
-        settings: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
-        self.optimizer = torch.optim.Adam(trained, lr=config.lr, fused=True, **settings)
+        self.optimizer = make_optimizer(model, config)
         self.gradients = GradientAllReduce(model, dist_info.world_size)
         self.scale = LossScale(self.precision == "fp16", dist_info.device)
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
@@ -190,8 +189,8 @@ class TrainStep:
             shrink = (norm / self.config.clip_grad).clamp(min=1.0)
             divisor = shrink if divisor is None else divisor * shrink
         # The protocol of torch.amp.GradScaler with fused optimizers: divide by the one, do nothing if the other is 1.
-        self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
-        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = divisor  # type: ignore[union-attr]
+        self.optimizer.found_inf = bad.float()  # type: ignore[union-attr]
         self.optimizer.step()
         self.scale.update(bad)
         if self.ema is not None:

@@ -29,6 +29,7 @@ from ipt_fast.engine.config import ConfigError, TrainConfig, learning_rate, log_
 from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters, lost_rank
 from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer
+from ipt_fast.engine.precision import matmul_arithmetic
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
 from ipt_fast.engine.terminal import StopRequest, TrainingProgress
 from ipt_fast.io.atomic import atomic_write
@@ -76,6 +77,18 @@ class Summary:
         return self.step >= self.total_steps
 
 
+def initial_model(config: TrainConfig) -> IPT:
+    """Return the network that a run starts from, drawn from its seed whatever the caller's defaults are."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(), torch.device("cpu"):
+            torch.manual_seed(config.seed)
+            return IPT(config.model)
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 class Trainer:
     """Trains a network and leaves checkpoint, config.json, log.jsonl and a TensorBoard log in a folder.
 
@@ -115,9 +128,7 @@ class Trainer:
         if profile_steps < 0:
             raise ConfigError(f"the number of steps to profile must be at least 0 (got {profile_steps})")
         if model is None:
-            with torch.random.fork_rng():
-                torch.manual_seed(config.seed)
-                model = IPT(config.model)
+            model = initial_model(config)
         model = model.to(self.dist_info.device).train()
         broadcast_parameters(model, self.dist_info.world_size)
         self.training = TrainStep(model, config, self.dist_info, degrade)
@@ -182,10 +193,13 @@ class Trainer:
             NotSavedError: the last checkpoint could not be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        if self.training.precision == "fp32" and self.dist_info.device.type == "cuda" and not self.config.tf32:
+            _log.info("fp32: TF32 is off; --set tf32=true switches it on, with 10 bits of mantissa in GEMMs' inputs")
         self.meter = Meter(self.dist_info.device)
         with ExitStack() as stack:
             request = stack.enter_context(StopRequest())
             stack.enter_context(warnings.catch_warnings())
+            stack.enter_context(matmul_arithmetic(self.config.tf32))
             stack.callback(restore_generators, generator_states(self.dist_info.device), self.dist_info.device)
             stack.callback(self.loader.close)
             if self.generators is None:

@@ -9,14 +9,16 @@ from ipt_fast.engine.config import ConfigError
 from ipt_fast.engine.distributed import DistInfo
 from ipt_fast.engine.precision import (
     LossScale,
+    check_tf32,
     device_memory,
     hidden_bytes,
+    matmul_arithmetic,
     resolve,
     resolve_precision,
     resolve_recompute,
 )
 from ipt_fast.model import IPT, IPTConfig, preset
-from tests.engine.fakes import make_trainer, micro_config
+from tests.engine.fakes import fake_degrade, make_trainer, micro_config
 from tests.saved_tensors import saved_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -119,3 +121,42 @@ def test_hidden_bytes_are_what_is_kept_beside_the_rest(mlp):
         model.set_recompute(on)
         kept[on] = saved_bytes(lambda: model(x, "sr2"))
     assert kept[False] - kept[True] == 2 * hidden_bytes(config, "fp32")
+
+
+def test_tf32_is_refused_where_there_is_none(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"tf32=true needs an NVIDIA GPU of capability 8.0 or newer \(found cpu\)"):
+        make_trainer(tmp_path, micro_config("tf32=true"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    for capability, refused in (((7, 0), True), ((8, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        if refused:
+            with pytest.raises(ConfigError, match="found Tesla V100"):
+                check_tf32(micro_config("tf32=true"), CUDA)
+        else:
+            check_tf32(micro_config("tf32=true"), CUDA)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_sums_of_16_bit_gemms_are_float32_while_training_and_the_callers_afterwards(tf32):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def settings():
+        reduced = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
+        return (matmul.allow_tf32, cudnn.allow_tf32, *reduced)
+
+    before = settings()
+    with pytest.raises(KeyError), matmul_arithmetic(tf32):
+        assert settings() == (tf32, tf32, False, False)
+        raise KeyError
+    assert settings() == before and before[2]
+
+
+def test_a_step_runs_in_that_arithmetic(tmp_path):
+    seen = []
+
+    def degrade(*args, **options):
+        seen.append(torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction)
+        return fake_degrade(*args, **options)
+
+    make_trainer(tmp_path, micro_config(steps=1), degrade=degrade).train()
+    assert seen == [False] and torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
