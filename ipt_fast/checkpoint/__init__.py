@@ -3,9 +3,11 @@
 from ipt_fast.checkpoint.load import keep_one_task, load_checkpoint, nearest_task
 from ipt_fast.checkpoint.read import FORMAT, CheckpointError, check_weights, read_notes
 from ipt_fast.checkpoint.training_state import (
+    BEST,
     LATEST,
     PREVIOUS,
     generator_states,
+    keep_best,
     load_training_state,
     newest_good,
     restore_generators,
@@ -14,7 +16,7 @@ from ipt_fast.checkpoint.training_state import (
 from ipt_fast.checkpoint.write import LAYOUTS, Layout, save_network
 
 __all__ = [
-    "FORMAT", "LATEST", "LAYOUTS", "PREVIOUS", "CheckpointError", "Layout", "check_weights", "generator_states",
-    "keep_one_task", "load_checkpoint", "load_training_state", "nearest_task", "newest_good", "read_notes",
+    "BEST", "FORMAT", "LATEST", "LAYOUTS", "PREVIOUS", "CheckpointError", "Layout", "check_weights", "generator_states",
+    "keep_best", "keep_one_task", "load_checkpoint", "load_training_state", "nearest_task", "newest_good", "read_notes",
     "restore_generators", "save_checkpoint", "save_network",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ A file holds {"format", "config", "model", "ema", "optimizer", "scaler", "schedu
 import logging
 import os
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +17,11 @@ import torch
 
 from ipt_fast.arguments import checked
 from ipt_fast.checkpoint.read import FORMAT, CheckpointError, read_torch_file
-from ipt_fast.io.atomic import atomic_write
+from ipt_fast.io.atomic import atomic_path, atomic_write
 
 LATEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+BEST = "best.pt"  # of those that were validated, the one with the highest PSNR
 _KEYS = {"format", "config", "model", "optimizer", "scaler", "schedule", "rng", "loader", "step", "epoch"}
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,20 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         os.fsync(file.fileno())
         if path.name == LATEST and path.exists():
             _keep_as(path, path.with_name(PREVIOUS))
+
+
+def keep_best(path: str | Path) -> None:
+    """Make ``best.pt`` a second name of a checkpoint, or a copy where the file system has no links.
+
+    Raises:
+        OSError: the copy cannot be written; ``best.pt`` is as it was before.
+    """
+    path = Path(path)
+    with atomic_path(path.with_name(BEST)) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 def _keep_as(path: Path, other: Path) -> None:

@@ -61,7 +61,7 @@ def check_tf32(config: TrainConfig, device: torch.device) -> None:
 
 @contextmanager
 def matmul_arithmetic(tf32: bool) -> Iterator[None]:
-    """A context with float32 GEMMs in TF32 or not, and 16-bit ones that sum in float32 alone; then as it was before.
+    """Compute float32 GEMMs in TF32 or not, and sum 16-bit ones in float32 alone, inside the context.
 
     cuBLAS may add the parts of a split 16-bit GEMM up in 16 bits, in which sums over many tokens overflow in fp16.
     """

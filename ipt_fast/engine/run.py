@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", metavar="auto|FILE", help="go on from a checkpoint; auto: the newest in --out, if there is one")
     add("--init", type=Path, metavar="FILE", help="start from the weights of a checkpoint, ours or the released ones")
     add("--pairs", nargs=2, type=Path, metavar=("GT", "LQ"), help="fine-tune on pairs: clean and degraded photos")
+    add("--val", nargs="+", type=Path, metavar="DIR", help="photos held out: PSNR at each checkpoint, best.pt is kept")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change the recipe, as in lr=1e-4")
     for name, kind in (("epochs", float), ("steps", int), ("batch-size", int), ("lr", float)):
         add(f"--{name}", type=kind, metavar="N", help=f"as --set {name.replace('-', '_')}=N")
@@ -88,6 +89,10 @@ def check_usage(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: they do not go together.
     """
+    if args.val and len(args.val) != (2 if args.pairs else 1):
+        raise ConfigError("--val takes a folder of clean photos, or with --pairs two: GT LQ")
+    if same := {path.resolve() for path in args.val or ()} & {path.resolve() for path in args.data or args.pairs or ()}:
+        raise ConfigError(f"--val {same.pop()}: these photos are trained on; hold others out")
     if args.finetune is None:
         if args.pairs:
             raise ConfigError(
@@ -175,7 +180,13 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
         )
     if args.resume not in (None, "auto") and not Path(args.resume).is_file():
         raise FileNotFoundError(f"{args.resume}: no such checkpoint")
+    validate = None
+    if args.val and dist_info.is_main:
+        from ipt_fast.evaluation.validation import Validation
+
+        validate = Validation(args.val, config.model.tasks)
     loader, photos = _loader(args, config, dist_info)
+    photos += f", {len(validate)} held out for validation" if validate else ""
     if args.dry_run:
         steps_per_epoch = loader.batches_per_epoch
         warn(config, total_steps(config, steps_per_epoch), steps_per_epoch, given)
@@ -186,7 +197,7 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
     model, start = _initial_model(args, config, initial)
     trainer = Trainer(
         config, loader, args.out, dist_info=dist_info, model=model, console=console, profile_steps=args.profile,
-        given=given,
+        given=given, validate=validate,
     )  # fmt: skip
     resumed = args.resume is not None and trainer.resume(args.resume)
     _log.info("%s; %s%s", photos, loader.description, "" if resumed else start)

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import math
 import signal as signals
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ipt_fast.checkpoint import (
     LATEST,
     CheckpointError,
     generator_states,
+    keep_best,
     load_training_state,
     newest_good,
     restore_generators,
@@ -102,6 +104,8 @@ class Trainer:
         console: where a progress bar goes, if it is a terminal; by default there is none. Lines are log records.
         profile_steps: write a trace of that many steps, for Perfetto (https://ui.perfetto.dev).
         given: names of settings that somebody asked for, also where they equal the default.
+        validate: network -> task -> PSNR in dB, as ``ipt_fast.evaluation.validation`` does; called with each checkpoint
+            that is due, on rank 0. The best one is kept as ``best.pt``.
 
     Raises:
         ConfigError: settings that cannot be trained with, before anything is written.
@@ -119,6 +123,7 @@ class Trainer:
         console: Console | None = None,
         profile_steps: int = 0,
         given: Collection[str] | None = None,
+        validate: Callable[[IPT], Mapping[str, float]] | None = None,
     ):
         self.config, self.loader, self.out = config, loader, Path(out)
         self.dist_info = dist_info or DistInfo(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -139,6 +144,8 @@ class Trainer:
         self.meter = Meter(self.dist_info.device)
         self.last: dict[str, Any] = {}
         self.profile_steps = profile_steps
+        self.validate = validate if self.dist_info.is_main else None
+        self.best = -math.inf  # PSNR of best.pt
         self.unread: tuple[StepOutcome, str, DeviceTimer] | None = None
         self.bad_in_a_row = 0
         seen = console if self.dist_info.is_main else None
@@ -176,7 +183,7 @@ class Trainer:
         self.training.load_state_dict(state)
         states = state["rng"]  # a rank that the checkpoint does not have starts as its last one
         self.generators = states[min(self.dist_info.rank, len(states) - 1)]
-        self.step = int(state["step"])
+        self.step, self.best = int(state["step"]), float(state.get("best", -math.inf))
         self.saved_at = self.step if path.parent == self.out else -1
         _log.info("goes on from %s at step %d of %d", path, self.step, self.total)
         return True
@@ -234,7 +241,7 @@ class Trainer:
                 if self.step % self.config.log_every == 0 or self.meter.whole_run.batches == 1:
                     self._log_record(log)
                 due = self.step % self.config.checkpoint_every == 0 or self._is_kept()
-                if due and self.step < self.total and (reason := self._save()):
+                if due and self.step < self.total and (reason := self._save(self._is_best(log))):
                     _log.warning(
                         "no checkpoint at step %d: %s; training goes on, and tries again later", self.step, reason
                     )
@@ -243,7 +250,7 @@ class Trainer:
             self._stop_if_diverged()
             if self.meter.since.batches:
                 self._log_record(log)
-            if reason := self._save():
+            if reason := self._save(self.step == self.total and self._is_best(log)):
                 raise NotSavedError(
                     f"the run ends at step {self.step} of {self.total} without its last checkpoint: {reason}; make "
                     f"room in {self.out}, and train the steps since the one before again with --resume auto"
@@ -338,10 +345,27 @@ class Trainer:
         every = self.config.keep_every * self.loader.batches_per_epoch
         return every > 0 and self.step % every == 0
 
-    def _save(self, alone: bool = False) -> str | None:
+    def _is_best(self, log: RunLog | None) -> bool:
+        """Validate, log the scores, and return whether no checkpoint before had a higher mean PSNR."""
+        if self.validate is None or self.saved_at == self.step:
+            return False
+        self._flush()
+        scores = dict(self.validate(self.training.ema or self.model))
+        psnr = sum(scores.values()) / len(scores)
+        if log is not None:
+            log.write({"step": self.step, "validation": {"psnr": psnr, **scores}})
+        is_best, best = psnr > self.best, self.best
+        self.best = max(self.best, psnr)
+        said = "the best so far" if is_best else f"the best was {best:.2f}"
+        by_task = ", ".join(f"{task} {score:.2f}" for task, score in scores.items())
+        _log.info("step %d/%d · validation %.2f dB (%s) · %s", self.step, self.total, psnr, by_task, said)
+        return is_best
+
+    def _save(self, is_best: bool = False, alone: bool = False) -> str | None:
         """Write a checkpoint of this step. Returns the reason why there is none, the same on all ranks up to words.
 
         Args:
+            is_best: keep it as the best one, too.
             alone: the other ranks do not call; their random number generators start as this one's, then.
         """
         self._flush()
@@ -359,6 +383,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
+            "best": self.best,
         }
         reason = None
         if self.dist_info.is_main:
@@ -366,6 +391,8 @@ class Trainer:
             for path in (self.out / name for name in (LATEST, *kept)):
                 try:
                     save_checkpoint(path, state)
+                    if is_best and path.name == LATEST:
+                        keep_best(path)
                 except (OSError, RuntimeError) as error:
                     reason = f"{path}: {error}"
                     break

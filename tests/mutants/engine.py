@@ -56,7 +56,7 @@ MUTANTS = [
     # Counting, checkpoints, resume.
     Mutant(_TRAINER, "+ 1 if result.skipped and not result.rescaled else 0", "+ 1 if result.skipped else 0",
            f"{_TEST_TRAINER}::test_a_loss_scale_too_high_is_lowered_and_is_no_divergence"),
-    Mutant(_TRAINER, 'self.step = int(state["step"])', 'self.step = int(state["step"]) + 1',
+    Mutant(_TRAINER, 'self.best = int(state["step"]),', 'self.best = int(state["step"]) + 1,',
            f"{_TEST_TRAINER}::test_resume_in_the_middle_is_bit_equal"),
     Mutant(_TRAINER, "        if failed:\n", "        if False:\n",
            f"{_TEST_TRAINER}::test_a_run_whose_last_checkpoint_is_missing_has_failed"),
