@@ -25,6 +25,7 @@ from ipt_fast.engine.config import (
 )
 from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
+from ipt_fast.engine.memory import warn_of_memory
 from ipt_fast.engine.precision import resolve
 from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError, Trainer
@@ -255,7 +256,7 @@ def _dry_run_table(config: TrainConfig, photos: str, loader: CropLoader, dist_in
         "network": f"{config.preset}, {parameters:,} parameters",
         "device": f"{dist_info.device}, {dist_info.world_size} rank(s), {precision}",
         "length": f"{steps:,} steps of {config.batch_size} patches, {loader.batches_per_epoch:,} steps an epoch",
-        "memory": f"{16 * parameters / 2**30:.2f} GiB for weights, gradients and Adam; activations come on top",
+        "memory": str(warn_of_memory(config, dist_info)),
         "activation recomputation": "on" if recompute else "off",
     }
     settings = config.to_dict()

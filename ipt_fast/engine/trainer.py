@@ -30,6 +30,7 @@ from ipt_fast.data import Batch, CropLoader
 from ipt_fast.engine.config import ConfigError, TrainConfig, learning_rate, log_differences, total_steps
 from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters, lost_rank
+from ipt_fast.engine.memory import warn_of_memory
 from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer
 from ipt_fast.engine.precision import matmul_arithmetic
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
@@ -130,6 +131,7 @@ class Trainer:
         self.total = total_steps(config, loader.batches_per_epoch)
         check(config, self.dist_info.world_size)
         warn(config, self.total, loader.batches_per_epoch, given)
+        warn_of_memory(config, self.dist_info)
         if profile_steps < 0:
             raise ConfigError(f"the number of steps to profile must be at least 0 (got {profile_steps})")
         if model is None:
