@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,14 @@ def test_a_run_without_its_last_checkpoint_has_exit_code_3(photos, tmp_path, cap
         assert train(photos, tmp_path / "run") == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("train.py: the run ends at step 3 of 3 without its last checkpoint") and "make room" in last
+
+
+@pytest.mark.parametrize("number, code, name", [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_before_the_first_step_is_one_line(photos, tmp_path, capsys, monkeypatch, number, code, name):
+    before = signal.getsignal(number)
+    monkeypatch.setattr("ipt_fast.engine.run.build_index", lambda *args, **options: signal.raise_signal(number))
+    assert train(photos, tmp_path / "run") == code
+    assert capsys.readouterr().err == f"train.py: stopped by {name}\n" and signal.getsignal(number) is before
 
 
 def test_a_loader_that_fails_has_exit_code_4(photos, tmp_path, capsys, monkeypatch):

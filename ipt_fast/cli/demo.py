@@ -29,12 +29,13 @@ def run(args: argparse.Namespace) -> int:
     from ipt_fast.cli.tables import print_table
     from ipt_fast.data.packaged_photos import copy_training_photos, held_out_photos
     from ipt_fast.engine import run as engine
+    from ipt_fast.engine.config import recipe
     from ipt_fast.evaluation.held_out import COLUMNS, mean_psnr, score_held_out, score_rows
     from ipt_fast.evaluation.sample_grid import write_sample_grids
     from ipt_fast.inference import load_checkpoint
     from ipt_fast.io.atomic import atomic_write
 
-    with user_errors(FileNotFoundError):
+    with user_errors(OSError):
         photos = held_out_photos()
         data = copy_training_photos(args.out / "photos")
     options = ["--data", str(data), "--preset", args.preset, "--out", str(args.out), "--resume", "auto"]
@@ -44,15 +45,22 @@ def run(args: argparse.Namespace) -> int:
     model = load_checkpoint(args.out / "checkpoint.pt").eval()
     print("restoring photos that were never trained on", flush=True)
     results = score_held_out(model, photos, model.config.tasks)
-    grids = write_sample_grids(results, args.out / "samples")
+    means = mean_psnr(results)
     scores = {
         task: {"psnr_y_input": round(before, 4), "psnr_y_model": round(after, 4)}
-        for task, (before, after) in mean_psnr(results).items()
+        for task, (before, after) in means.items()
     }
-    with atomic_write(args.out / "held_out.json", "w") as file:
-        file.write(json.dumps(scores, indent=2) + "\n")
+    with user_errors(OSError):  # a full disk
+        grids = write_sample_grids(results, args.out / "samples")
+        with atomic_write(args.out / "held_out.json", "w") as file:
+            file.write(json.dumps(scores, indent=2) + "\n")
     title = f"PSNR-Y in dB on photos never trained on: {', '.join(photos)}"
     print_table(title, COLUMNS, score_rows(results), COLUMNS[1:])
+    if below := [task for task, (before, after) in means.items() if after < before]:
+        steps = json.loads((args.out / "config.json").read_text(encoding="utf-8"))["run"]["total_steps"]
+        usual = recipe(args.preset).steps
+        said = f"; the recipe of {args.preset} has {usual:,}" if usual and usual > steps else ""
+        print(f"{', '.join(below)}: worse than the input, after {steps:,} steps{said}. Longer runs: --set steps=N")
     print(f"{args.out}: checkpoint.pt, config.json, log.jsonl, held_out.json, TensorBoard log")
     print(f"{args.out / 'samples'}: {', '.join(path.name for path in grids)}")
     return 0

@@ -29,6 +29,7 @@ from ipt_fast.engine.memory import warn_of_memory
 from ipt_fast.engine.precision import resolve
 from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError, Trainer
+from ipt_fast.io.signals import exit_code, sigterm_raises, stop_line
 from ipt_fast.model import IPT, PRESETS
 
 _EXIT_CODES = {DivergedError: 1, NotSavedError: 3, LoaderError: 4}
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace, program: str) -> int:
         print_error(error)
         return 2
     try:
-        with show_logs(console, dist_info.is_main):
+        with show_logs(console, dist_info.is_main), sigterm_raises():
             trainer = _prepare(args, dist_info, console)
             if trainer is None:
                 return 0
@@ -156,8 +157,10 @@ def run(args: argparse.Namespace, program: str) -> int:
         if dist_info.is_main:
             print_error(error)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:  # before the first step, or Ctrl-C again: no checkpoint of this moment
+        if dist_info.is_main:
+            console.print(f"{program}: {stop_line(stop)}", markup=False, soft_wrap=True)
+        return exit_code(stop)
     finally:
         destroy_process_group()
     return 0 if summary.signal is None else 128 + summary.signal

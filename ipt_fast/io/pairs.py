@@ -74,9 +74,18 @@ def match_pairs(
 
 
 def split_sides(paths: Sequence[str], root: str) -> tuple[list[str], list[str]]:
-    """Return the clean and the degraded images of one folder with both, as in ``scene/sharp`` and ``scene/blur``."""
+    """Return the clean and the degraded images of one folder with both, as in ``scene/sharp`` and ``scene/blur``.
+
+    Raises:
+        PairError: one of the sides is not there.
+    """
     folders = {path: set(os.path.dirname(_below(path, root)).split(os.sep)) for path in paths}
     clean, degraded = ([p for p in paths if folders[p] & set(words.split("|"))] for words in (_CLEAN, _DEGRADED))
+    if not clean or not degraded:
+        raise PairError(
+            f"{root}: is no folder with both sides of pairs, each under a folder with a name such as sharp and blur; "
+            "give the two folders"
+        )
     return clean, degraded
 
 

@@ -32,6 +32,7 @@ def test_a_run_leaves_everything_and_is_resumed(tmp_path, small_photos, capsys):
     out = tmp_path / "run"
     assert demo(out, "steps=3") == 0
     table = capsys.readouterr().out
+    assert "worse than the input, after 3 steps; the recipe of tiny has 2,000. Longer runs: --set steps=N" in table
     tasks = ["sr2", "sr3", "sr4", "derain", "denoise30", "denoise50"]
     assert all(task in table for task in tasks)
     assert sorted(path.stem for path in (out / "samples").glob("*.png")) == sorted(tasks)

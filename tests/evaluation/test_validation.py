@@ -60,7 +60,7 @@ def test_clean_photos_are_degraded_alike_for_every_network(photos):
         (["empty"], ["sr2"], "empty: no photos to validate on"),
         (["gt", "lq"], ["sr2", "derain"], "validation pairs are of one task, this run has sr2, derain"),
         (["gt", "lq"], ["sr3"], "has no partner"),
-        (["gt", "gt"], ["sr2"], "no photos|has no partner|do not go together"),
+        (["gt", "gt"], ["sr2"], "is no folder with both sides of pairs, .* such as sharp and blur"),
     ],
 )
 def test_photos_that_cannot_serve_are_named(photos, folders, tasks, message):
