@@ -62,6 +62,8 @@ def make_loader(
     plan = CropPlan(table.widths, table.heights, crops, batch_size * world_size, seed, patch_size, crops_per_image)
     source = CropSource(plan, table, rank, world_size)
     missing = unavailable_reason() if loader != "torch" else None
+    if loader == "auto" and workers == 0:
+        missing = "workers=0 decodes in this process, which DALI does not"
     if loader == "dali" and missing:
         raise ModuleNotFoundError(f'loader="dali" cannot serve: {missing}; or use loader="torch"')
     if loader == "torch" or missing:

@@ -284,6 +284,14 @@ def test_auto_says_what_it_chose(folder, opened):
     assert DALI_MISSING is None or DALI_MISSING in about
 
 
+def test_auto_decodes_in_this_process_where_that_is_asked_for(folder, opened, monkeypatch):
+    monkeypatch.setattr("ipt_fast.data.factory.unavailable_reason", lambda: None)
+    said = opened(folder, loader="auto", workers=0).description
+    assert said.startswith("torch loader, 0 workers") and said.endswith(
+        "workers=0 decodes in this process, which DALI does not"
+    )
+
+
 @pytest.mark.skipif(DALI_MISSING is None, reason="DALI is installed")
 def test_dali_on_demand_says_what_is_missing(folder, opened):
     with pytest.raises(ModuleNotFoundError, match=r'loader="dali" cannot serve: .*loader="torch"'):

@@ -38,7 +38,7 @@ class FusedAdam(torch.optim.Optimizer):
     def __init__(self, params, lr, betas, eps, weight_decay, adam_w_mode, capturable):
         assert capturable
         super().__init__(params, {"lr": torch.tensor(lr), "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.adam_w_mode, self._dummy_overflow_buf = int(adam_w_mode), torch.cuda.IntTensor([0])
+        self.adam_w_mode, self._dummy_overflow_buf = int(adam_w_mode), torch.tensor([0], device="cuda")
 
     def step(self, grad_scaler):
         for group in self.param_groups:
@@ -71,7 +71,8 @@ def apex(monkeypatch):
     kernels = dict.fromkeys(("multi_tensor_adam", "multi_tensor_adam_capturable", "multi_tensor_adam_capturable_2",
                              "multi_tensor_adam_capturable_master"), adam_kernel)  # fmt: skip
     monkeypatch.setitem(sys.modules, "amp_C", module("amp_C", **kernels))
-    monkeypatch.setattr(torch.cuda, "IntTensor", torch.IntTensor)
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *args, device=None, **options: tensor(*args, **options))
     if importlib.util.find_spec("apex") is None:
         monkeypatch.setitem(sys.modules, "apex", module("apex", __path__=[]))
         monkeypatch.setitem(sys.modules, "apex.multi_tensor_apply", module("apex.multi_tensor_apply"))
@@ -143,6 +144,7 @@ def test_apex_is_told_from_its_namesake(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
     assert apex_missing().startswith("NVIDIA Apex is not installed; build NVIDIA's from source")
     monkeypatch.setitem(sys.modules, "apex", module("apex", __file__="/site-packages/apex/__init__.py"))
+    monkeypatch.setitem(sys.modules, "apex.optimizers", None)
     assert "apex/__init__.py is not NVIDIA's, but a package of that name on PyPI" in apex_missing()
     for name in ("apex.optimizers", "apex.multi_tensor_apply"):
         monkeypatch.setitem(sys.modules, name, module(name))

@@ -66,6 +66,10 @@ MUTANTS = [
            f"{_TEST_TRAINER}::test_checkpoints_are_kept_at_their_epochs_whatever_the_steps_between"),
     Mutant("ipt_fast/engine/metrics.py", "self.skipped += not result.rescaled", "self.skipped += 1",
            "tests/engine/test_metrics.py"),
+    Mutant(_TRAINER, "is_best, best = psnr > self.best", "is_best, best = psnr < self.best",
+           "tests/evaluation/test_validation.py::test_the_best_checkpoint_is_kept_and_remembered"),
+    Mutant("ipt_fast/engine/optimizer.py", " - (part._dummy_overflow_buf == 1).int()", "",
+           "tests/engine/test_optimizer.py::test_a_step_that_is_left_out_counts_in_neither"),
     # Losses.
     Mutant(_LOSSES, "(output - target).abs().mean()", "(output - target).square().mean()", _TEST_LOSSES),
     Mutant(_LOSSES, "l1 + lam * contrastive, l1", "l1 + contrastive, l1", _TEST_LOSSES),
