@@ -62,7 +62,7 @@ def make_loader(
     plan = CropPlan(table.widths, table.heights, crops, batch_size * world_size, seed, patch_size, crops_per_image)
     source = CropSource(plan, table, rank, world_size)
     missing = unavailable_reason() if loader != "torch" else None
-    if loader == "auto" and workers == 0:
+    if loader == "auto" and workers == 0 and missing is None:
         missing = "workers=0 decodes in this process, which DALI does not"
     if loader == "dali" and missing:
         raise ModuleNotFoundError(f'loader="dali" cannot serve: {missing}; or use loader="torch"')

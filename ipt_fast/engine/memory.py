@@ -76,7 +76,8 @@ def warn_of_memory(config: TrainConfig, dist_info: DistInfo) -> StepMemory:
     """Return what a step takes, and warn before the first one where the device has less."""
     needed, there = step_memory(config, dist_info), device_memory(dist_info.device)
     if needed.total > there:
-        advice = "a smaller batch_size" + ("" if config.recompute == "on" else ", recompute=on")
+        recomputes = resolve(config, dist_info)[1]
+        advice = "a smaller batch_size" + ("" if recomputes else ", recompute=on")
         if needed.backend == "eager" and config.lam:
             advice += ", another backend of the contrastive loss than IPT_FAST_IMPL=eager"
         _log.warning(

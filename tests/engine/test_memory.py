@@ -44,7 +44,7 @@ def test_the_dense_loss_grows_with_the_square_and_with_the_ranks(monkeypatch):
 
 
 def test_a_run_that_cannot_fit_is_warned_of(monkeypatch, caplog):
-    config = recipe("base", ["precision=fp32"])
+    config = recipe("base", ["precision=fp32", "recompute=off"])
     for gib, warned in ((1000, False), (16, True)):
         monkeypatch.setattr("ipt_fast.engine.memory.device_memory", lambda device, gib=gib: gib * 2**30)
         needed = warn_of_memory(config, DistInfo())
