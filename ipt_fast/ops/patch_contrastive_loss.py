@@ -9,7 +9,7 @@ from torch import Tensor
 from ipt_fast.ops._common import autocast_off, check_choice, check_number, check_tensor
 from ipt_fast.ops._patch_contrastive_loss_gemm import NO_DIRECTION, gemm_backward, gemm_forward, kept_dtype
 from ipt_fast.ops._patch_contrastive_loss_ring import ranks_in_scope
-from ipt_fast.ops._registry import Backend, Backends, triton_missing
+from ipt_fast.ops._registry import Backend, Backends, overridable, triton_missing
 
 _OP = "patch_contrastive_loss"
 _TEMPERATURE = 0.07
@@ -198,6 +198,7 @@ class _PatchContrastiveLoss(torch.autograd.Function):
         return _gradient(features, kept, positive_grad, weights, *ctx.options), None, None, None, None
 
 
+@overridable
 def patch_contrastive_loss(
     features: Tensor,
     mode: str = "paper",

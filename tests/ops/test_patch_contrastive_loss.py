@@ -257,6 +257,12 @@ def test_vmap_gives_each_batch_its_gradient(impl):
     torch.testing.assert_close(torch.vmap(gradient)(batches), torch.stack([gradient(f) for f in batches]))
 
 
+def test_fx_records_the_call():
+    traced = torch.fx.symbolic_trace(lambda f: patch_contrastive_loss(f, "supcon", temperature=0.2))
+    features = torch.randn(3, 4, 6)
+    assert traced(features) == patch_contrastive_loss(features, "supcon", temperature=0.2)
+
+
 def test_default_device_and_dtype_change_nothing(impl):
     features, weights = torch.randn(3, 4, 6), torch.ones(3)
     want = value_and_grad(features, weights, impl=impl)
