@@ -6,6 +6,7 @@ A subcommand module has ``EXAMPLE``, ``add_arguments(parser)`` and ``run(args) -
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ COMMANDS = {
     "restore": "restore images: super-resolution, denoising, deraining",
     "datasets": "where test sets and training photos come from, and whether a folder is complete",
     "eval": "PSNR and SSIM on test sets, beside the paper's tables",
+    "config": "a recipe as a YAML file, and the schema by which an editor checks one",
     "finetune": "fine-tune a checkpoint on one task",
     "visualize": "draw what the embeddings of a checkpoint have learnt",
     "audit": "whether a checkpoint's activations stay within fp16",
@@ -77,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         except CommandError as error:
             print(f"ipt-fast {command}: {error}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # ``ipt-fast ... | head``: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed there at exit
+            return 141
         except KeyboardInterrupt as stop:
             print(f"ipt-fast {command}: {stop_line(stop)}", file=sys.stderr)
             return exit_code(stop)

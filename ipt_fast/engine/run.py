@@ -27,6 +27,7 @@ from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
 from ipt_fast.engine.memory import warn_of_memory
 from ipt_fast.engine.precision import resolve
+from ipt_fast.engine.recipe_file import read_changes
 from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError, Trainer
 from ipt_fast.io.signals import exit_code, sigterm_raises, stop_line
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--init", type=Path, metavar="FILE", help="start from the weights of a checkpoint, ours or the released ones")
     add("--pairs", nargs=2, type=Path, metavar=("GT", "LQ"), help="fine-tune on pairs: clean and degraded photos")
     add("--val", nargs="+", type=Path, metavar="DIR", help="photos held out: PSNR at each checkpoint, best.pt is kept")
+    add("--config", type=Path, metavar="FILE", help="settings from a YAML file (ipt-fast config); --set changes them")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change the recipe, as in lr=1e-4")
     for name, kind in (("epochs", float), ("steps", int), ("batch-size", int), ("lr", float)):
         add(f"--{name}", type=kind, metavar="N", help=f"as --set {name.replace('-', '_')}=N")
@@ -170,12 +172,17 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
     """Do everything up to the first step; returns None for a dry run."""
     check_usage(args)
     initial = None if args.init is None else load_checkpoint(args.init)
-    changes = changes_of(args)
+    name, settings = read_changes(args.config) if args.config else (None, [])
+    if args.finetune and (name or any(setting.startswith("model.") for setting in settings)):
+        raise ConfigError(
+            f"{args.config}: fine-tuning takes the network as it is in --init; leave preset and model out"
+        )
+    changes = settings + changes_of(args)
     if initial is not None and args.finetune:
         config = apply_changes(finetune_recipe(initial.config, args.finetune), changes)
     else:
-        config = recipe(args.preset or "base", changes)
-    given = {change.partition("=")[0].strip() for change in changes}
+        config = recipe(args.preset or name or "base", changes)
+    given = {change.partition("=")[0].strip() for change in changes_of(args)}  # a file names all settings
     check(config, dist_info.world_size, pairs=bool(args.pairs), given=given)
     resolve(config, dist_info)
     if args.resume is None and not args.dry_run and (args.out / LATEST).exists():

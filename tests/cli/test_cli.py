@@ -65,3 +65,10 @@ def test_help_does_not_import_torch():
     program = "import sys, ipt_fast.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
     program += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_reader_that_leaves_is_no_error():
+    program = "import sys; from ipt_fast.cli import main; sys.exit(main(['config', '--schema']))"
+    command = f'set -o pipefail; {sys.executable} -c "{program}" | head -1'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "{\n" and done.stderr == "" and done.returncode in (0, 141)
