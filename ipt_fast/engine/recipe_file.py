@@ -100,7 +100,7 @@ def _schema_of(kind: Any) -> dict[str, Any]:
 
 def _descriptions(owner: type) -> dict[str, str]:
     """Return setting -> what the class's docstring says of it."""
-    found = {}
+    found: dict[str, str] = {}
     text = (owner.__doc__ or "").partition("Args:\n")[2]
     for names, said in re.findall(r"^ {8}([\w, ]+): (.+?)(?=^ {8}\w|\Z)", text, re.MULTILINE | re.DOTALL):
         found |= {name.strip(): " ".join(said.split()).replace("``", "") for name in names.split(",")}
