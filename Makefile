@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 TORCH_TESTS := tests/ops tests/acceleration tests/model tests/inference tests/bench/test_offline.py \
                tests/engine/test_step.py tests/engine/test_precision.py
 
-.PHONY: pretrain test test-torch test-kernels lint docs bench clean
+.PHONY: pretrain test test-torch test-kernels lint docs bench fuzz clean
 .DELETE_ON_ERROR:
 
 pretrain: $(VENV)/.installed-demo
@@ -39,6 +39,10 @@ lint: $(VENV)/.installed-dev
 # The documentation, as pages to open: build/site/index.html
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Random calls of what is public, ten minutes at most; the same ones each time. A fault is printed with its seed.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz --out tests/fuzz/results.md
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/ipt-fast bench

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _WORDS = {  # class -> one of them, several
@@ -23,6 +23,7 @@ _WORDS = {  # class -> one of them, several
     "bool": ("True or False", "bools"),
 }
 _PATH = ("a path", "paths")
+_HUGE = 2**63  # torch takes no larger whole numbers
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,56 @@ class Kind:
     words: tuple[str, str]
     fits: Callable[[Any], bool]
     holds: Callable[[Any], bool] = lambda value: True
+    shape: "Shape | None" = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What ``Annotated[Tensor, Shape("B 3 H W", "uint8")]`` asks of a tensor; it is dense in any case.
+
+    A letter stands for one size in all arguments of a call, which lie on one device; "..." for any number of axes. No
+    axis is empty. ``dtype`` is a name, "float" for any floating-point one, or "real" for all but complex and bool.
+    ``held``: it holds data, so that it is none on the meta device.
+    """
+
+    axes: str = "..."
+    dtype: str = "real"
+    held: bool = False
+
+    @property
+    def words(self) -> str:
+        """Say it."""
+        kind = {"real": "real", "float": "floating-point"}.get(self.dtype, self.dtype)
+        return (
+            f"a dense {kind} tensor"
+            + " that holds data" * self.held
+            + ("" if self.axes == "..." else f" [{', '.join(self.axes.split())}]")
+        )
+
+    def fits(self, x: Any) -> bool:
+        """Return whether it is a tensor of that dtype and number of axes."""
+        name = str(getattr(x, "dtype", "")).removeprefix("torch.")
+        if not hasattr(x, "layout") or str(x.layout) != "torch.strided" or (self.held and x.is_meta):
+            return False
+        if self.dtype == "float":
+            return x.is_floating_point()
+        return self.dtype == name or (self.dtype == "real" and name != "bool" and not x.is_complex())
+
+    def sizes(self, x: Any) -> dict[str, int] | None:
+        """Return axis -> size of the named axes; None where it has others."""
+        axes = self.axes.split()
+        if axes[0] == "...":
+            axes = axes[1:]
+            shape = x.shape[x.dim() - len(axes) :] if x.dim() >= len(axes) else ()
+        else:
+            shape = x.shape
+        found: dict[str, int] = {}
+        if len(shape) != len(axes):
+            return None
+        for axis, size in zip(axes, shape, strict=True):
+            if size == 0 or size != (int(axis) if axis.isdigit() else found.setdefault(axis, size)):
+                return None
+        return found
 
 
 @overload
@@ -54,16 +105,19 @@ def checked(function: Any = None, /, **least: int) -> Any:
         function.__init__ = checked(function.__init__, **least)  # type: ignore[misc]
         return function
     title = function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     kinds = {p.name: kind_of(hints[p.name]) for p in parameters if p.name in hints and p.kind != p.VAR_KEYWORD}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        sizes: dict[str, Any] = {}  # of the axes, and the device
         for name, value in (*zip(plain, args, strict=False), *kwargs.items()):
             if name in kinds:
                 _check(title, name, kinds[name], value)
+                if kinds[name].shape is not None and value is not None and hasattr(value, "device"):
+                    _check_shape(title, name, kinds[name].shape, value, sizes)
             if name in least and value is not None and value < least[name]:
                 raise ValueError(f"{title}: {name} must be at least {least[name]} (got {value})")
         return function(*args, **kwargs)
@@ -79,6 +133,17 @@ def _check(title: str, name: str, kind: Kind, value: Any) -> None:
         raise ValueError(f"{title}: {name} must be {kind.words[0]} (got {_shown(value)})")
 
 
+def _check_shape(title: str, name: str, shape: Any, value: Any, sizes: dict[str, Any]) -> None:
+    found = shape.sizes(value)
+    if found is None:
+        raise ValueError(f"{title}: {name} must be {shape.words}, no axis empty (got {_shown(value)})")
+    for axis, size in {**found, "device": value.device}.items():
+        first, owner = sizes.setdefault(axis, (size, name))
+        if first != size:
+            given = size if axis == "device" else _shown(value)
+            raise ValueError(f"{title}: {name} must have {axis}={first}, as {owner} has (got {given})")
+
+
 def kind_of(hint: Any) -> Kind:
     """Return what an annotation allows.
 
@@ -90,6 +155,9 @@ def kind_of(hint: Any) -> Kind:
         return Kind(("anything", "anything"), lambda value: True)
     if hint is None or hint is type(None):
         return Kind(("None", "None"), lambda value: value is None)
+    if origin is Annotated:
+        shape = parts[1]
+        return Kind((shape.words, "tensors"), shape.fits, shape=shape)
     if origin in (Union, types.UnionType):
         return _union(parts)
     if origin is Literal:
@@ -117,9 +185,9 @@ def kind_of(hint: Any) -> Kind:
 
 def _class(hint: type) -> Kind:
     if hint is int:
-        return Kind(("a whole number", "whole numbers"), _is_number(Integral))
+        return Kind(("a whole number", "whole numbers"), _is_number(Integral), lambda value: abs(value) < _HUGE)
     if hint is float:
-        return Kind(("a finite number", "finite numbers"), _is_number(Real), lambda value: math.isfinite(value))
+        return Kind(("a finite number", "finite numbers"), _is_number(Real), _is_possible_number)
     if issubclass(hint, os.PathLike):
         return Kind(_PATH, lambda value: isinstance(value, hint))
     article = "an" if hint.__name__[0] in "AEIOU" else "a"
@@ -130,6 +198,10 @@ def _class(hint: type) -> Kind:
 def _is_number(number: type) -> Callable[[Any], bool]:
     # A tensor is no number; neither is a bool, though Python takes it for one. SymInt is a compiler's size.
     return lambda value: (isinstance(value, number) and not isinstance(value, bool)) or type(value).__name__ == "SymInt"
+
+
+def _is_possible_number(value: Any) -> bool:
+    return abs(int(value)) < _HUGE if isinstance(value, Integral) else math.isfinite(value)
 
 
 def _union(parts: Sequence[Any]) -> Kind:
@@ -148,6 +220,7 @@ def _union(parts: Sequence[Any]) -> Kind:
         (several[0], several[1]),
         lambda value: any(kind.fits(value) for kind in kinds),
         lambda value: any(kind.fits(value) and kind.holds(value) for kind in kinds),
+        next((kind.shape for kind in kinds if kind.shape), None),
     )
 
 
@@ -180,7 +253,7 @@ def _container(
     words: tuple[str, str], origin: Any, parts: Callable[[Any], Iterable[tuple[Kind, Any]]], length: int | None = None
 ) -> Kind:
     def fits(value: Any) -> bool:
-        if not isinstance(value, origin) or isinstance(value, str):
+        if not isinstance(value, origin) or isinstance(value, str | bytes) or hasattr(value, "dtype"):
             return False
         return length in (None, len(value)) and all(of.fits(part) for of, part in parts(value))
 

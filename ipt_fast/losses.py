@@ -1,11 +1,13 @@
 """The pre-training loss: L1 (Eq. 4) + lam * contrastive (Eq. 5) of Chen et al., CVPR 2021."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from torch import Tensor
 
-from ipt_fast.arguments import checked
+from ipt_fast.arguments import Shape, checked
 from ipt_fast.ops import patch_contrastive_loss
+
+_Images = Annotated[Tensor, Shape("...", "float")]
 
 
 class PretrainLoss(NamedTuple):
@@ -17,7 +19,7 @@ class PretrainLoss(NamedTuple):
 
 
 @checked
-def l1_loss(output: Tensor, target: Tensor) -> Tensor:
+def l1_loss(output: _Images, target: _Images) -> Tensor:
     """Return mean |output - target| (Eq. 4) in float32 or wider. Both [B, 3, H, W], pixels 0..255.
 
     Raises:
@@ -30,9 +32,9 @@ def l1_loss(output: Tensor, target: Tensor) -> Tensor:
 
 @checked
 def pretrain_loss(
-    output: Tensor,
-    target: Tensor,
-    feats: Tensor | None,
+    output: _Images,
+    target: _Images,
+    feats: Annotated[Tensor, Shape("B N D", "float")] | None,
     lam: float = 0.1,
     mode: Literal["paper", "supcon"] = "paper",
     scope: Literal["local", "global"] = "local",
@@ -52,6 +54,6 @@ def pretrain_loss(
     if lam == 0:
         return PretrainLoss(l1, l1.detach(), l1.new_zeros(()))
     if feats is None:
-        raise ValueError(f"pretrain_loss: lam={lam} needs the features; call the model with return_features=True")
+        raise ValueError(f"pretrain_loss: lam={lam} needs feats; call the model with return_features=True")
     contrastive = patch_contrastive_loss(feats, mode, scope=scope)
     return PretrainLoss(l1 + lam * contrastive, l1.detach(), contrastive.detach())

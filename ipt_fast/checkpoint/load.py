@@ -170,6 +170,8 @@ def nearest_task(task: str, tasks: tuple[str, ...]) -> str:
     noise level: ``denoise70`` starts from ``denoise50``, ``denoise10`` from ``denoise30``, ``deblur`` from ``derain``.
     """
     wanted = get_task(task)
+    if not tasks:
+        raise ValueError("nearest_task: tasks must name at least one")
 
     def distance(name: str) -> tuple:
         other = get_task(name)

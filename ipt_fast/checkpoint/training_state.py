@@ -136,7 +136,13 @@ def generator_states(device: torch.device) -> dict[str, Any]:
 
 @checked
 def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
-    """Set all generators as ``generator_states`` found them."""
+    """Set all generators as ``generator_states`` found them.
+
+    Raises:
+        ValueError: a generator is missing in ``states``.
+    """
+    if missing := [name for name in ("torch", "python", "numpy") if name not in states]:
+        raise ValueError(f"restore_generators: states has none of {', '.join(missing)}")
     torch.set_rng_state(states["torch"])
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))

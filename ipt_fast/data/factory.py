@@ -15,7 +15,7 @@ from ipt_fast.io.pairs import PairError, match_pairs, split_sides
 from ipt_fast.tasks import TASKS, get_task
 
 
-@checked(patch_size=1, crops_per_image=1, workers=0)
+@checked(patch_size=1, crops_per_image=1)
 def make_loader(
     index: ImageIndex,
     *,
@@ -74,7 +74,7 @@ def make_loader(
     return DaliLoader(source, workers=workers, prefetch=prefetch, device=where)
 
 
-@checked(patch_size=1, crops_per_image=1, workers=0)
+@checked(patch_size=1, crops_per_image=1)
 def make_pair_loader(
     clean: Path,
     degraded: Path,

@@ -184,7 +184,7 @@ def build_index(
     started = time.monotonic()
     roots = [Path(path).absolute() for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if not roots:
-        raise ValueError("no data folder was given; name at least one")
+        raise ValueError("build_index: paths is empty; name at least one data folder")
     for root in roots:
         if not root.exists():
             raise FileNotFoundError(f"data folder {root} does not exist")

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def write_shards(
     index: ImageIndex,
     out: str | os.PathLike,
     *,
-    roots: Iterable[str | os.PathLike] = (),
+    roots: Sequence[str | os.PathLike] = (),
     shard_bytes: int = 256_000_000,
     progress: bool = True,
 ) -> Shards:

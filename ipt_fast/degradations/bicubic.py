@@ -131,7 +131,7 @@ def imresize(image: Tensor, scale: float | Fraction) -> Tensor:
         raise ValueError(f"imresize: scale is {scale}; it has to be a whole number from 2 to 8, or one over it")
     if image.dtype not in _DTYPES or image.layout is not torch.strided or image.is_nested:
         raise TypeError(f"imresize: image must be dense, uint8 or floating (got {image.dtype}, {image.layout})")
-    if image.dim() < 2:
+    if image.dim() < 2 or 0 in image.shape[-2:]:
         raise ValueError(f"imresize: image must be [..., H, W] (got shape {list(image.shape)})")
     if image.is_floating_point():
         image = image.to(torch.promote_types(image.dtype, torch.float32))  # a bfloat16 129.5 would be 130

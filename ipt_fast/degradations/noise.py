@@ -1,9 +1,11 @@
 """Gaussian noise, clipped to the pixel range and not rounded, as the reference's test procedure adds it."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from ipt_fast.arguments import checked
+from ipt_fast.arguments import Shape, checked
 from ipt_fast.degradations.philox import NOISE, normal_pair, philox
 
 # Pixels worked on at once on a CPU: the random words of that many stay in the cache.
@@ -11,7 +13,9 @@ PIXELS_AT_ONCE = 1 << 16
 
 
 @checked(sigma=0)
-def add_noise(clean: Tensor, seeds: Tensor, sigma: float) -> Tensor:
+def add_noise(
+    clean: Annotated[Tensor, Shape("B 3 H W")], seeds: Annotated[Tensor, Shape("B", "int64")], sigma: float
+) -> Tensor:
     """Return ``clip(clean + N(0, sigma), 0, 255)``.
 
     The noise of a pixel is a function of its image's seed and of its row and column: an image's top left corner gets

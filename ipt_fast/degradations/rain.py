@@ -9,12 +9,12 @@ and its cell, so all streaks are drawn at once, and an image's top left corner g
 """
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ipt_fast.arguments import checked
+from ipt_fast.arguments import Shape, checked
 from ipt_fast.degradations.philox import RAIN_IMAGE, RAIN_STREAK, normal_pair, philox, uniform
 
 CELL = 8  # side of a cell, pixels
@@ -96,15 +96,17 @@ def draw_layers(streaks: Streaks, images: int, height: int, width: int) -> Tenso
 
 
 @checked(height=1, width=1)
-def rain_layers(seeds: Tensor, height: int, width: int) -> Tensor:
+def rain_layers(seeds: Annotated[Tensor, Shape("B", "int64")], height: int, width: int) -> Tensor:
     """Return a rain layer per seed: float32 [B, H, W] on the seeds' device, levels to be added to all three channels.
 
     Deterministic on every device: the streaks' levels are summed as whole numbers.
     """
+    if seeds.is_meta:
+        raise ValueError("rain_layers: seeds must hold numbers, from which the number of streaks follows (got meta)")
     return draw_layers(draw_streaks(seeds, height, width), len(seeds), height, width)
 
 
 @checked
-def add_rain(clean: Tensor, layers: Tensor) -> Tensor:
+def add_rain(clean: Annotated[Tensor, Shape("B 3 H W")], layers: Annotated[Tensor, Shape("B H W")]) -> Tensor:
     """Return ``clip(clean + r, 0, 255)``: clean uint8 [B, 3, H, W], layers [B, H, W] -> float32 [B, 3, H, W]."""
     return (clean + layers[:, None]).clamp_(0, 255)

@@ -5,14 +5,16 @@ Every function clamps and rounds the output first, as a file would, and returns 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
 
-from ipt_fast.arguments import checked
+from ipt_fast.arguments import Shape, checked
 from ipt_fast.tasks import Task
 
+_Images = Annotated[Tensor, Shape("... 3 H W")]
+_Target = Annotated[Tensor, Shape("... 3 h w")]  # of the same size, which is asked for in words of its own
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key")
 
@@ -61,7 +63,7 @@ def scored_border(task: Task) -> int:
 
 
 @checked
-def to_luma(image: Tensor) -> Tensor:
+def to_luma(image: _Images) -> Tensor:
     """Return Y of RGB images [..., 3, H, W], 0..255, as [..., H, W] in 16..235, not rounded, in the images' dtype."""
     r, g, b = image.unbind(-3)
     return 16 + _LUMA[0] * r + _LUMA[1] * g + _LUMA[2] * b
@@ -73,7 +75,7 @@ def _psnr(difference: Tensor) -> Tensor:
 
 
 @checked
-def psnr_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
+def psnr_y(output: _Images, target: _Target, border: int = 0) -> Tensor:
     """Return PSNR on Y (``utility.py``, calc_psnr, of the reference code), in dB.
 
     Args:
@@ -93,14 +95,14 @@ def psnr_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
 
 
 @checked
-def psnr_rgb(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
+def psnr_rgb(output: _Images, target: _Target, border: int = 0) -> Tensor:
     """Return PSNR over all three colours, in dB. Arguments, result and errors as ``psnr_y``."""
     output, target = _images("psnr_rgb", output, target, border)
     return _psnr(output - target)
 
 
 @checked
-def ssim_y(output: Tensor, target: Tensor, border: int = 0) -> Tensor:
+def ssim_y(output: _Images, target: _Target, border: int = 0) -> Tensor:
     """Return SSIM on Y (Wang et al., 2004).
 
     Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03, mean over whole windows only. Arguments and errors

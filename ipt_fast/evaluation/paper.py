@@ -85,6 +85,8 @@ def table_rows(table: int, ours: Mapping[tuple[str, str], Mapping[str, float]], 
         ours: (set, task) -> method -> PSNR-Y in dB.
         methods: our columns, in order.
     """
+    if table not in TITLES:
+        raise ValueError(f"table_rows: table must be one of {', '.join(map(str, TITLES))} (got {table})")
     cells = [cell for cell in CELLS if cell.table == table]
     published = list(cells[0].paper)
     columns = ["set", "task", *(f"{name} (paper)" for name in published), *methods]

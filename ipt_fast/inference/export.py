@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ipt_fast.arguments import checked
+from ipt_fast.arguments import Shape, checked
 from ipt_fast.inference.prepare import PreparedIPT, prepare_for_inference
 from ipt_fast.io.atomic import atomic_path
 from ipt_fast.model import IPT
@@ -89,9 +89,18 @@ def onnx_missing() -> str | None:
 
 
 @checked
-def run_exported(path: str | Path, x: Tensor) -> Tensor:
-    """Compute the output of an exported file on windows x [B, 3, S, S], float32."""
+def run_exported(path: str | Path, x: Annotated[Tensor, Shape("B 3 S S", "float32", held=True)]) -> Tensor:
+    """Compute the output of an exported file on windows x [B, 3, S, S], float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: its name is none of an exported program, or x is no window.
+    """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such exported program")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: its name must end in {' or '.join(SUFFIXES)}")
     if path.suffix.lower() == ".onnx":
         import onnxruntime
 

@@ -74,7 +74,7 @@ def restore(
         restore, model, task=task, overlap=overlap, stitch=stitch, batch_size=batch_size, dtype=dtype,
         self_ensemble=self_ensemble, progress=progress,
     )  # fmt: skip
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (str, os.PathLike)) and image:
         return again(read_image(Path(image)).pil())
     if isinstance(image, Image.Image):
         loaded = from_pil(image)
@@ -86,10 +86,12 @@ def restore(
     if isinstance(image, np.ndarray):
         out = again(array_to_tensor(image))
         return to_uint16(out) if image.dtype == np.uint16 else to_uint8(out)
-    if not isinstance(image, Tensor) or image.dim() not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
+    holds_data = isinstance(image, Tensor) and not image.is_meta and image.layout is torch.strided
+    if not holds_data or image.dim() not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
         given = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(
-            f"restore: needs a path, a PIL image, a uint8 array [H, W, 3] or a tensor [B, 3, H, W] 0..255, got {given}"
+            "restore: image must be a path, a PIL image, a uint8 array [H, W, 3] or a dense tensor [B, 3, H, W] 0..255 "
+            f"that holds data, got {given}"
         )
     model.task_index(task)
     size = model.config.patch_size

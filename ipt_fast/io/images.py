@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from ipt_fast.arguments import checked
+from ipt_fast.arguments import Shape, checked
 from ipt_fast.io import sixteen_bit
 from ipt_fast.io.metadata import Metadata, kept_exif, orientation
 
@@ -263,13 +263,13 @@ def array_to_tensor(image: np.ndarray) -> Tensor:
 
 
 @checked
-def to_uint8(image: Tensor) -> np.ndarray:
+def to_uint8(image: Annotated[Tensor, Shape("3 H W", held=True)]) -> np.ndarray:
     """Convert a float tensor [3, H, W] to uint8 [H, W, 3]: clamped and rounded."""
     return image.clamp(0, 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 @checked
-def to_uint16(image: Tensor) -> np.ndarray:
+def to_uint16(image: Annotated[Tensor, Shape("3 H W", held=True)]) -> np.ndarray:
     """Convert a float tensor [3, H, W], 0..255, to uint16 [H, W, 3], 0..65535: clamped and rounded."""
     return (image.clamp(0, 255) * 257).round().permute(1, 2, 0).cpu().numpy().astype(np.uint16)
 

@@ -44,9 +44,12 @@ def write_image(
     Raises:
         FileExistsError: ``path`` is there, and not ``force``.
         OSError: it cannot be written, or this kind of file cannot hold it.
+        ValueError: the suffix is of no kind of image.
     """
     metadata = metadata or Metadata()
-    kind = Image.registered_extensions()[path.suffix.lower()]
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: its name ends in no kind of image; needed is one of {', '.join(WRITABLE)}")
     deep_writer = {"PNG": sixteen_bit.write_png, "TIFF": sixteen_bit.write_tiff}.get(kind)
     if isinstance(image, np.ndarray) and image.dtype == np.uint16 and deep_writer:
         with atomic_path(path, force=force) as temporary:

@@ -56,6 +56,8 @@ def _flat(x: Tensor, embed: Tensor | None = None) -> Tensor:
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    if scale == 0:  # baddbmm would leave its memory as it found it in 16 bits
+        return torch.bmm(a, b) * scale
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)  # beta=0 ignores the first
 
 

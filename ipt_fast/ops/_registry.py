@@ -224,6 +224,8 @@ def choose(op: str, impl: str | None, reasons: Mapping[str, str | None]) -> str:
     if impl is None:
         impl, source = _from_environment(op, reasons), f"{_VARIABLE}="
     if impl is not None:
+        if not isinstance(impl, str):
+            raise TypeError(f"{op}: impl must be one of {', '.join(reasons)} or None (got {type(impl).__name__})")
         if impl not in reasons:
             raise ValueError(f'{op}: {source}"{impl}" is not a backend; choose one of {", ".join(reasons)}')
         if reasons[impl] is not None:

@@ -263,7 +263,8 @@ def collapse_tail(convs: Sequence, scales: Sequence[int], dtype: torch.dtype | N
     pairs, scales = checked_chain(convs, scales)
     dtype = pairs[0][0].dtype if dtype is None else dtype
     if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
-        raise TypeError(f"collapse_tail: dtype must be float16, bfloat16, float32 or float64 (got {dtype})")
+        given = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+        raise TypeError(f"collapse_tail: dtype must be float16, bfloat16, float32 or float64 (got {given})")
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(pairs[0][0].device.type, enabled=False):
         return CollapsedTail([(w.detach(), None if b is None else b.detach()) for w, b in pairs], scales, dtype)
 

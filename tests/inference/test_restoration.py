@@ -226,7 +226,7 @@ def test_weights_are_left_as_they_were(model):
 @pytest.mark.parametrize(
     "image, options, message",
     [
-        (torch.zeros(1, 1, 50, 50), {}, r"needs a path, a PIL image.*got \[1, 1, 50, 50\]"),
+        (torch.zeros(1, 1, 50, 50), {}, r"image must be a path, a PIL image.*got \[1, 1, 50, 50\]"),
         (np.zeros((5, 5, 4), np.uint8), {}, "1 or 3 channels"),
         (np.zeros((5, 5, 3)), {}, "needs a uint8 image"),
         ("photo", {"task": "blur"}, "'blur' is not in this network"),
