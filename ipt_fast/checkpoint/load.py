@@ -202,7 +202,8 @@ def keep_one_task(model: IPT, task: str) -> tuple[IPT, str]:
     Head, body, embedding and tail are copied. A tail of another scale does not fit: that one is initialised anew.
     """
     source = nearest_task(task, model.config.tasks)
-    own = IPT(replace(model.config, tasks=(task,)))
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is his
+        own = IPT(replace(model.config, tasks=(task,)))
     kept = _task_weights(model.state_dict(), model.task_index(source))
     if get_task(source).scale != get_task(task).scale:
         kept = {key: value for key, value in kept.items() if not key.startswith("tail.")}

@@ -198,6 +198,7 @@ class TorchLoader(CropLoader):
             collate_fn=_as_it_is,
             worker_init_fn=_begin_worker,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise it draws from the caller's
         )
         stream = iter(loader)  # in this thread, which PyTorch tells of a killed worker
         return PrefetchIterator(_until_closed(stream)) if self._workers else _until_closed(stream)

@@ -12,7 +12,8 @@ _OURS = re.compile(r"/(ipt_fast|kernels)/[^<]*\.py$")
 # Of two arguments that do not go together an error may name the other, or what both are.
 _GO_WITH = {
     "convs": ("convolution",), "scales": ("scale", "PixelShuffle"), "features": ("images",), "clean": ("sides",),
-    "source": ("image",), "weight": ("bias",), "weight1": ("bias1",), "weight2": ("bias2",), "num_heads": ("heads",),
+    "source": ("image",), "weight": ("bias",), "weight1": ("bias1", "weight2"),
+    "weight2": ("bias2",), "num_heads": ("heads",),
 }  # fmt: skip
 
 
