@@ -224,12 +224,14 @@ def test_a_query_that_is_nan_or_inf_gives_nan_in_its_row_alone(impl, dtype, bad)
         assert torch.equal(out.isnan(), wanted.isnan()) and out[0, 1, :8].isnan().all(), M
 
 
+@pytest.mark.parametrize("dtype, apart", [(torch.float64, 1e-9), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("impl", CPU)
-def test_scale_zero_and_empty_batches(impl):
-    q, k, v = (x.detach() for x in make(embeds=False))
-    uniform = patch_attention(q, k, v, num_heads=3, scale=0, impl=impl)
-    torch.testing.assert_close(uniform, v.mean(1, keepdim=True).expand_as(q))
-    assert patch_attention(q[:0], k[:0], v[:0], num_heads=3, impl=impl).shape == (0, 7, 15)
+def test_scale_zero_and_empty_batches(impl, dtype, apart):
+    q, k, v = torch.randn(3, 2, 16, 32, dtype=dtype)
+    for _ in range(5):  # memory that nobody wrote may hold the right numbers once
+        uniform = patch_attention(q, k, v, num_heads=2, scale=0, impl=impl).double()
+        torch.testing.assert_close(uniform, v.double().mean(1, keepdim=True).expand_as(q), atol=apart, rtol=apart)
+    assert patch_attention(q[:0], k[:0], v[:0], num_heads=2, impl=impl).shape == (0, 16, 32)
 
 
 @pytest.mark.parametrize("impl", [None, *CPU])
