@@ -53,11 +53,8 @@ class Shape:
     def words(self) -> str:
         """Say it."""
         kind = {"real": "real", "float": "floating-point"}.get(self.dtype, self.dtype)
-        return (
-            f"a dense {kind} tensor"
-            + " that holds data" * self.held
-            + ("" if self.axes == "..." else f" [{', '.join(self.axes.split())}]")
-        )
+        axes = "" if self.axes == "..." else f" [{', '.join(self.axes.split())}]"
+        return f"a dense {kind} tensor{axes}" + " that holds data" * self.held
 
     def fits(self, x: Any) -> bool:
         """Return whether it is a tensor of that dtype and number of axes."""
@@ -114,10 +111,8 @@ def checked(function: Any = None, /, **least: int) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         sizes: dict[str, Any] = {}  # of the axes, and the device
         for name, value in (*zip(plain, args, strict=False), *kwargs.items()):
-            if name in kinds:
-                _check(title, name, kinds[name], value)
-                if kinds[name].shape is not None and value is not None and hasattr(value, "device"):
-                    _check_shape(title, name, kinds[name].shape, value, sizes)
+            if name in kinds and _check(title, name, kinds[name], value):
+                _check_shape(title, name, kinds[name].shape, value, sizes)
             if name in least and value is not None and value < least[name]:
                 raise ValueError(f"{title}: {name} must be at least {least[name]} (got {value})")
         return function(*args, **kwargs)
@@ -125,12 +120,15 @@ def checked(function: Any = None, /, **least: int) -> Any:
     return call
 
 
-def _check(title: str, name: str, kind: Kind, value: Any) -> None:
+def _check(title: str, name: str, kind: Kind, value: Any) -> bool:
+    """Return whether it has a shape to be looked at."""
     if not kind.fits(value):
-        if not type(value).__module__.startswith("torch.fx"):  # a tracer's stand-in
-            raise TypeError(f"{title}: {name} must be {kind.words[0]} (got {_shown(value)})")
-    elif not kind.holds(value):
+        if type(value).__module__.startswith("torch.fx"):  # a tracer's stand-in
+            return False
+        raise TypeError(f"{title}: {name} must be {kind.words[0]} (got {_shown(value)})")
+    if not kind.holds(value):
         raise ValueError(f"{title}: {name} must be {kind.words[0]} (got {_shown(value)})")
+    return kind.shape is not None and value is not None
 
 
 def _check_shape(title: str, name: str, shape: Any, value: Any, sizes: dict[str, Any]) -> None:

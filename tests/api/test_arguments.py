@@ -1,16 +1,17 @@
 """``checked``: what each kind of annotation takes and refuses, in which words; compilers and tracers see through it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ipt_fast.arguments import checked
+from ipt_fast.arguments import Shape, checked
 
 
 @checked(count=1)
@@ -103,8 +104,40 @@ def test_a_class_checks_what_it_is_made_of():
         Sizes(None)
 
 
+Images = Annotated[Tensor, Shape("B 3 H W", "uint8")]
+
+
+@checked
+def pair(images: Images, seeds: Annotated[Tensor, Shape("B", "int64")] | None = None):
+    """Return nothing."""
+
+
+@pytest.mark.parametrize(
+    "images, seeds, error, message",
+    [
+        (torch.ones(2, 3, 4, 5), None, TypeError, "images must be a dense uint8 tensor [B, 3, H, W] (got a tensor"),
+        (torch.ones(3, 4, 5).byte(), None, ValueError, "[B, 3, H, W], no axis empty (got a tensor torch.uint8 [3, 4,"),
+        (torch.ones(2, 1, 4, 5).byte(), None, ValueError, "images must be a dense uint8 tensor [B, 3, H, W], no axis"),
+        (torch.ones(2, 3, 4, 0).byte(), None, ValueError, "no axis empty"),
+        (torch.ones(2, 3, 4, 5).byte().to_sparse(), None, TypeError, "images must be a dense uint8 tensor"),
+        (torch.ones(2, 3, 4, 5).byte(), torch.arange(3), ValueError, "pair: seeds must have B=2, as images has (got"),
+        (
+            torch.ones(2, 3, 4, 5).byte(),
+            torch.arange(2).to("meta"),
+            ValueError,
+            "seeds must have device=cpu, as images",
+        ),
+    ],
+)
+def test_shapes_go_together(images, seeds, error, message):
+    pair(torch.ones(2, 3, 4, 5).byte())
+    pair(torch.ones(2, 3, 4, 5).byte(), torch.arange(2))
+    with pytest.raises(error, match=re.escape(message)):
+        pair(images, seeds)
+
+
 @checked(power=1)
-def scaled(x: Tensor, power: int = 2, *, factor: float = 3.0) -> Tensor:
+def scaled(x: Annotated[Tensor, Shape("A B", "float")], power: int = 2, *, factor: float = 3.0) -> Tensor:
     """Return something simple."""
     return x**power * factor
 
@@ -116,7 +149,7 @@ def test_compilers_tracers_and_transforms_see_through_it():
     assert torch.equal(compiled(x), expected)
     assert torch.equal(torch.compile(lambda x: scaled(x, x.shape[0]), fullgraph=True, dynamic=True, backend="eager")(x),
                        expected)  # fmt: skip
-    assert torch.equal(torch.vmap(scaled)(x), expected)
+    assert torch.equal(torch.vmap(scaled)(x[None])[0], expected)
     assert torch.equal(torch.func.grad(lambda x: scaled(x).sum())(x), 6 * x)
     assert torch.equal(torch.jit.trace(scaled, (x,))(x), expected)
 
