@@ -99,8 +99,10 @@ def _check_kind(path: Path) -> None:
         raise CheckpointError(f"{path}: a Git LFS pointer instead of a checkpoint; fetch the file itself: git lfs pull")
 
 
-def read_notes(path: Path) -> dict[str, str]:
+@checked
+def read_notes(path: str | Path) -> dict[str, str]:
     """Return the header of a safetensors file beside its sizes; of other files nothing. Raises as ``read_weights``."""
+    path = Path(path)
     if path.suffix.lower() != ".safetensors":
         return {}
     _check_kind(path)

@@ -60,6 +60,7 @@ NETWORK_CALLS = {
     "register_adapter": lambda w: {"name": "none of the tests'", "match": lambda module: None},
     "load_checkpoint": lambda w: {"path": w.checkpoint, "task": "derain", "num_heads": 3},
     "nearest_task": lambda w: {"task": "denoise70", "tasks": ("sr2", "denoise30")},
+    "read_notes": lambda w: {"path": w.checkpoint},
     "keep_one_task": lambda w: {"model": w.model, "task": "sr2"},
     "check_weights": lambda w: {
         "path": "x.pt", "given": {"a": uniform(2)}, "wanted": {"a": uniform(2)}, "what": "given and wanted differ",
