@@ -45,6 +45,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
             _keep_as(path, path.with_name(PREVIOUS))
 
 
+@checked
 def keep_best(path: str | Path) -> None:
     """Make ``best.pt`` a second name of a checkpoint, or a copy where the file system has no links.
 

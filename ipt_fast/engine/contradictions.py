@@ -10,6 +10,7 @@ from ipt_fast.tasks import get_task
 _log = logging.getLogger(__name__)
 
 
+@checked(ranks=1)
 def check(config: TrainConfig, ranks: int = 1, *, pairs: bool | None = None, given: Collection[str] = ()) -> None:
     """Refuse settings that cannot be trained with, or that would have no effect beside the others.
 

@@ -138,6 +138,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> Path:
+    if path.suffix.lower() not in (kinds := [f".{kind}" for kind in figure.canvas.get_supported_filetypes()]):
+        raise ValueError(f"{path}: its name must end in one of {', '.join(kinds)}")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     return path

@@ -67,6 +67,7 @@ NETWORK_CALLS = {
         "advice": "; no",
     },
     "save_checkpoint": lambda w: {"path": w.new("checkpoint.pt"), "state": w.state},
+    "keep_best": lambda w: {"path": w.run / "checkpoint.pt"},
     "load_training_state": lambda w: {"path": w.run / "checkpoint.pt"},
     "newest_good": lambda w: {"folder": w.run},
     "generator_states": lambda w: {"device": torch.device("cpu")},

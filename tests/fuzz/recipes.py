@@ -12,7 +12,8 @@ from typing import get_type_hints
 from PIL import Image
 
 from ipt_fast.engine import run
-from ipt_fast.engine.config import TrainConfig, check, learning_rate, recipe, total_steps
+from ipt_fast.engine.config import TrainConfig, learning_rate, recipe, total_steps
+from ipt_fast.engine.contradictions import check
 from ipt_fast.model import PRESETS, IPTConfig
 from tests.api.world import photo
 from tests.fuzz.verdict import AGREED, REFUSED, FaultError, refused
@@ -58,7 +59,7 @@ def random_recipe(rng: random.Random) -> str:
             return _dry_run(changes)
         config = recipe(name, changes)
         total = total_steps(config, rng.choice([1, 10, 1000]))
-        check(config, rng.choice([1, 1, 2, 8]), pairs=rng.choice([None, False]), given=[], total=max(total, 1))
+        check(config, rng.choice([1, 1, 2, 8]), pairs=rng.choice([None, False]), given=[])
         rates = [learning_rate(config, step, total) for step in sorted({0, total // 2, total - 1})]
     except FaultError:
         raise
