@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": "convert a checkpoint to or from safetensors",
     "export": "write one task's network as a torch.export program or ONNX",
     "bench": "run the benchmarks; table, JSON, CSV and plots",
+    "punish": "kill ranks of a training over and over, and compare its weights with an undisturbed run",
     "count": "launches, bytes, casts and waits of a training step, counted without a GPU",
 }
 
