@@ -41,7 +41,8 @@ def init_distributed() -> DistInfo:
     """Join the ranks that ``torchrun`` describes in the environment; one rank without it. gloo on CPU, nccl on GPUs.
 
     Raises:
-        RuntimeError: more ranks on this machine than GPUs.
+        RuntimeError: more ranks on this machine than GPUs; or several machines with restarts, and ranks that would meet
+            in a store that outlives them.
     """
     cuda = torch.cuda.is_available()
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
@@ -56,8 +57,29 @@ def init_distributed() -> DistInfo:
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT, device_id=device if cuda else None)
+        _join("nccl" if cuda else "gloo", device if cuda else None)
     return DistInfo(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _join(backend: str, device: torch.device | None) -> None:
+    """Join the process group, under keys of this start of the ranks.
+
+    Ranks leave their addresses in a store. That of torchrun's agent lives on when ``--max-restarts`` starts them again:
+    they would call the addresses of dead ranks, or wait for them. The agents of several machines count their restarts
+    apart, so there the count makes no key.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if shared and restarts and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        raise RuntimeError(
+            f"--max-restarts={restarts} on several machines: ranks that are started again would find the addresses of "
+            "dead ones; start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of every machine"
+        )
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=_TIMEOUT)))
+    store.set_timeout(_TIMEOUT)
+    if shared:
+        store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT, device_id=device)
 
 
 def destroy_process_group() -> None:

@@ -22,9 +22,9 @@ from ipt_fast.engine.metrics import LOG
 TERM, KILL, STOP_KILL, IN_CHECKPOINT = "SIGTERM", "SIGKILL", "SIGSTOP+SIGKILL", "SIGKILL in a checkpoint"
 WAYS = (TERM, KILL, STOP_KILL, IN_CHECKPOINT)
 _COMPARED = ("step", "model", "ema", "optimizer", "scaler")
-# Seconds: that the ranks of a disturbed run have to end by themselves; that a rank is stopped before it is killed; at
-# most between the line of a step and a kill, so that it comes anywhere in a step.
-_PATIENCE, _STOPPED, _WITHIN_STEP = 120, (0.1, 0.5), 0.2
+# Seconds: that the ranks of a disturbed run have to end by themselves, and that a start may take to its first step; that
+# a rank is stopped before it is killed; at most between the line of a step and a kill, so that it comes anywhere.
+_PATIENCE, _START, _STOPPED, _WITHIN_STEP = 120, 900, (0.1, 0.5), 0.2
 
 
 class PunishError(RuntimeError):
@@ -122,8 +122,9 @@ def disturb(
 ) -> None:
     """Run a command to its end, killing ranks of it on the way and starting it again.
 
-    Kill i comes at a random step of the i-th of ``kills`` equal parts of the run, so that the run always gets on. A
-    kill in a checkpoint comes at the first one after that. There are fewer kills where the run ends before.
+    Each kill has a part of the run, equally long, and comes at a random step of it, so that the run always gets on; the
+    last part has none. A kill in a checkpoint comes at the first one after that step. There are fewer kills where the
+    run ends before.
 
     Args:
         command: with ``--resume auto``.
@@ -135,12 +136,11 @@ def disturb(
         tell: called for each kill when the run has gone on from it.
 
     Raises:
-        PunishError: the command failed by itself.
+        PunishError: the command failed by itself, or hangs.
     """
     rng = random.Random(seed)
-    ways = [WAYS[i % len(WAYS)] for i in range(kills)]
-    rng.shuffle(ways)
-    plan = iter([(int(steps * (i + rng.random()) / kills), way) for i, way in enumerate(ways)])
+    ways = [way for _ in range(0, kills, len(WAYS)) for way in rng.sample(WAYS, len(WAYS))]
+    plan = iter([(int(steps * (i + rng.random()) / (kills + 1)), way) for i, way in enumerate(ways[:kills])])
     target, way = next(plan)
     last: Kill | None = None  # not told yet
     code = 1
@@ -154,6 +154,8 @@ def disturb(
                     last.resumed = life[0] - 1
                     tell(last)
                     last = None
+                if not life and time.time() - since > _START:
+                    raise PunishError(f"no step within {_START} s of a start; the output is in {log}")
                 if not life or life[-1] < target:
                     time.sleep(0.02)
                     continue
