@@ -175,3 +175,21 @@ def test_torchrun(photos, tmp_path):
     one, two = ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two"))
     for mine, theirs in zip(map(json.loads, one), map(json.loads, two), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_killed_ranks_again_from_the_last_checkpoint(photos, tmp_path):
+    """Once, as --max-restarts says: ranks that call dead ones, or wait for them, have no second try."""
+    pytest.importorskip("psutil", reason="needs the extra train")
+    from ipt_fast.engine.punish import KILL, disturb
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    command += [str(ROOT / "train.py"), "--data", str(photos), "--preset", "tiny", "--out", str(tmp_path / "run")]
+    changes = ["steps=40", "checkpoint_every=4"]
+    command += ["--workers", "0", "--resume", "auto", "--set", *MICRO, *changes]
+    told = []
+    disturb(command, tmp_path / "run", tmp_path / "log", steps=40, kills=1, seed=1, tell=told.append)
+    (kill,) = told
+    assert kill.way == KILL and kill.code is None  # torchrun itself has lived on
+    assert kill.resumed % 4 == 0 and 0 <= kill.step - kill.resumed <= 4
+    assert load_training_state(tmp_path / "run" / "checkpoint.pt")["step"] == 40

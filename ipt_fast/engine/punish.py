@@ -22,8 +22,8 @@ from ipt_fast.engine.metrics import LOG
 TERM, KILL, STOP_KILL, IN_CHECKPOINT = "SIGTERM", "SIGKILL", "SIGSTOP+SIGKILL", "SIGKILL in a checkpoint"
 WAYS = (TERM, KILL, STOP_KILL, IN_CHECKPOINT)
 _COMPARED = ("step", "model", "ema", "optimizer", "scaler")
-# Seconds: that the ranks of a disturbed run have to end by themselves, and that a start may take to its first step; that
-# a rank is stopped before it is killed; at most between the line of a step and a kill, so that it comes anywhere.
+# Seconds: that the ranks of a disturbed run have to end by themselves, and a start to come to its first step; that a
+# rank is stopped before it is killed; at most between the line of a step and a kill, so that it comes anywhere.
 _PATIENCE, _START, _STOPPED, _WITHIN_STEP = 120, 900, (0.1, 0.5), 0.2
 
 
