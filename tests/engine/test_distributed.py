@@ -1,0 +1,49 @@
+"""Ranks that meet in the store of torchrun's agent, which outlives them."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ipt_fast.engine.distributed import init_distributed
+
+
+def torchrun(monkeypatch, port, restarts=0, machines=1):
+    """Set the environment that torchrun's agent gives to its ranks."""
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "GROUP_WORLD_SIZE": machines}
+    names |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": restarts}
+    for name, value in {**names, "TORCHELASTIC_MAX_RESTARTS": 3, "RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def join_and_die(rank):
+    os.environ["RANK"] = str(rank)
+    torch.cuda.is_available = lambda: False  # a CUDA context does not survive the fork
+    info = init_distributed()
+    total = torch.tensor(float(rank + 1))
+    dist.all_reduce(total)
+    os._exit(0 if info.world_size == 2 and total == 3 else 1)
+
+
+def test_ranks_started_again_do_not_call_dead_ones(monkeypatch):
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("fork")
+    for restarts in range(2):
+        torchrun(monkeypatch, agent.port, restarts)
+        ranks = [context.Process(target=join_and_die, args=(rank,)) for rank in range(2)]
+        for process in ranks:
+            process.start()
+            time.sleep(1)  # the first rank is alone with what the last start has left
+        for process in ranks:
+            process.join(60)
+            process.kill()
+        assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def test_several_machines_and_restarts_are_refused_with_the_way_out(monkeypatch):
+    torchrun(monkeypatch, 1, machines=2)
+    with pytest.raises(RuntimeError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        init_distributed()
