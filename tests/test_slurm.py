@@ -15,7 +15,7 @@ trap 'echo checkpoint >> said; exit 143' TERM
 touch ready
 for i in $(seq 600); do sleep 0.1; done"""
 SCONTROL = """case "$1" in
-show) printf 'node7\\nnode9\\n' ;;
+show) echo node7; sleep 0.1; echo node9 ;;
 *) echo "scontrol $*" >> said ;;
 esac"""
 SCANCEL = """echo "scancel $*" >> said

@@ -38,7 +38,7 @@ def test_ranks_started_again_do_not_call_dead_ones(monkeypatch):
             process.start()
             time.sleep(1)  # the first rank is alone with what the last start has left
         for process in ranks:
-            process.join(60)
+            process.join(30)
             process.kill()
         assert [process.exitcode for process in ranks] == [0, 0]
 
