@@ -32,8 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Punish; returns 0 where the weights are equal bit for bit, else 1."""
-    with user_errors(ModuleNotFoundError):
+    try:
         from ipt_fast.engine import punish
+    except ModuleNotFoundError as error:
+        raise CommandError(f'{error.name} is not installed: pip install "ipt-fast[train]"') from error
     if args.kills < 1:
         raise CommandError(f"--kills must be at least 1 (got {args.kills})")
     if args.report:

@@ -120,6 +120,14 @@ def test_commands_that_cannot_be_punished(command, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_without_psutil_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "ipt_fast.engine.punish")
+    monkeypatch.delattr("ipt_fast.engine.punish")
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert main(["punish", "--", "train.py", "--out", "a"]) == 2
+    assert 'psutil is not installed: pip install "ipt-fast[train]"' in capsys.readouterr().err
+
+
 def test_the_command_resumes_by_itself():
     words, out = split_command(["train.py", "--out=runs/a", "--set", "lr=1"], Path("b"))
     assert (words, out) == (["train.py", "--out", "b", "--set", "lr=1", "--resume", "auto"], Path("runs/a"))
