@@ -58,7 +58,7 @@ def joined(block: str) -> list[str]:
 
 
 def command_words(line: str) -> list[str]:
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line.partition(" > ")[0], comments=True)
     first = next(i for i, word in enumerate(words) if Path(word).name in ("ipt-fast", "train.py"))
     return [Path(words[first]).name, *words[first + 1 :]]
 

@@ -6,16 +6,79 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bench.baselines.people_networks import (
-    EDSR,
-    EDT,
-    DetrDecoderLayer,
-    DetrEncoderLayer,
-    LBNet,
-    SpandrelIPT,
-    SwinIR,
-    Upsample,
-)
+from bench.baselines.people_networks import EDSR, Block, DetrDecoderLayer, SwinIR, Upsample, Upsampler
+
+
+class LBNet(nn.Module):
+    """The tail of two attributes in two lines, which many networks have."""
+
+    def __init__(self, scale=2, n=8):
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, n, 3, 1, 1)
+        self.upsample, self.conv_last = Upsample(scale, n), nn.Conv2d(n, 3, 3, 1, 1)
+
+    def forward(self, x):
+        base = nn.functional.interpolate(x, scale_factor=2.0)
+        x = self.upsample(self.conv_first(x))
+        x = self.conv_last(x) + base
+        return x
+
+
+class EDT(nn.Module):
+    """EDT: heads and tails of each task are ModuleLists, found by name and run by one loop; the tail takes skips."""
+
+    def __init__(self, scales=(2, 3), n=8, dim=12):
+        super().__init__()
+        self.scales = scales
+        self.body = nn.Conv2d(dim, dim, 3, 1, 1)
+        for s in scales:
+            head = [nn.Conv2d(3, n, 3, 1, 1), Block(n), nn.Conv2d(n, dim, 3, 1, 1)]
+            tail = [nn.Conv2d(dim, n, 3, 1, 1), Upsample(s, n), nn.Conv2d(n, 3, 3, 1, 1)]
+            setattr(self, f"head_sr_x{s}", nn.ModuleList(head))
+            setattr(self, f"tail_sr_x{s}", nn.ModuleList(tail))
+
+    def forward(self, x):
+        outs = []
+        for s in self.scales:
+            first, skip, last = getattr(self, f"head_sr_x{s}")
+            skipped = skip(first(x))
+            y = self.body(last(skipped))
+            for i, block in enumerate(getattr(self, f"tail_sr_x{s}")):
+                y = block(y) + skipped if i == 0 else block(y)
+            outs.append(y + nn.functional.interpolate(x, scale_factor=s, mode="bilinear"))
+        return torch.cat([y.flatten(1) for y in outs], 1)
+
+
+class SpandrelIPT(nn.Module):
+    """IPT as in the reference code and spandrel: a ModuleList of heads and of tails, one task at a time."""
+
+    def __init__(self, scale=(2, 4), n=4, size=6):
+        super().__init__()
+        self.scale_idx, self.size = 0, size
+        self.head = nn.ModuleList(nn.Sequential(nn.Conv2d(3, n, 3, padding=1), Block(n), Block(n)) for _ in scale)
+        self.body = DetrDecoderLayer(n * 9, 3, 64, dropout=0.0, bias=False)
+        self.query_embed = nn.Embedding(len(scale), n * 9 * (size // 3) ** 2)
+        self.tail = nn.ModuleList(nn.Sequential(Upsampler(s, n), nn.Conv2d(n, 3, 3, padding=1)) for s in scale)
+
+    def forward(self, x):
+        x = self.head[self.scale_idx](x)
+        tokens = nn.functional.unfold(x, 3, stride=3).permute(2, 0, 1)  # [N, B, 9 n]
+        embed = self.query_embed.weight[self.scale_idx].view(tokens.shape[0], 1, -1)
+        y = self.body(tokens, tokens, query_pos=embed).permute(1, 2, 0)
+        return self.tail[self.scale_idx](nn.functional.fold(y, self.size, 3, stride=3) + x)
+
+
+class DetrEncoderLayer(nn.Module):
+    """DETR's TransformerEncoderLayer, post-norm; the weights are not asked for."""
+
+    def __init__(self, d_model=32, nhead=4, dropout=0.1):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout=dropout)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, src, src_key_padding_mask=None, pos=None):
+        q = k = src if pos is None else src + pos
+        return self.norm(src + self.self_attn(q, k, src, src_key_padding_mask, need_weights=False)[0])
 
 
 class Conv2(nn.Sequential):

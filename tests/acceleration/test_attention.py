@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.baselines.people_networks import DetrDecoderLayer, DetrEncoderLayer
+from bench.baselines.people_networks import DetrDecoderLayer
 from ipt_fast import accelerate
+from tests.acceleration.networks import DetrEncoderLayer
 from tests.ops.results import relative
 
 
