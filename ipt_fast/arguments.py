@@ -266,8 +266,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, str | int | float) or value is None:
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:80]}..."
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"a {type(value).__name__.lower()} {value.dtype} {list(value.shape)}"
+    if hasattr(type(value), "shape") and hasattr(type(value), "dtype"):
+        try:
+            return f"a {type(value).__name__.lower()} {value.dtype} {list(value.shape)}"
+        except RuntimeError:  # nested, or not initialised yet
+            return f"a {type(value).__name__.lower()} without a shape"
     if isinstance(value, list | tuple) and value:
         return f"a {type(value).__name__} of {_shown(value[0])}{', ...' if len(value) > 1 else ''}"
     return f"an empty {type(value).__name__}" if isinstance(value, list | tuple) else type(value).__name__

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ipt_fast import accelerate
 from ipt_fast.arguments import Shape, checked
 
 
@@ -159,3 +160,8 @@ def test_compilers_tracers_and_transforms_see_through_it():
 
     assert torch.equal(torch.fx.symbolic_trace(Network())(x), expected)
     assert torch.equal(torch.export.export(Network(), (x,)).module()(x), expected)
+
+
+def test_tensors_without_a_shape_are_shown():
+    with pytest.raises(TypeError, match=r"accelerate: .*without a shape"):
+        accelerate(nn.UninitializedParameter())
