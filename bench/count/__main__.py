@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = f"ipt-fast count --preset {args.preset} --task {args.task}"
         head = f"# A training step, counted\n\n`{command}`; nothing was measured on a GPU. {_NOTE}\n"
         summary = markdown_table(_SUMMARY, rows, _SUMMARY[1:])
-        (args.out / "count.md").write_text("\n".join([head, summary, *text]))
+        (args.out / "count.md").write_text(
+            "\n".join([head, summary, "![estimated milliseconds of a step by kind](count.png)\n", *text])
+        )
         bars = [(d.name, f"B={b}", seconds_by_kind(c, d), host_seconds(c, d)) for d, b, c in found]
         draw(bars, args.out / "count.png")
     return 0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from triton.runtime.jit import JITFunction
 
 from bench.count.pretend import HostFunctions, pretend_cuda
 from bench.count.rates import Device
@@ -31,12 +33,13 @@ _OWN_LAUNCHES = {
     "pixelshuffle_tail": (1, 0),
     "degrade": (1, 0),
 }
+_MADE_OF_OTHERS = ("layernorm_linear", "ffn")  # GEMMs, and kernels/norm_passes.py
 _KINDS = {
     "gemm": ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation"),
     "convolution": ("convolution", "convolution_backward"),
-    "norm": ("native_layer_norm", "native_layer_norm_backward"),
+    "norm": ("native_layer_norm", "native_layer_norm_backward", "norm_kernel", "norm_backward_kernel"),
     "add": ("add", "add_", "sub", "sub_"),
-    "relu backward": ("threshold_backward",),
+    "relu backward": ("threshold_backward", "relu_backward_kernel"),
     "sum": ("sum", "mean", "_foreach_norm", "linalg_vector_norm", "amax"),
     "cat": ("cat", "stack"),
     "optimizer": ("_fused_adam_", "_foreach_lerp_"),
@@ -90,7 +93,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function._schema.name.partition("::")[2]
-        if function.namespace == "ipt_fast" and args[-1] not in ("triton", "cuda"):
+        op = name.removesuffix("_backward")
+        if function.namespace == "ipt_fast" and (args[-1] not in ("triton", "cuda") or op in _MADE_OF_OTHERS):
             return self._inside(name, args)
         with self:
             result = function.decompose(*args, **kwargs)  # linear, matmul: what they are made of is what is launched
@@ -106,8 +110,20 @@ class _Recorder(TorchDispatchMode):
         op = name.removesuffix("_backward")
         backend = importlib.import_module(f"ipt_fast.ops.{op}").BACKENDS[args[-1]]
         launch = backend.backward if name.endswith("_backward") else backend.forward
-        with self:
+        with self, mock.patch.object(JITFunction, "__getitem__", lambda kernel, grid: self._launcher(kernel)):
             return launch(*args[:-1])
+
+    def _launcher(self, kernel: Any) -> Any:
+        """Return what stands for a Triton kernel: it is launched once, over the tensors that it is given."""
+
+        def launch(*args: Any, **constants: Any) -> None:
+            name = kernel.fn.__name__
+            tensors = [t for t in args if isinstance(t, Tensor)]
+            tensors += tensors[:1] if name == "relu_backward_kernel" else []  # in place: read and written
+            dtype = str(tensors[0].dtype).removeprefix("torch.")
+            self.operations.append(Operation(_KIND_OF[name], name, 1, sum(map(_bytes, tensors)), 0, dtype))
+
+        return launch
 
 
 def _is_view(function: Any) -> bool:

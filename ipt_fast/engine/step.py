@@ -136,7 +136,7 @@ class TrainStep:
         (total * self.scale.factor if self.scale.enabled else total).backward()
         self.gradients.finish()
 
-        numbers = torch.stack([total.detach(), l1, contrastive, total.new_tensor(float(stop))]).float()  # [4]
+        numbers = torch.stack([total.detach(), l1, contrastive, torch.full_like(l1, float(stop))]).float()  # [4]
         if self.dist_info.world_size > 1:
             dist.all_reduce(numbers)
             numbers /= self.dist_info.world_size
