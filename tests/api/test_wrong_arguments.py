@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 
+from ipt_fast.acceleration import register_adapter
 from tests.api.network_calls import NETWORK_CALLS
 from tests.api.other_calls import OTHER_CALLS
 from tests.api.public import public_functions
@@ -21,6 +22,13 @@ def world(tmp_path_factory):
 
 def test_every_public_function_has_a_valid_call():
     assert CALLS.keys() == FUNCTIONS.keys()
+
+
+@pytest.fixture(autouse=True)
+def _no_adapter_stays():
+    """Take back what was registered as the tests' adapter, which may be anything that can be called."""
+    yield
+    register_adapter("none of the tests'", lambda module: None)
 
 
 @pytest.mark.parametrize("function", sorted(CALLS))

@@ -40,7 +40,8 @@ def test_the_command_hands_its_options_and_the_exit_code_on(capfd):
 
 def test_without_a_clone_it_says_so(tmp_path):
     shutil.copytree(ROOT / "ipt_fast" / "cli", tmp_path / "ipt_fast" / "cli")
-    (tmp_path / "ipt_fast" / "__init__.py").touch()
+    shutil.copytree(ROOT / "ipt_fast" / "io", tmp_path / "ipt_fast" / "io")
+    shutil.copy(ROOT / "ipt_fast" / "__init__.py", tmp_path / "ipt_fast")
     command = [sys.executable, "-m", "ipt_fast.cli", "bench"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

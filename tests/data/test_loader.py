@@ -322,7 +322,7 @@ def test_sets_smaller_than_a_batch_train(folder, opened, kind):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"rank": 2, "world_size": 2}, "rank has to lie in 0..1"),
         ({"prefetch": 0}, "prefetch is 0"),
-        ({"workers": -1}, "workers must be at least 0"),
+        ({"workers": -1}, "workers is -1; it has to be 0 or more"),
         ({"data_fraction": 2.0}, "data_fraction is 2.0"),
     ],
 )

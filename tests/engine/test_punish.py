@@ -49,10 +49,10 @@ def test_kills_of_every_kind_hit_every_rank_and_the_run_comes_to_its_end(command
 
 
 def test_nothing_lives_on_after_an_interruption(command, tmp_path):
-    family = []
+    before, family = set(psutil.Process().children(recursive=True)), []
 
     def interrupt(kill):
-        family.extend(psutil.Process().children(recursive=True))
+        family.extend(set(psutil.Process().children(recursive=True)) - before)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -148,7 +148,7 @@ def test_replaced_and_parametrized_parts_are_called(dtype, x):
 
 def test_what_cannot_be_prepared_is_refused():
     model = make()
-    with pytest.raises(TypeError, match="needs an IPT, got Linear"):
+    with pytest.raises(TypeError, match=r"model must be an IPT \(got Linear\)"):
         prepare_for_inference(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="'deblur' is not in this network"):
         prepare_for_inference(model, "deblur")

@@ -197,7 +197,11 @@ def test_a_symbolic_trace_keeps_the_op_as_one_node(case):
 
 # Inductor asserts the strides that a fake promised; it takes seconds to compile.
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_whole_forward_and_backward(case, backend):
+def test_compiles_whole_forward_and_backward(case, backend, request):
+    normed = request.node.callspec.params["case"].partition(" without")[0] in ("layernorm_linear", "ffn", "ffn, kept")
+    if normed and "norm and" not in request.node.name and backend == "inductor" and torch.__version__ < "2.11":
+        reason = "PyTorch 2.10's inductor fails an assertion of its own where it fuses the sums of the backward"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     *functions, tensors = case
     inputs = laid_out([t.float() for t in tensors], "sequence first")
     for function in functions:
