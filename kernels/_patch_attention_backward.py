@@ -146,13 +146,14 @@ def keys_kernel(
         n = start + tl.arange(0, BLOCK_N)
         q0, q1 = load_head(Q, q_row, QE, qe_row, n, N, d, D0, D1, EVEN_N)  # [n, d]
         g0, g1 = load_head(G, g_row, None, 0, n, N, d, D0, D1, EVEN_N)  # [n, d]
-        # Queries beyond N are zero with gradient zero: they add nothing.
         lse = tl.load(LSE + n, mask=n < N, other=0.0) * 1.4426950408889634
         delta = tl.load(DELTA + n, mask=n < N, other=0.0)
         s = dot_heads(k0, k1, q0, q1, D1)  # [m, n]
         p = tl.exp2(s * (scale * 1.4426950408889634) - lse[None, :])
         if not EVEN_M:  # keys beyond M would reach dq
             p = tl.where(m[:, None] < M, p, 0.0)
+        if not EVEN_N:  # queries beyond N are zero; so is what they add, but for keys that are infinite
+            p = tl.where(n[None, :] < N, p, 0.0)
         ds = (p * (dot_heads(v0, v1, g0, g1, D1) - delta[None, :])).to(q0.dtype)
         dv0, dv1 = add_dot(dv0, dv1, p.to(g0.dtype), g0, g1, D1)
         dk0, dk1 = add_dot(dk0, dk1, ds, q0, q1, D1)

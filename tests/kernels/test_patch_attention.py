@@ -117,6 +117,18 @@ def test_nan_is_passed_on_to_its_own_head_alone(device, dtype, M):
     assert not out[0].isnan().any() and not out[1, :, 16:].isnan().any()
 
 
+@pytest.mark.parametrize("N", [16, 17, 150])  # a whole tile, and what is left of one
+def test_a_key_that_is_minus_infinity_gets_no_share_of_v_and_v_no_nan(device, N):
+    q, k, v = (torch.randn(1, rows, 16, device=device).abs().requires_grad_() for rows in (N, 9, 9))
+    with torch.no_grad():
+        k[0, 3] = -torch.inf
+    ours, eager = (patch_attention(q, k, v, num_heads=1, impl=impl) for impl in ("triton", "eager"))
+    (dv,), (expected,) = (torch.autograd.grad(out.square().sum(), [v]) for out in (ours, eager))
+    assert not expected[0, 3].any() and expected.isfinite().all()
+    torch.testing.assert_close(ours, eager)
+    torch.testing.assert_close(dv, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("M, scale", [(3, None), (33, None), (300, None), (33, 0.0)])
 def test_a_query_that_is_nan_or_inf_gives_nan_in_its_row_alone(device, bad, M, scale):
