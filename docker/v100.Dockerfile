@@ -12,7 +12,7 @@ COPY . .
 RUN python3 -m venv .venv \
  && .venv/bin/pip install --no-cache-dir --upgrade pip "setuptools>=77" wheel \
  && .venv/bin/pip install --no-cache-dir "torch==2.10.*" "numpy<2.4" \
- && .venv/bin/pip install --no-cache-dir --no-build-isolation --editable ".[train,demo,bench,dali-cu12]"
+ && .venv/bin/pip install --no-cache-dir --no-build-isolation --editable ".[train,demo,bench,dali-cu12,cuda12]"
 # NVIDIA's Apex has no wheel, and "apex" on the package index is another project.
 RUN .venv/bin/pip install --no-cache-dir packaging ninja \
  && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 TORCH_CUDA_ARCH_LIST=7.0 .venv/bin/pip install --no-cache-dir --no-build-isolation \
