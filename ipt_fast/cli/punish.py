@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ipt_fast.checkpoint import LATEST, CheckpointError
 from ipt_fast.cli import CommandError, check_folder, user_errors
+from ipt_fast.cli.tables import markdown_table
 from ipt_fast.io.atomic import atomic_write
 
 EXAMPLE = """example, log_every=1 so that steps are counted one by one:
@@ -99,5 +100,4 @@ def _line(row: tuple[str, ...]) -> str:
 def _markdown(args: argparse.Namespace, rows: list[tuple[str, ...]], said: list[str]) -> str:
     lines = ["# A training that is killed over and over", "", *(f"- {line}." for line in said), ""]
     lines += [f"`ipt-fast punish --kills {args.kills} --seed {args.seed} -- {shlex.join(args.command)}`", ""]
-    lines += [f"| {' | '.join(row)} |" for row in (_COLUMNS, ("---:", "---", *["---:"] * 6), *rows)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + markdown_table(_COLUMNS, rows, [name for name in _COLUMNS if name != "way"])
