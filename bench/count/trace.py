@@ -95,7 +95,7 @@ class _Recorder(TorchDispatchMode):
         name = function._schema.name.partition("::")[2]
         op = name.removesuffix("_backward")
         if function.namespace == "ipt_fast" and (args[-1] not in ("triton", "cuda") or op in _MADE_OF_OTHERS):
-            return self._inside(name, args)
+            return self._inside(op, name != op, args)
         with self:
             result = function.decompose(*args, **kwargs)  # linear, matmul: what they are made of is what is launched
         if result is not NotImplemented:
@@ -105,11 +105,10 @@ class _Recorder(TorchDispatchMode):
             self.operations.append(_operation(function, name, args, kwargs, result))
         return result
 
-    def _inside(self, name: str, args: Sequence[Any]) -> Any:
+    def _inside(self, op: str, backward: bool, args: Sequence[Any]) -> Any:
         """Run the op's backend, which is made of PyTorch's operations, instead of asking for its shapes."""
-        op = name.removesuffix("_backward")
         backend = importlib.import_module(f"ipt_fast.ops.{op}").BACKENDS[args[-1]]
-        launch = backend.backward if name.endswith("_backward") else backend.forward
+        launch = backend.backward if backward else backend.forward
         with self, mock.patch.object(JITFunction, "__getitem__", lambda kernel, grid: self._launcher(kernel)):
             return launch(*args[:-1])
 
