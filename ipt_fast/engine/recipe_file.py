@@ -26,7 +26,8 @@ def read_changes(path: Path) -> tuple[str | None, list[str]]:
     """Return the preset that a file names, if any, and its settings as ``--set`` takes them.
 
     Raises:
-        ConfigError: no mapping of settings, or a preset that does not exist.
+        ConfigError: no mapping of settings, a preset that does not exist, an unknown key, with the nearest name, or a
+            value that the key cannot have.
         OSError: the file cannot be read.
     """
     try:
@@ -43,21 +44,23 @@ def read_changes(path: Path) -> tuple[str | None, list[str]]:
     if not isinstance(model, dict):
         raise ConfigError(f"{path}: model needs settings of its own, a line each, as in num_layers: 6 (got {model!r})")
     flat = {str(key): value for key, value in values.items()} | {f"model.{key}": value for key, value in model.items()}
-    return name, [f"{key}={_text(value)}" for key, value in flat.items()]
+    settings = [f"{key}={_text(value)}" for key, value in flat.items()]
+    try:
+        recipe(name or "base", settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {str(error).removeprefix('--set ')}") from error
+    return name, settings
 
 
 def read_recipe(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     """Return the recipe of a file; what it does not name is the preset's (``base`` where it names none).
 
     Raises:
-        ConfigError: an unknown key, with the nearest name, or a value that the key cannot have.
+        ConfigError: as ``read_changes``, and for ``changes`` as ``recipe``.
         OSError: the file cannot be read.
     """
     name, settings = read_changes(path)
-    try:
-        return recipe(name or "base", [*settings, *changes])
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).removeprefix('--set ')}") from error
+    return recipe(name or "base", [*settings, *changes])
 
 
 def _text(value: Any) -> str:

@@ -82,3 +82,6 @@ def test_the_commands(tmp_path, capsys):
         train(["--config", str(tmp_path / "none.yaml"), "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
     )
     assert "none.yaml" in capsys.readouterr().err
+    (tmp_path / "own.yaml").write_text("lr: fast")
+    assert train(["--config", str(tmp_path / "own.yaml"), "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    assert f"{tmp_path}/own.yaml: lr=fast: must be a number" in capsys.readouterr().err  # not "--set", nobody gave it
