@@ -200,16 +200,16 @@ def draw_audit(result: Audit, path: Path, title: str) -> Path:
     axis.set_yscale("log")
     axis.set_ylim(min(finite) / 2, top * 1.5)
     axis.axhline(LIMIT, color="#cc3311", linewidth=1)
-    axis.text(len(layers), LIMIT, "65,504: float16 ends ", color="#cc3311", ha="right", va="bottom", fontsize=8)
+    axis.text(0, LIMIT, "65,504: float16 ends", color="#cc3311", ha="left", va="bottom", fontsize=8)
     axis.axhline(LIMIT / MARGIN, color="#cc3311", linewidth=1, linestyle=":")
-    axis.text(len(layers), LIMIT / MARGIN, f"1/{MARGIN:g} of it: safe below ", color="#cc3311", ha="right", va="top",
+    axis.text(0, LIMIT / MARGIN, f"1/{MARGIN:g} of it: safe below", color="#cc3311", ha="left", va="top",
               fontsize=8)  # fmt: skip
     _mark_parts(axis, [layer.layer for layer in layers])
     axis.set_xlim(-1, len(layers))
     axis.set_ylabel("largest |x|")
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower right", fontsize=8, ncols=2)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, ncols=2, frameon=False)  # outside of the points
     axis.set_title(f"{title}, {result.windows} windows a task\n{result.verdict()}", fontsize=10, loc="left")
     figure.savefig(path, dpi=110)
     return path
