@@ -30,11 +30,11 @@ from ipt_fast.cli._network import pick_precision
 from ipt_fast.cli.tables import print_table
 from ipt_fast.evaluation.metrics import psnr_y, scored_border
 from ipt_fast.inference import prepare_for_inference
-from ipt_fast.inference.tiles import tiling
 from ipt_fast.io.images import read_rgb
 from ipt_fast.model import IPT, PRESETS
 from ipt_fast.ops import degrade
 from ipt_fast.tasks import get_task
+from ipt_fast.tiling.windows import tiling
 
 SIZE = 48
 _TASK = "denoise50"

@@ -19,6 +19,7 @@ PUBLIC = {
     ],
     "ipt_fast.model": ["IPT", "PRESETS", "IPTConfig", "preset"],
     "ipt_fast.inference": ["load_checkpoint", "prepare_for_inference", "restore"],
+    "ipt_fast.tiling": ["restore_tiled"],
     "ipt_fast.acceleration": ["Acceleration", "LinearTail", "Report", "accelerate", "register_adapter"],
     "ipt_fast.data": [
         "SR_MARGIN", "Batch", "CropLoader", "ImageEntry", "ImageIndex", "NoImagesError", "build_index", "make_loader",

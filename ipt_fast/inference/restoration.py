@@ -1,10 +1,7 @@
 """One image of any size through a network that takes squares of one size."""
 
 import functools
-import gc
-import math
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,11 @@ from torch import Tensor
 
 from ipt_fast.arguments import checked
 from ipt_fast.inference.prepare import DTYPES, PreparedIPT, prepare_for_inference
-from ipt_fast.inference.tiles import Stitch, tiling
-from ipt_fast.io.images import array_to_tensor, from_pil, read_image, to_uint8, to_uint16
-from ipt_fast.io.mirror import mirror_pad
+from ipt_fast.io.images import array_to_tensor, from_pil, read_image
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
+from ipt_fast.tiling.strips import Layout, Source, gathered, quantised, restored_strips
+from ipt_fast.tiling.windows import Stitch
 
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
@@ -84,10 +81,12 @@ def restore(
         result.info.update(loaded.metadata.options("PNG")[0].items())
         return result
     if isinstance(image, np.ndarray):
-        out = again(array_to_tensor(image))
-        return to_uint16(out) if image.dtype == np.uint16 else to_uint8(out)
-    holds_data = isinstance(image, Tensor) and not image.is_meta and image.layout is torch.strided
-    if not holds_data or image.dim() not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
+        pixels = array_to_tensor(image)
+        kind = torch.uint16 if image.dtype == np.uint16 else torch.uint8
+    else:
+        pixels, kind = image, torch.float32
+    holds_data = isinstance(pixels, Tensor) and not pixels.is_meta and pixels.layout is torch.strided
+    if not holds_data or pixels.dim() not in (3, 4) or pixels.shape[-3] != 3 or 0 in pixels.shape:
         given = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(
             "restore: image must be a path, a PIL image, a uint8 array [H, W, 3] or a dense tensor [B, 3, H, W] 0..255 "
@@ -105,11 +104,13 @@ def restore(
         raise ValueError(f"restore: this network is prepared for {model.dtype}, got dtype={dtype}; prepare it for that")
     if isinstance(model, IPT):
         model = prepare_for_inference(model, task, dtype)
-    batch = image.reshape(-1, *image.shape[-3:])
-    done = None if progress is None else lambda share: progress(share / 8 if self_ensemble else share)
-    through = functools.partial(_restore_batch, model, task, overlap, stitch, batch_size, dtype, done)
-    out = _self_ensemble(through, batch) if self_ensemble else through(batch)
-    return out.reshape(*image.shape[:-3], *out.shape[-3:])
+    batch = pixels.reshape(-1, *pixels.shape[-3:])
+    layout = Layout(size, get_task(task).scale, overlap, stitch)
+    limit = batch_size or _batch_that_fits(model, layout.scale)
+    through = functools.partial(_restore_batch, model, task, layout, limit, dtype)
+    out = _self_ensemble(through, batch, kind, progress) if self_ensemble else through(batch, kind, progress)
+    out = out.reshape(*pixels.shape[:-3], *out.shape[-3:])
+    return out.permute(1, 2, 0).contiguous().numpy() if isinstance(image, np.ndarray) else out
 
 
 def enlarge_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -118,74 +119,40 @@ def enlarge_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.clip(np.rint(large), 0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
 
 
-def _self_ensemble(through: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+def _self_ensemble(
+    through: Callable[..., Tensor], batch: Tensor, kind: torch.dtype, progress: Callable[[float], None] | None
+) -> Tensor:
+    done = None if progress is None else lambda share: progress(share / 8)
     total = torch.zeros(())
     for transpose in (False, True):
         turned = batch.transpose(-2, -1) if transpose else batch
         for axes in ((), (-1,), (-2,), (-2, -1)):
-            out = through(turned.flip(axes)).flip(axes)
+            out = through(turned.flip(axes), torch.float32, done).flip(axes)
             total = total + (out.transpose(-2, -1) if transpose else out)
-    return total / 8
+    return quantised(total / 8, kind).to(kind)
 
 
 @torch.no_grad()
 def _restore_batch(
     model: PreparedIPT,
     task: str,
-    overlap: int,
-    stitch: Stitch,
-    batch_size: int | None,
+    layout: Layout,
+    limit: int,
     dtype: torch.dtype | None,
-    progress: Callable[[float], None] | None,
     batch: Tensor,
+    kind: torch.dtype,
+    progress: Callable[[float], None] | None,
 ) -> Tensor:
-    """[B, 3, H, W] -> float32 [B, 3, rH, rW] on the device of the batch."""
-    size, scale, device = model.config.patch_size, get_task(task).scale, next(model.parameters()).device
-    height, width = batch.shape[-2:]
-    padded, top, left = mirror_pad(batch.float(), size, centre=True)
-    tiles = tiling(padded.shape[-2], padded.shape[-1], size, scale, overlap, stitch)
-    rows, columns = tiles.rows.starts, tiles.columns.starts
-    out = torch.zeros(*padded.shape[:2], padded.shape[2] * scale, padded.shape[3] * scale)
-    places = [(b, i, j) for b in range(len(padded)) for i in range(len(rows)) for j in range(len(columns))]
-    limit = batch_size or _batch_that_fits(model, scale)
-    # Equal batches: 117 windows at a limit of 16 are eight batches of 15, the last of 12.
-    limit = math.ceil(len(places) / math.ceil(len(places) / limit))
-    start, on = 0, dtype not in (None, torch.float32) and not isinstance(model, PreparedIPT)
+    """[B, 3, H, W] -> [B, 3, rH, rW] of the dtype ``kind`` on the device of the batch."""
+    device = next(model.parameters()).device
+    on = dtype not in (None, torch.float32) and not isinstance(model, PreparedIPT)
     with torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on):
-        while start < len(places):
-            part = places[start : start + limit]
-            windows = [padded[b, :, rows[i] : rows[i] + size, columns[j] : columns[j] + size] for b, i, j in part]
-            outputs = _run(model, torch.stack(windows).to(device), task)
-            if outputs is None:
-                limit = max(1, len(part) // 2)
-                gc.collect()
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
-                said = f"restore: out of memory with {len(part)} windows at once, going on with {limit}"
-                warnings.warn(said, ResourceWarning, stacklevel=5)
-                continue
-            for (b, i, j), window in zip(part, outputs, strict=True):
-                y, x = rows[i] * scale, columns[j] * scale
-                out[b, :, y : y + size * scale, x : x + size * scale].addcmul_(window, tiles.share(i, j))
-            start += len(part)
-            if progress is not None:
-                progress(len(part) / len(places))
+        sources = [Source.of(image) for image in batch]
+        results = restored_strips(lambda windows: model(windows, task), sources, layout, device, limit, progress)
+        images = [gathered(strips, batch.shape[-2] * layout.scale, kind, batch.device) for strips in results]
     # Inside the caller's own autocast the cast weights would stay, without the history that training needs.
     torch.clear_autocast_cache()
-    out = out[..., top * scale : (top + height) * scale, left * scale : (left + width) * scale]
-    return out.to(batch.device)
-
-
-def _run(model: PreparedIPT, windows: Tensor, task: str) -> Tensor | None:
-    """Return the outputs, float32 on the CPU; None where memory ran out, once the error no longer holds activations."""
-    try:
-        return model(windows, task).float().cpu()
-    except RuntimeError as error:
-        text = str(error).lower()
-        no_memory = isinstance(error, torch.OutOfMemoryError) or ("alloc" in text and "memory" in text)
-        if not no_memory or len(windows) == 1:
-            raise
-        return None
+    return torch.stack(images) if len(images) > 1 else images[0][None]
 
 
 def _batch_that_fits(model: PreparedIPT, scale: int) -> int:

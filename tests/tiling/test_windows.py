@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ipt_fast.inference.tiles import blend_axis, official_axis, tiling
+from ipt_fast.tiling.windows import blend_axis, official_axis, tiling
 
 
 def put_together(length, size, scale, axis):
