@@ -84,7 +84,10 @@ NETWORK_CALLS = {
         "network": lambda x: x, "image": uniform(1, 3, 14, 16, scale=255.0), "tile": 12, "overlap": 4, "scale": 1,
         "batch_size": 2, "blend": "blend", "margin": 1, "device": "cpu",
     },
-    "export_network": lambda w: {"model": w.model, "task": "derain", "path": w.new("network.pt2")},
+    "export_network": lambda w: {
+        "model": w.model, "task": "derain", "path": w.new("network.pt2"), "value_range": 1, "dtype": torch.float16,
+        "keep_ops": True,
+    },
     "run_exported": lambda w: {"path": w.exported, "x": uniform(1, 3, 12, 12, scale=255.0)},
     "l1_loss": lambda w: {"output": uniform(2, 3, 4, 4), "target": uniform(2, 3, 4, 4, seed=1)},
     "pretrain_loss": lambda w: {

@@ -39,6 +39,18 @@ def test_a_file_that_runs(kind, checkpoint, network, tmp_path, capsys):
     assert "already there; --force overwrites" in capsys.readouterr().err
 
 
+def test_range_precision_and_ops_are_honoured_or_refused(checkpoint, network, tmp_path, capsys):
+    out = tmp_path / "sr2.pt2"
+    assert export(checkpoint, "--task", "sr2", "-o", out, "--range", 1, "--precision", "fp16") == 0
+    assert "fp16, 0..1" in capsys.readouterr().out
+    x = torch.rand(2, 3, 12, 12)
+    with torch.no_grad():
+        wanted = network(x * 255, "sr2")
+    assert (run_exported(out, x.half()).float() * 255 - wanted).abs().max() < 1
+    assert export(checkpoint, "--task", "sr2", "-o", tmp_path / "a.onnx", "--keep-ops") == 2
+    assert "--keep-ops is for .pt2" in capsys.readouterr().err
+
+
 def test_unseen_noise_is_the_nearest_level(checkpoint, tmp_path, capsys):
     (tmp_path / "a.pt2").write_text("an older file")
     assert export(checkpoint, "--task", "denoise70", "-o", tmp_path / "a.pt2", "--force") == 0
@@ -46,7 +58,7 @@ def test_unseen_noise_is_the_nearest_level(checkpoint, tmp_path, capsys):
 
 
 def test_a_wrong_program_is_a_failure(checkpoint, tmp_path, monkeypatch, capsys):
-    def wrong(*_):
+    def wrong(*_, **__):
         raise ExportError("the exported program is 9 levels off the network")
 
     monkeypatch.setattr("ipt_fast.inference.export.export_network", wrong)

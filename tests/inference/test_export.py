@@ -1,5 +1,6 @@
 """Exported programs compute what the network does, for any batch, and know no package of ours."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from ipt_fast import IPT, IPTConfig
-from ipt_fast.inference.export import ExportError, export_network, onnx_missing, run_exported
+from ipt_fast.inference.export import METADATA, ExportError, export_network, onnx_missing, run_exported
 
 needs_onnx = pytest.mark.skipif(onnx_missing() is not None, reason=str(onnx_missing()))
 KINDS = [".pt2", pytest.param(".onnx", marks=needs_onnx)]
@@ -31,6 +32,48 @@ def test_the_program_equals_eager(model, kind, task, tmp_path):
         with torch.no_grad():
             assert (run_exported(path, x) - model(x, task)).abs().max() < 1e-2
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("top, dtype, most", [(1, torch.float32, 1e-2), (255, torch.float16, 1.0)])
+def test_range_and_dtype_are_those_asked_for(model, kind, top, dtype, most, tmp_path):
+    path = tmp_path / f"a{kind}"
+    assert export_network(model, "denoise30", path, value_range=top, dtype=dtype) < most
+    x = (torch.rand(5, 3, 12, 12) * top).to(dtype)
+    with torch.no_grad():
+        wanted = model(x.float() * (255 / top), "denoise30")
+    out = run_exported(path, x)
+    assert out.dtype == dtype and (out.float() * (255 / top) - wanted).abs().max() < most
+    other = torch.float16 if dtype == torch.float32 else torch.float32
+    with pytest.raises(ValueError, match=f"x must be {str(dtype)[6:]}, as .* is"):
+        run_exported(path, x.to(other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_says_what_it_takes(model, kind, tmp_path):
+    path = tmp_path / f"a{kind}"
+    export_network(model, "sr3", path, value_range=1)
+    if kind == ".onnx":
+        import onnx
+
+        found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    else:
+        extra = {"ipt_fast.json": ""}
+        torch.export.load(path, extra_files=extra)
+        found = json.loads(extra["ipt_fast.json"])
+    assert {key: found[key] for key in ("task", "scale", "window", "range", "dtype")} == {
+        "task": "sr3", "scale": "3", "window": "12", "range": "1", "dtype": "float32",
+    }  # fmt: skip
+    assert set(METADATA) <= set(found) and IPTConfig.from_dict(json.loads(found["config"])) == CONFIG
+
+
+def test_ops_are_kept_as_nodes_where_asked(model, tmp_path):
+    nodes = {}
+    for keep in (False, True):
+        export_network(model, "sr2", tmp_path / "a.pt2", keep_ops=keep)
+        program = torch.export.load(tmp_path / "a.pt2")
+        nodes[keep] = {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"}
+    assert "ipt_fast" in nodes[True] and "ipt_fast" not in nodes[False]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,6 +151,10 @@ def test_errors(model, tmp_path, monkeypatch):
         export_network(model, "sr2", tmp_path / "a.bin")
     with pytest.raises(ValueError, match="not in this network"):
         export_network(model, "deblur", tmp_path / "a.pt2")
+    with pytest.raises(ValueError, match=r"dtype must be torch\.float32 or torch\.float16, got torch\.bfloat16"):
+        export_network(model, "sr2", tmp_path / "a.pt2", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"keep_ops is for \.pt2"):
+        export_network(model, "sr2", tmp_path / "a.onnx", keep_ops=True)
     monkeypatch.setattr("ipt_fast.inference.export.module_missing", lambda name: "absent")
     with pytest.raises(ExportError, match=r"needs the package onnx: pip install 'ipt-fast\[export\]'"):
         export_network(model, "sr2", tmp_path / "a.onnx")
