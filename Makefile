@@ -14,11 +14,17 @@ BIN := $(VENV)/bin
 TORCH_TESTS := tests/ops tests/acceleration tests/model tests/inference tests/bench/test_offline.py \
                tests/engine/test_step.py tests/engine/test_precision.py
 
-.PHONY: pretrain test test-torch test-kernels lint docs bench fuzz clean
+.PHONY: pretrain weights test test-torch test-kernels lint docs bench fuzz clean
 .DELETE_ON_ERROR:
 
 pretrain: $(VENV)/.installed-demo
 	$(BIN)/ipt-fast demo --out $(RUN)
+
+# Hours on one core, of photos in DATA; stop it with Ctrl-C, and the same command goes on
+weights: $(VENV)/.installed-train
+	$(BIN)/python -m bench.weights.start configs/pretrain_pocket.yaml runs/pocket/start.pt
+	OMP_NUM_THREADS=1 $(BIN)/python train.py --config configs/pretrain_pocket.yaml --init runs/pocket/start.pt \
+	    --data $(DATA) --out runs/pocket --resume auto
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-cuda-core test-kernels
 	$(BIN)/python -m pytest tests --ignore tests/kernels

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.arguments import checked
+from ipt_fast.checkpoint.pretrained import PRETRAINED, pretrained_file
 from ipt_fast.checkpoint.read import CheckpointError, check_weights, read_weights
 from ipt_fast.model import IPT, IPTConfig
 from ipt_fast.model.ipt import MeanShift
@@ -36,7 +37,7 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
     each key), this project's checkpoints, and safetensors. Nothing in the file is run.
 
     Args:
-        path: the file.
+        path: the file; "pretrained" for the network that comes with the package.
         task: keep this task alone. Where a file with one task does not say which it is, this is its name; without
             it, it is taken from the tail's scale or the file's name.
         num_heads: attention heads, for files that do not say it: foreign ones of other sizes than the released.
@@ -47,7 +48,7 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
             the file, the first keys that do not fit and what was expected.
         ValueError: the file has no such task, or says another number of heads.
     """
-    path = Path(path)
+    path = pretrained_file() if str(path) == PRETRAINED else Path(path)
     if task is not None:
         get_task(task)
     weights, stated = read_weights(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ipt_fast.checkpoint import PRETRAINED
 from ipt_fast.cli import CommandError, user_errors
 from ipt_fast.cli._network import add_network_arguments, pick_task, prepare, window_options
 from ipt_fast.cli._restore_plan import Job, Naming, make_plan
@@ -22,6 +23,7 @@ from ipt_fast.io.progress import message_console, progress_bar
 from ipt_fast.io.write import WRITABLE, write_image
 
 EXAMPLE = """examples:
+  ipt-fast restore photo.jpg -o clean.png --task denoise30
   ipt-fast restore photo.jpg -o photo_x2.png --task sr2 --checkpoint IPT_pretrain.pt
   ipt-fast restore noisy/ 'more/*.png' -o clean/ --task denoise30 --checkpoint runs/tiny/checkpoint.pt --compare
   ipt-fast restore photos/ -o photos/ --suffix _x2 --ext .jpg --quality 90 --task sr2 --checkpoint IPT_pretrain.pt
@@ -38,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file for one image, otherwise a folder (as one with / at the end is)",
     )  # fmt: skip
     add("--task", help="sr2, sr3, sr4, derain, denoise<sigma>, deblur (default: that of a file with one task)")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="released, own or safetensors")
+    add(
+        "--checkpoint", type=Path, default=Path(PRETRAINED), metavar="FILE",
+        help="released, own or safetensors (default: the network that comes with ipt-fast)",
+    )  # fmt: skip
     add("--compare", action="store_true", help="also write NAME.compare.png: input | output")
     add("--suffix", default="", metavar="TEXT", help="outputs in a folder are NAME<TEXT>.png")
     add("--ext", default=".png", metavar="EXT", help="kind of the outputs in a folder: .png (default), .jpg, ..., same")
@@ -63,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         network, name, task = prepare(args.checkpoint, args.task and pick_task(args.task), args)
         where = f"{next(network.parameters()).device.type}, {str(network.dtype).removeprefix('torch.')}"
         said = f"{count}, {task.name}, {where}, {args.stitch}"
+        if args.checkpoint == Path(PRETRAINED):
+            said += ", with the network that comes with ipt-fast (--checkpoint takes another)"
         if name != task.name:
             said += f"; the network was not trained for {task.name}, its nearest task is {name}"
         console.print(said)

@@ -191,6 +191,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": None, "steps": 2000, "batch_size": 8, "lr": 1e-3, "lr_final": 1e-5, "schedule": "cosine",
         "warmup_steps": 100, "clip_grad": 1.0, "crops_per_image": 2, "checkpoint_every": 250,
     },
+    "pocket": {
+        "epochs": None, "steps": 100_000, "batch_size": 8, "lr": 1e-3, "lr_final": 1e-5, "schedule": "cosine",
+        "warmup_steps": 500, "clip_grad": 1.0, "ema": 0.999, "lam": 0.0, "crops_per_image": 2, "augment": True,
+        "checkpoint_every": 1000,
+    },
     "small": {
         "epochs": None, "steps": 100_000, "batch_size": 128, "lr": 3e-4, "lr_final": 1e-6, "schedule": "cosine",
         "warmup_steps": 1000, "clip_grad": 1.0,

@@ -1,6 +1,7 @@
 """One image of any size through a network that takes squares of one size."""
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ipt_fast.arguments import checked
+from ipt_fast.checkpoint import PRETRAINED, load_checkpoint
 from ipt_fast.inference.prepare import DTYPES, PreparedIPT, prepare_for_inference
 from ipt_fast.io.images import array_to_tensor, from_pil, read_image
 from ipt_fast.model import IPT
@@ -19,6 +21,7 @@ from ipt_fast.tasks import get_task
 from ipt_fast.tiling.strips import Layout, Source, gathered, quantised, restored_strips
 from ipt_fast.tiling.windows import Stitch
 
+_log = logging.getLogger(__name__)
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
 
@@ -41,8 +44,9 @@ def restore(
 
     Args:
         model: an ``IPT``, or what ``prepare_for_inference`` made of one, which for many images saves preparing it
-            for each. It runs on the device where it is. (Any other network with ``config``, ``task_index`` and
-            ``forward(x, task)`` is called as it is.)
+            for each. It runs on the device where it is. None is the network that comes with the package, read from its
+            file at every call; it runs where a tensor is, otherwise on the CPU. (Any other network with ``config``,
+            ``task_index`` and ``forward(x, task)`` is called as it is.)
         image: what comes out is of the same kind:
             a path or a PIL image of any mode -> PIL image of 8 bits, upright (RGB, or with the alpha channel that it
             had), its ``info`` with the colour profile and the EXIF data;
@@ -64,9 +68,15 @@ def restore(
         ValueError: an unknown task, stitch or dtype, an overlap or batch size out of range, or an image of another
             shape.
         OSError: the path cannot be read.
+        CheckpointError: the file that comes with the package has been changed.
     """
+    if model is None:
+        model = load_checkpoint(PRETRAINED)
+        _log.info("restore: no network given, so the one that comes with the package restores")
+        if isinstance(image, Tensor) and not image.is_meta:
+            model = model.to(image.device)
     if not hasattr(model, "task_index") or not hasattr(model, "config"):
-        raise TypeError(f"restore: model must be an IPT, or a prepared one (got {type(model).__name__})")
+        raise TypeError(f"restore: model must be an IPT, a prepared one, or None (got {type(model).__name__})")
     again = functools.partial(
         restore, model, task=task, overlap=overlap, stitch=stitch, batch_size=batch_size, dtype=dtype,
         self_ensemble=self_ensemble, progress=progress,

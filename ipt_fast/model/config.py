@@ -97,6 +97,8 @@ class IPTConfig:
 PRESETS: dict[str, IPTConfig] = {
     # Minutes on two CPU cores.
     "tiny": IPTConfig(n_feats=16, num_heads=3, num_layers=2),
+    # Hours on one CPU core: the network that comes with the package.
+    "pocket": IPTConfig(n_feats=32, num_heads=6, num_layers=1, ffn_ratio=1),
     # A night on one GPU.
     "small": IPTConfig(n_feats=32, num_heads=6, num_layers=6),
     # The paper's: 118,892,394 values.

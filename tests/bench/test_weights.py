@@ -1,0 +1,53 @@
+"""What makes the weights that ship: the start, the plain trainer beside the product's, the pack."""
+
+import pytest
+import torch
+
+from bench.baselines.plain_trainer import contrastive_loss
+from bench.weights.same_curve import SETTINGS, both_losses
+from bench.weights.start import start_network
+from ipt_fast.engine.config import recipe
+from ipt_fast.model import IPTConfig
+from ipt_fast.ops import patch_contrastive_loss
+from tests.data.photo_files import write_jpegs
+
+SMALL = ["model.n_feats=8", "model.patch_size=24", "model.num_heads=2", "batch_size=4"]
+
+
+def test_the_start_hands_the_photo_on():
+    config = IPTConfig(n_feats=8, patch_size=12, num_heads=2, num_layers=2)
+    model = start_network(config)
+    x = torch.rand(2, 3, 12, 12) * 255
+    for task in config.tasks:
+        y = model(x, task)
+        r = y.shape[-1] // 12
+        assert torch.allclose(y, x.repeat_interleave(r, -1).repeat_interleave(r, -2), atol=1e-3)
+
+
+def test_every_weight_of_the_start_learns_in_two_steps():
+    """Zeros on both sides of a product would keep each other."""
+    config = IPTConfig(n_feats=8, patch_size=12, num_heads=2, num_layers=1)
+    model = start_network(config)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        for task in config.tasks:
+            y = model(torch.rand(2, 3, 12, 12) * 255, task)
+            (y - 255 * torch.rand_like(y)).abs().mean().backward()
+        optimizer.step()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
+
+
+def test_the_plain_contrastive_loss_is_eq_5():
+    features = torch.randn(3, 5, 8, dtype=torch.float64)
+    assert torch.allclose(contrastive_loss(features), patch_contrastive_loss(features), rtol=1e-10)
+
+
+def test_first_twenty_steps_are_those_of_a_plain_trainer(tmp_path):
+    config = recipe("tiny", [*SETTINGS, *SMALL, "steps=20", "warmup_steps=5"])
+    write_jpegs(tmp_path, 6)
+    losses = list(both_losses(config, tmp_path, 20))
+    assert len({task for task, _, _ in losses}) >= 4
+    for _, ours, plain in losses:
+        assert ours == pytest.approx(plain, rel=2e-4)
+    assert max(abs(ours - plain) for _, ours, plain in losses) > 0  # they are two programs
