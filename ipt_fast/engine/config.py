@@ -192,7 +192,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup_steps": 100, "clip_grad": 1.0, "crops_per_image": 2, "checkpoint_every": 250,
     },
     "pocket": {
-        "epochs": None, "steps": 100_000, "batch_size": 8, "lr": 1e-3, "lr_final": 1e-5, "schedule": "cosine",
+        "epochs": None, "steps": 100_000, "batch_size": 8, "lr": 5e-4, "lr_final": 5e-6, "schedule": "cosine",
         "warmup_steps": 500, "clip_grad": 1.0, "ema": 0.999, "lam": 0.0, "crops_per_image": 2, "augment": True,
         "checkpoint_every": 1000,
     },

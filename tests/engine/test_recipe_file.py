@@ -48,7 +48,7 @@ def test_what_is_wrong_is_named(text, message, tmp_path):
 
 
 def test_committed_files_are_what_the_command_writes():
-    for name in ("tiny", "small", "deblur"):
+    for name in ("tiny", "pocket", "small", "deblur"):
         assert read_recipe(CONFIGS / f"pretrain_{name}.yaml") == recipe(name)
     assert read_recipe(CONFIGS / "pretrain.yaml") == recipe("base")
     assert read_recipe(CONFIGS / "ablation_no_contrastive.yaml") == recipe("base", ["lam=0"])
