@@ -111,6 +111,14 @@ def test_wheel_holds_the_library_and_the_kernels(archives):
     assert expected - archives["wheel"] == set()
 
 
+def test_wheel_and_source_hold_the_weights(archives):
+    names = {f"ipt_fast/weights/pretrained.{suffix}" for suffix in ("safetensors", "sha256")}
+    assert names <= archives["wheel"] and names <= archives["sdist"]
+    installed = archives["folder"] / "ipt_fast" / "weights" / "pretrained.safetensors"
+    assert installed.read_bytes() == (ROOT / "ipt_fast" / "weights" / installed.name).read_bytes()
+    assert installed.stat().st_size <= 12e6
+
+
 def test_version_is_that_of_the_library(archives):
     (folder,) = {name.partition("/")[0] for name in archives["wheel"] if ".dist-info/" in name}
     assert folder == f"ipt_fast-{ipt_fast.__version__}.dist-info"

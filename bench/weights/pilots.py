@@ -121,8 +121,8 @@ They chose the recipe of a run of CPU hours on one core; nothing here is a train
 
 `base`: {base}; the start of
 `bench/weights/start.py`. The others differ from it in what their names say. PSNR in dB of the averaged weights: luma of
-Set5 and of the first 4 photos of Rain100L, RGB of the first 4 of CBSD68, noise clipped. One seed each: a few tenths of one
-task may be chance.
+Set5 and of the first 4 photos of Rain100L, RGB of the first 4 of CBSD68, noise clipped. One seed each: a few tenths of
+one task may be chance.
 
 {table}
 """

@@ -1,9 +1,12 @@
 """What makes the weights that ship: the start, the plain trainer beside the product's, the pack."""
 
+import json
+
 import pytest
 import torch
 
 from bench.baselines.plain_trainer import contrastive_loss
+from bench.weights.pack import hours, read_log, replace_block, thin_log
 from bench.weights.same_curve import SETTINGS, both_losses
 from bench.weights.start import start_network
 from ipt_fast.engine.config import recipe
@@ -51,3 +54,32 @@ def test_first_twenty_steps_are_those_of_a_plain_trainer(tmp_path):
     for _, ours, plain in losses:
         assert ours == pytest.approx(plain, rel=2e-4)
     assert max(abs(ours - plain) for _, ours, plain in losses) > 0  # they are two programs
+
+
+def record(step: int, **l1: float) -> dict:
+    return {"step": step, "step_ms": 360.0, "lr": 1e-3, "contrastive": 0.0, "l1_of_task": l1}
+
+
+def test_a_log_counts_every_step_once(tmp_path):
+    """A killed run is resumed from before its last lines: those are of steps that were taken again."""
+    lines = [record(1, sr2=9.0), record(20, sr2=8.0), record(40, sr2=7.0), record(30, sr2=5.0), record(50, sr3=4.0)]
+    lines.insert(2, {"step": 20, "validation": {"psnr": 20.0}})
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = read_log(tmp_path)
+    assert [r["step"] for r in records] == [1, 20, 30, 50]
+    assert hours(records) == pytest.approx(50 * 0.36 / 3600)
+
+
+def test_a_thin_log_has_the_means():
+    rows = thin_log([record(20 * (i + 1), sr2=float(i % 2), sr3=2.0) for i in range(1000)], ("sr2", "sr3", "sr4"))
+    assert len(rows) == 200 and rows[-1]["step"] == 20_000 and rows[0]["step"] == 100
+    assert rows[1]["sr2"] == pytest.approx(0.6) and rows[1]["sr3"] == 2.0 and rows[1]["sr4"] == ""
+    assert rows[-1]["hours"] == pytest.approx(2.0)
+
+
+def test_a_block_of_the_card_is_replaced_alone():
+    page = "before\n<!-- a -->\nold\n<!-- /a -->\n<!-- b -->\nkept\n<!-- /b -->\n"
+    changed = replace_block(page, "a", "new")
+    assert changed == page.replace("old", "\nnew") and replace_block(changed, "a", "new") == changed
+    with pytest.raises(ValueError, match="needs the marks <!-- c -->"):
+        replace_block(page, "c", "new")
