@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -55,9 +55,9 @@ SCORED = {
 }  # fmt: skip
 
 
-def run_pilot(name: str, data: Path, out: Path, seconds: float) -> dict[str, object]:
-    """Train for that many CPU seconds; returns steps, CPU seconds and parameters."""
-    changes = BASE | PILOTS[name]
+def run_pilot(changes: Mapping[str, object], data: Path, out: Path, seconds: float) -> dict[str, object]:
+    """Train with ``BASE`` and these changes for that many CPU seconds; returns steps, CPU seconds and parameters."""
+    changes = {**BASE, **changes}
     gain = changes.pop("gain", GAIN)
     settings = [f"{key}={value}" for key, value in changes.items()]
     network = recipe("tiny", settings).model
@@ -77,7 +77,7 @@ def run_pilot(name: str, data: Path, out: Path, seconds: float) -> dict[str, obj
             used = times.user + times.system
         process.terminate()
         if process.wait() not in (0, 143):
-            raise RuntimeError(f"{name}: training ended with {process.returncode}, see {out / 'output.txt'}")
+            raise RuntimeError(f"{out.name}: training ended with {process.returncode}, see {out / 'output.txt'}")
     last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     return {"steps": last["step"], "seconds": used, "parameters": sum(p.numel() for p in start.parameters())}
 
@@ -86,7 +86,8 @@ def score(checkpoint: Path, sets: Path) -> dict[str, tuple[float, float]]:
     """Return task -> (dB of the input, dB of the network)."""
     model = load_checkpoint(checkpoint)
     found = {}
-    for name, (folder, count, metric) in SCORED.items():
+    for name in model.config.tasks:
+        folder, count, metric = SCORED[name]
         task = get_task(name)
         method = Method(prepare_for_inference(model, name), name, {})
         means = mean_scores(list(score_set(find_set(sets / folder, task), task, {"model": method}, limit=count)))
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = args.out / slug(name)
             if is_done(args.out, name):
                 continue
-            result = {"name": name, **run_pilot(name, args.data, folder, args.seconds)}
+            result = {"name": name, **run_pilot(PILOTS[name], args.data, folder, args.seconds)}
             result["scores"] = score(folder / "checkpoint.pt", args.sets)
             (folder / "pilot.json").write_text(json.dumps(result, indent=1) + "\n")
             print(f"{name}: {result['steps']} steps, {mean_gain(result):+.3f} dB", flush=True)

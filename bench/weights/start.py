@@ -36,7 +36,8 @@ def start_network(config: IPTConfig, seed: int = 0, gain: float = GAIN) -> IPT:
         torch.manual_seed(seed)
         model = IPT(config)
     body = model.body
-    nn.init.zeros_(body.position_encoding.pe.weight)
+    if config.position_embed:
+        nn.init.zeros_(body.position_encoding.pe.weight)
     layers = [*body.encoder.layers, *body.decoder.layers]
     silent = [body.linear_encoding, body.mlp_head[3]]
     for layer in layers:

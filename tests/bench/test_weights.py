@@ -17,8 +17,9 @@ from tests.data.photo_files import write_jpegs
 SMALL = ["model.n_feats=8", "model.patch_size=24", "model.num_heads=2", "batch_size=4"]
 
 
-def test_the_start_hands_the_photo_on():
-    config = IPTConfig(n_feats=8, patch_size=12, num_heads=2, num_layers=2)
+@pytest.mark.parametrize("changes", [{}, {"task_embed": False, "position_embed": False}, {"tasks": ("sr4",)}])
+def test_the_start_hands_the_photo_on(changes):
+    config = IPTConfig(n_feats=8, patch_size=12, num_heads=2, num_layers=2, **changes)
     model = start_network(config)
     x = torch.rand(2, 3, 12, 12) * 255
     for task in config.tasks:
