@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.arguments import checked
-from ipt_fast.checkpoint.pretrained import PRETRAINED, pretrained_file
+from ipt_fast.checkpoint.pretrained import located
 from ipt_fast.checkpoint.read import CheckpointError, check_weights, read_weights
 from ipt_fast.model import IPT, IPTConfig
 from ipt_fast.model.ipt import MeanShift
@@ -48,7 +48,7 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
             the file, the first keys that do not fit and what was expected.
         ValueError: the file has no such task, or says another number of heads.
     """
-    path = pretrained_file() if str(path) == PRETRAINED else Path(path)
+    path = located(path)
     if task is not None:
         get_task(task)
     weights, stated = read_weights(path)

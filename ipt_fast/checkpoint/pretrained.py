@@ -5,20 +5,22 @@ from pathlib import Path
 
 from ipt_fast.checkpoint.read import CheckpointError
 
-# What ``load_checkpoint`` takes for it.
+# Stands for it wherever a checkpoint is named.
 PRETRAINED = "pretrained"
 FOLDER = Path(__file__).parents[1] / "weights"
 # As sha256sum writes it; bench/weights/pack.py writes both files.
 SUM = FOLDER / "pretrained.sha256"
 
 
-def pretrained_file() -> Path:
-    """Return the file of weights, once its sum is what it should be.
+def located(path: str | Path) -> Path:
+    """Return the path; of "pretrained" that of the file in the package, once its sum is what it should be.
 
     Raises:
         FileNotFoundError: the package was installed without it.
         CheckpointError: it is not the file that was packed.
     """
+    if str(path) != PRETRAINED:
+        return Path(path)
     for needed in (SUM, SUM.with_suffix(".safetensors")):
         if not needed.is_file():
             raise FileNotFoundError(

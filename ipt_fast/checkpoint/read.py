@@ -102,7 +102,9 @@ def _check_kind(path: Path) -> None:
 @checked
 def read_notes(path: str | Path) -> dict[str, str]:
     """Return the header of a safetensors file beside its sizes; of other files nothing. Raises as ``read_weights``."""
-    path = Path(path)
+    from ipt_fast.checkpoint.pretrained import located  # it raises errors of this module
+
+    path = located(path)
     if path.suffix.lower() != ".safetensors":
         return {}
     _check_kind(path)

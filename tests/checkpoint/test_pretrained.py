@@ -43,7 +43,8 @@ def scene(side: int = 96) -> torch.Tensor:
 
 
 def test_the_header_says_what_it_is(model):
-    notes = read_notes(FILE)
+    notes = read_notes("pretrained")
+    assert notes == read_notes(FILE)
     assert {"task", "scale", "preset", "range", "training_data", "training", "metrics", "licence"} <= set(notes)
     assert notes["task"].split(", ") == list(model.config.tasks) == list(TASKS)
     assert [int(r) for r in notes["scale"].split(", ")] == [get_task(task).scale for task in TASKS]
