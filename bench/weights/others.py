@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data", type=Path, required=True, help="folder of training photos")
     add("--sets", type=Path, required=True, help="folder of test sets")
     add("--seconds", type=float, required=True, help="CPU time of each network and task")
-    add("--tasks", nargs="+", default=[task for task, _ in SETS[:6]])
+    add("--tasks", nargs="+", default=[task for task, _ in SETS])
     add("--limit", type=int, help="images of each set (default all)")
     add("--out", type=Path, default=Path("runs/others"))
     args = parser.parse_args(argv)
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = args.out / f"{name}_{task.name}.json"
             if not path.exists():
                 network, steps = train(name, task, args.data, args.seconds)
-                images = find_set(args.sets / dict(SETS[:6])[task.name], task)
+                images = find_set(args.sets / dict(SETS)[task.name], task)
                 method = Method(AsIPT(network, task.name), task.name, {"batch_size": 8})  # type: ignore[arg-type]
                 scores = list(score_set(images, task, {name: method}, limit=args.limit))
                 before, after = sorted(mean_scores(scores), key=lambda mean: mean.method != INPUT)

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Pack."""
     parser = argparse.ArgumentParser(prog="python -m bench.weights.pack", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="checkpoint.pt in the folder of its run")
-    parser.add_argument("--sets", type=Path, required=True, help="folder with Set5, CBSD68, Rain100L, Kodak24")
+    parser.add_argument("--sets", type=Path, required=True, help="folder with Set5, CBSD68 and Rain100L")
     parser.add_argument("--limit", type=int, help="images of each set (default all)")
     args = parser.parse_args(argv)
     model, state = load_checkpoint(args.checkpoint), load_training_state(args.checkpoint)

@@ -16,7 +16,7 @@ from ipt_fast.tasks import Task, get_task
 
 SETS = (
     ("sr2", "Set5"), ("sr3", "Set5"), ("sr4", "Set5"), ("derain", "Rain100L"),
-    ("denoise30", "CBSD68"), ("denoise50", "CBSD68"), ("denoise30", "Kodak24"), ("denoise50", "Kodak24"),
+    ("denoise30", "CBSD68"), ("denoise50", "CBSD68"),
 )  # fmt: skip
 
 

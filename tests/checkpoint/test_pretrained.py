@@ -12,6 +12,7 @@ from safetensors import safe_open
 from ipt_fast import TASKS, load_checkpoint, restore
 from ipt_fast.checkpoint import CheckpointError, pretrained, read_notes
 from ipt_fast.cli import main
+from ipt_fast.data.packaged_photos import held_out_photos
 from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.evaluation.metrics import psnr_y
 from ipt_fast.ops import degrade
@@ -34,12 +35,10 @@ def copy(tmp_path, monkeypatch):
     return tmp_path / FILE.name
 
 
-def scene(side: int = 96) -> torch.Tensor:
-    """Return edges at many angles between smooth shades, uint8 [1, 3, S, S]."""
-    y, x = torch.meshgrid(torch.arange(4 * side), torch.arange(4 * side), indexing="ij")
-    shapes = [(x * a + y * b) % 160 < 80 for a, b in ((0.6, 0.8), (0.96, -0.28), (-0.28, 0.96))]
-    waves = torch.stack([120 * shape + 60 + (x * (c + 1) + y) / 30 for c, shape in enumerate(shapes)])  # [3, 4S, 4S]
-    return torch.nn.functional.avg_pool2d(waves[None], 4).round().byte()
+@pytest.fixture(scope="module")
+def photo():
+    """Return a part of a photo that was never trained on, uint8 [1, 3, 144, 144]."""
+    return next(iter(held_out_photos().values()))[None, :, 60:204, 100:244]
 
 
 def test_the_header_says_what_it_is(model):
@@ -58,8 +57,8 @@ def test_the_file_is_small_and_of_half_precision():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_it_makes_a_picture_better(model, task):
-    lq, gt = degrade(scene(), task, seeds=torch.tensor([7]))
+def test_it_makes_a_photo_better(model, photo, task):
+    lq, gt = degrade(photo, task, seeds=torch.tensor([7]))
     before = bicubic_up(lq, get_task(task).scale) if get_task(task).scale > 1 else lq
     after = restore(model, lq, task)
     assert torch.isfinite(after).all()
@@ -67,7 +66,7 @@ def test_it_makes_a_picture_better(model, task):
 
 
 def test_one_task_of_it_and_no_network_given(model):
-    x = scene(48).float()
+    x = torch.rand(1, 3, 50, 60) * 255
     alone = load_checkpoint("pretrained", "sr2")
     assert alone.config.tasks == ("sr2",)
     expected = restore(model, x, "sr2")
@@ -90,12 +89,12 @@ def test_another_file_is_refused(copy):
 def test_a_missing_file_is_named(copy, suffix):
     copy.with_suffix(suffix).unlink()
     with pytest.raises(FileNotFoundError, match=f"pretrained{suffix}: the weights that come with ipt-fast are"):
-        restore(None, scene(48), "sr2")
+        restore(None, torch.zeros(1, 3, 48, 48), "sr2")
 
 
 def test_the_command_takes_it_and_says_so(tmp_path, capsys):
     photo = tmp_path / "photo.png"
-    Image.fromarray(scene(48)[0].permute(1, 2, 0).numpy()).save(photo)
+    Image.effect_noise((60, 50), 40).convert("RGB").save(photo)
     arguments = ["restore", str(photo), "-o", str(tmp_path / "out.png"), "--task", "denoise30", "--precision", "fp32"]
     assert main(arguments) == 0
     said = capsys.readouterr().err
