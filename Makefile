@@ -20,7 +20,7 @@ TORCH_TESTS := tests/ops tests/acceleration tests/model tests/inference tests/be
 pretrain: $(VENV)/.installed-demo
 	$(BIN)/ipt-fast demo --out $(RUN)
 
-# Hours on one core, of photos in DATA; stop it with Ctrl-C, and the same command goes on
+# The network that comes with the package: hours on one core, on the photos in DATA. The same command goes on after a stop.
 weights: $(VENV)/.installed-train
 	$(BIN)/python -m bench.weights.start configs/pretrain_pocket.yaml runs/pocket/start.pt
 	OMP_NUM_THREADS=1 $(BIN)/python train.py --config configs/pretrain_pocket.yaml --init runs/pocket/start.pt \
