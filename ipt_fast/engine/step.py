@@ -8,6 +8,7 @@ the outcome later (``StepOutcome.read``).
 import copy
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from ipt_fast.data import SR_MARGIN, Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo, GradientAllReduce
+from ipt_fast.engine.half_weights import HalfWeights
 from ipt_fast.engine.optimizer import make_optimizer
 from ipt_fast.engine.precision import LossScale, resolve
 from ipt_fast.losses import pretrain_loss
@@ -95,11 +97,12 @@ class TrainStep:
         self.model, self.config, self.dist_info, self.degrade = model, config, dist_info, degrade
         self.rain = StreakFolder(config.rain) if config.rain else None
         self.precision, self.recompute = resolve(config, dist_info)
-        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]  # of autocast
         model.set_recompute(self.recompute)
         self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(model) if config.compile else model
         self.optimizer = make_optimizer(model, config)
         self.gradients = GradientAllReduce(model, dist_info.world_size)
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        self.half = None if dtype is None else HalfWeights(model, dtype, by_layer=dist_info.world_size > 1)
         self.scale = LossScale(self.precision == "fp16", dist_info.device)
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
 
@@ -128,7 +131,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.gradients.begin(self.model.task_index(task))
         config = self.config
-        with torch.autocast(self.dist_info.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with nullcontext() if self.half is None else self.half.instead():
             y, feats = self.forward(x, task, return_features=True)
         total, l1, contrastive = pretrain_loss(
             y, target, feats, lam=config.lam, mode=config.contrastive, scope=config.contrastive_scope

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipt_fast.ops import ffn, layernorm_linear, patch_attention
-from ipt_fast.ops._common import autocast_dtype
+from ipt_fast.ops._common import autocast_off
 
 
 class LayerNorm(nn.LayerNorm):
@@ -29,9 +29,9 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [..., D]."""
-        if x.dtype not in (torch.float16, torch.bfloat16) or autocast_dtype(x.device.type) is None:
+        if x.dtype not in (torch.float16, torch.bfloat16):
             return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x):
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
