@@ -21,6 +21,7 @@ from ipt_fast.data import SR_MARGIN, Batch
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo
 from ipt_fast.engine.step import TrainStep
+from ipt_fast.kernels.patch_attention import plan_backward
 from ipt_fast.model import IPT
 from ipt_fast.ops import degrade
 from ipt_fast.tasks import get_task
@@ -28,19 +29,19 @@ from ipt_fast.tasks import get_task
 _LARGE = 1 << 20  # bytes of a "large" cat
 # Launches of the ops' own kernels, forward and backward; kernels/*.py and csrc/ say so.
 _OWN_LAUNCHES = {
-    "patch_attention": (1, 2),
+    "patch_attention": (1, 1),
     "patch_contrastive_loss": (2, 2),
     "pixelshuffle_tail": (1, 0),
     "degrade": (1, 0),
 }
 _MADE_OF_OTHERS = ("layernorm_linear", "ffn")  # GEMMs, and kernels/norm_passes.py
 _KINDS = {
-    "gemm": ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation"),
+    "gemm": ("mm", "addmm", "bmm", "baddbmm", "addmm_", "_addmm_activation"),
     "convolution": ("convolution", "convolution_backward"),
     "norm": ("native_layer_norm", "native_layer_norm_backward", "norm_kernel", "norm_backward_kernel"),
     "add": ("add", "add_", "sub", "sub_"),
     "relu backward": ("threshold_backward", "relu_backward_kernel"),
-    "sum": ("sum", "mean", "_foreach_norm", "linalg_vector_norm", "amax"),
+    "sum": ("sum", "mean", "sum_parts_kernel", "_foreach_norm", "linalg_vector_norm", "amax"),
     "cat": ("cat", "stack"),
     "optimizer": ("_fused_adam_", "_foreach_lerp_"),
 }
@@ -109,10 +110,10 @@ class _Recorder(TorchDispatchMode):
         """Run the op's backend, which is made of PyTorch's operations, instead of asking for its shapes."""
         backend = importlib.import_module(f"ipt_fast.ops.{op}").BACKENDS[args[-1]]
         launch = backend.backward if backward else backend.forward
-        with self, mock.patch.object(JITFunction, "__getitem__", lambda kernel, grid: self._launcher(kernel)):
+        with self:
             return launch(*args[:-1])
 
-    def _launcher(self, kernel: Any) -> Any:
+    def launcher(self, kernel: Any) -> Any:
         """Return what stands for a Triton kernel: it is launched once, over the tensors that it is given."""
 
         def launch(*args: Any, **constants: Any) -> None:
@@ -141,11 +142,15 @@ def _operation(function: Any, name: str, args: Any, kwargs: Any, result: Any) ->
     inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
     if not outputs:  # foreach and fused: what is written is among the inputs
-        outputs = inputs if name.startswith("_fused") else [t for t in tree_leaves(args[:1]) if isinstance(t, Tensor)]
+        written = (args[0], args[2], args[3]) if name == "_fused_adam_" else args[:1]  # weights and moments
+        outputs = [t for t in tree_leaves(written) if isinstance(t, Tensor)]
     flops, launches = 0, 1
     if function.namespace == "ipt_fast":
         op = name.removesuffix("_backward")
         launches = _OWN_LAUNCHES[op][name.endswith("_backward")]
+        if name == "patch_attention_backward" and args[-1] == "triton":
+            (_, N, D), M = args[1].shape, args[2].shape[1]
+            launches = 1 if plan_backward(N, M, D // args[8], args[1].dtype).one else 2
         kind, flops = op, _own_flops(name, args)
     else:
         kind = _KIND_OF.get(name, "other")
@@ -204,7 +209,9 @@ def trace_step(config: TrainConfig, task: str, device: Device) -> Counted:
         for _ in range(2):
             if host:
                 host.begin_step()
-            with _Recorder() as recorder:
+            recorder = _Recorder()
+            kernels = mock.patch.object(JITFunction, "__getitem__", lambda kernel, grid: recorder.launcher(kernel))
+            with kernels, recorder:
                 x, target = step.prepare(_batch(config, task))
                 step(x, target, task, config.lr)
     return Counted(tuple(recorder.operations), tuple(host.waits) if host else ())

@@ -61,9 +61,9 @@ class TrainConfig:
         tf32: let float32 GEMMs and convolutions on an NVIDIA GPU round their inputs to TF32, 10 bits of mantissa.
         precision: of forward and backward; weights and optimizer stay float32. "auto" is bf16 on GPUs and
             CPUs that compute in it, otherwise fp16 with loss scaling on GPUs and fp32 on CPUs.
-        recompute: activation recomputation. "on" computes the hidden layers of the feed-forward parts again in the
-            backward, "off" keeps them for it, which is faster (8 % fewer operations) and takes more memory (29 MB a
-            sample of "base" in 16 bits); "auto" keeps them where they take up to a sixth of the device's memory. The
+        recompute: activation recomputation. "on" computes norms and hidden layers of the feed-forward parts again in
+            the backward, "off" keeps them for it, which is faster (8 % fewer operations) and takes more memory (47 MB
+            a sample of "base" in 16 bits); "auto" keeps them where they take up to a sixth of the device's memory. The
             weights come out the same.
         compile: run the network through torch.compile.
         checkpoint_every: steps between checkpoints; there is always one at the end.

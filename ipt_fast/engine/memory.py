@@ -1,7 +1,8 @@
 """What a step of a recipe takes on a device, by arithmetic: weights, activations, contrastive loss.
 
 The counts are those of the layers' own bookkeeping (``model/layers.py``): a layer keeps the inputs of its parts, packed
-projections and attention's output, in elements of N D a sample: 6 in the encoder, 11 in the decoder.
+projections and attention's output, in elements of N D a sample: 6 in the encoder, 11 in the decoder; where nothing is
+recomputed also the normalised tokens, 2 and 3.
 """
 
 import logging
@@ -53,10 +54,10 @@ def step_memory(config: TrainConfig, dist_info: DistInfo) -> StepMemory:
         parameters = sum(p.numel() for p in IPT(model).parameters())
     half = precision != "fp32"
     element = 2 if half else 4
-    # float32: weight, gradient, two moments, average; and the 16-bit copies that autocast keeps for the backward
+    # float32: weight, gradient, two moments, average; and the 16-bit copies of the step
     weights = parameters * (16 + 4 * (config.ema > 0) + 2 * half)
     enlarged = max(_ENLARGED[get_task(task).scale] for task in model.tasks)
-    kept = 17 * model.num_layers + 2 * model.mlp + _HEAD_AND_TAIL + enlarged
+    kept = (17 if recompute else 22) * model.num_layers + 2 * model.mlp + _HEAD_AND_TAIL + enlarged
     activations = batch * (kept * model.num_tokens * model.embed_dim * element)
     # Without recomputation every hidden layer stays; with it one at a time is made again.
     hidden = hidden_bytes(model, precision)

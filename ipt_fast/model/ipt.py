@@ -172,11 +172,11 @@ class IPT(nn.Module):
 
     @checked
     def set_recompute(self, on: bool) -> None:
-        """Set whether the backward recomputes the hidden layers, as it does at first, or they are kept for it.
+        """Set whether the backward recomputes hidden layers and norms, as it does at first, or they are kept for it.
 
-        Gradients are the same. To recompute them is a twelfth of a step's operations; to keep them takes a third to
-        a half as much memory again as all else that is kept (bench/notes/block.md). A feed-forward network with a
-        replaced or parametrized layer keeps what its modules keep.
+        Gradients are the same. To recompute them is a twelfth of a step's operations; to keep them takes half to two
+        thirds as much memory again as all else that is kept (bench/notes/block.md). Compiled networks recompute the
+        norms always. A feed-forward network with a replaced or parametrized layer keeps what its modules keep.
         """
         for module in self.modules():
             if isinstance(module, FeedForward | MLPHead):

@@ -4,7 +4,7 @@ Shapes: B images, N tokens, M memory tokens, D embedding. ``E`` is a task embedd
 
 For the backward a layer keeps its inputs, the packed projections and the attention's output. The normalised tokens are
 recomputed, and so is the hidden activation of the feed-forward network, unless ``recompute`` is False
-(bench/notes/block.md).
+(bench/notes/block.md). In training the parts of a layer are joined as ``blocks.py`` says.
 
 ``norm1`` to ``norm3``, ``linear1`` and ``linear2`` only hold the parameters of a fused op, as ``out_proj`` of PyTorch's
 ``MultiheadAttention`` does: hooks on them never fire; hooks on ``self_attn``, ``multihead_attn`` and ``ffn`` do. One
@@ -12,10 +12,14 @@ that is no longer what it was built as (a LoRA wrapper, a quantized or parametri
 is called as a module.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipt_fast.model.blocks import Way, is_called_by_nobody_else, normed_attention, normed_ffn, project, way
 from ipt_fast.ops import ffn, layernorm_linear, patch_attention
 from ipt_fast.ops._common import autocast_off
 
@@ -119,6 +123,29 @@ class MLPHead(nn.Sequential):
         return ffn(x, None, None, *weights, recompute=self.recompute)
 
 
+def _way(layer: nn.Module, x: Tensor, attentions: Sequence[Attention], norms: Sequence[nn.Module]) -> Way | None:
+    """Return how a layer is to be trained by branches (``blocks``), or None: a part is not as built, or has hooks."""
+    linears, feed_forward = (layer.linear1, layer.linear2), layer.ffn
+    if not all(is_plain(norm, LayerNorm) for norm in norms) or type(feed_forward) is not FeedForward:
+        return None
+    if not all(is_plain(linear, nn.Linear) and linear.bias is not None for linear in linears):
+        return None
+    if not all(type(a) is Attention and "in_proj_weight" in a._parameters for a in attentions):
+        return None
+    if not is_called_by_nobody_else(feed_forward, *attentions):
+        return None
+    weights = [a.in_proj_weight for a in attentions] + [linear.weight for linear in linears]
+    return way(x, attentions[0].num_heads, feed_forward.recompute, *weights)
+
+
+def project_all(E: Tensor, layers: Sequence["DecoderLayer"]) -> list[tuple[Tensor, ...]]:
+    """Return what the layers add to q and k [N, 2D] of their own tokens, and to q [N, D] of the memory's."""
+    D = E.shape[-1]
+    weights = [a.in_proj_weight for layer in layers for a in (layer.self_attn, layer.multihead_attn)]
+    parts = project(E, weights, [2 * D, D] * len(layers))
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
 class EncoderLayer(nn.Module):
     """x += MHA(LN1 x); x += FFN(LN2 x)."""
 
@@ -133,6 +160,13 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
+        if way := _way(self, x, (self.self_attn,), (self.norm1, self.norm2)):
+            attention = self.self_attn
+            x, attended = normed_attention(
+                way, x, None, self.norm1, attention.in_proj_weight, attention.num_heads
+            )
+            x, hidden = normed_ffn(way, x, attention.out_proj(attended), self.norm2, self.linear1, self.linear2)
+            return x + hidden
         x = x + self.self_attn(x, self.norm1)
         return x + self.ffn(x, self.norm2, self.linear1, self.linear2)
 
@@ -151,8 +185,23 @@ class DecoderLayer(nn.Module):
         self.norm3 = LayerNorm(dim)
         self.ffn = FeedForward()
 
-    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
-        """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
+    def way(self, z: Tensor) -> Way | None:
+        """Return how the layer is to be trained by branches, or None."""
+        return _way(self, z, (self.self_attn, self.multihead_attn), (self.norm1, self.norm2, self.norm3))
+
+    def forward(
+        self, z: Tensor, memory: Tensor, E: Tensor | None, projected: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]. ``projected``: what ``project_all`` returns."""
+        own, cross = self.self_attn, self.multihead_attn
+        if way := self.way(z):
+            embed, cross_embed = projected or ((None, None) if E is None else project_all(E, [self])[0])
+            weights = own.in_proj_weight, own.num_heads, E, embed
+            z, attended = normed_attention(way, z, None, self.norm1, *weights)
+            weights = cross.in_proj_weight, cross.num_heads, E, cross_embed, memory
+            z, attended = normed_attention(way, z, own.out_proj(attended), self.norm2, *weights)
+            z, hidden = normed_ffn(way, z, cross.out_proj(attended), self.norm3, self.linear1, self.linear2)
+            return z + hidden
         z = z + self.self_attn(z, self.norm1, E)
         z = z + self.multihead_attn(z, self.norm2, E, memory)
         return z + self.ffn(z, self.norm3, self.linear1, self.linear2)
@@ -184,6 +233,9 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
         """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
         memory = self.memory_norm(memory)
-        for layer in self.layers:
-            z = layer(z, memory, E)
+        projected: Sequence[Any] = [()] * len(self.layers)
+        if E is not None and all(isinstance(layer, DecoderLayer) and layer.way(z) for layer in self.layers):
+            projected = [(parts,) for parts in project_all(E, self.layers)]
+        for layer, parts in zip(self.layers, projected, strict=True):
+            z = layer(z, memory, E, *parts)
         return z

@@ -58,7 +58,7 @@ def ffn_reference(
     return F.linear(_ACTIVATIONS[activation](hidden), weight2.to(dtype), cast(bias2, dtype))  # [..., D]
 
 
-def _hidden(y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+def hidden_activation(y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
     """Return what the activation's derivative needs, and the hidden activation, [..., D_hidden]; for ReLU one tensor.
 
     cublasLt's GELU epilogue is the tanh approximation, which this op does not compute.
@@ -80,7 +80,7 @@ def _hidden(y: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
 def _forward_by(passes, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, activation, dtype, recompute):
     with autocast_off(x):
         y, *_ = normalised(passes(), x, norm_weight, norm_bias, eps, dtype)
-        kept, hidden = _hidden(y, weight1.to(dtype), cast(bias1, dtype), activation)
+        kept, hidden = hidden_activation(y, weight1.to(dtype), cast(bias1, dtype), activation)
         out = F.linear(hidden, weight2.to(dtype), cast(bias2, dtype)).contiguous()  # [..., D]
         return out, x.new_empty(0, dtype=dtype) if recompute else kept.contiguous()
 
@@ -91,7 +91,7 @@ def _backward_by(passes, grad, x, norm_weight, norm_bias, weight1, bias1, weight
         y, mean, rstd = normalised(passes(), x, norm_weight, norm_bias, eps, dtype)
         rows = rows_of(y)  # [B N, D]
         if kept is None:
-            kept, hidden = _hidden(rows, weight1.to(dtype), cast(bias1, dtype), activation)  # [B N, D_hidden]
+            kept, hidden = hidden_activation(rows, weight1.to(dtype), cast(bias1, dtype), activation)  # [B N, D_hidden]
         else:
             kept = rows_of(kept)
             hidden = kept if activation == "relu" else F.gelu(kept)
@@ -99,11 +99,11 @@ def _backward_by(passes, grad, x, norm_weight, norm_bias, weight1, bias1, weight
         dweight2 = grad.t() @ hidden
         dhidden = grad @ weight2.to(dtype)  # [B N, D_hidden]
         if activation == "relu":
-            dhidden, dbias1 = passes().relu_backward(dhidden, kept)
+            dhidden, dbias1 = passes().relu_backward(dhidden, kept, x.dtype if bias1 is None else bias1.dtype)
         else:
             dhidden = torch.ops.aten.gelu_backward(dhidden, kept)
             dbias1 = dhidden.sum(0)
-        dweight1, dbias2 = dhidden.t() @ rows, grad.sum(0)
+        dweight1, dbias2 = dhidden.t() @ rows, None if bias2 is None else grad.sum(0)
         dx, *dnorm = normalised_backward(passes(), dhidden @ weight1.to(dtype), x, mean, rstd, norm_weight, norm_bias)
         inputs = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
         return gradients(inputs, (dx, *dnorm, dweight1, dbias1, dweight2, dbias2))

@@ -72,11 +72,17 @@ class Passes(NamedTuple):
     normalise: (x, weight, bias, eps, dtype) -> layer_norm(x) in ``dtype``, and what its backward needs of mean and
         deviation.
     normalise_backward: (gradient of that, x, mean, rstd, weight, bias) -> the gradients of x, weight and bias.
-    relu_backward: (gradient [rows, columns] of relu(h + bias), that activation) -> gradients of h and bias.
+    add_and_normalise: (x, branch, weight, bias, eps) -> x + branch, and what ``normalise`` makes of it.
+    normalise_backward_add: as ``normalise_backward``, with a gradient that has gone past the norm last; it is added to
+        that of x, and its sum over rows comes last.
+    relu_backward: (gradient [rows, columns] of relu(h + bias), that activation, dtype) -> gradients of h and, in
+        ``dtype``, of bias.
     """
 
     normalise: Callable
     normalise_backward: Callable
+    add_and_normalise: Callable
+    normalise_backward_add: Callable
     relu_backward: Callable
 
 
@@ -96,19 +102,38 @@ def _normalise_backward(grad, x, mean, rstd, weight, bias):
     return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, *affine, [True] * 3)
 
 
-def _relu_backward(grad, hidden):
+def _add_and_normalise(x, branch, weight, bias, eps):
+    x = x + branch
+    return x, *_normalise(x, weight, bias, eps, x.dtype)
+
+
+def _normalise_backward_add(grad, x, mean, rstd, weight, bias, past):
+    dx, *daffine = _normalise_backward(grad, x, mean, rstd, weight, bias)
+    return dx.add_(past), *daffine, rows_of(past).sum(0)
+
+
+def _relu_backward(grad, hidden, dtype):
     grad = torch.ops.aten.threshold_backward(grad, hidden, 0)
-    return grad, grad.sum(0)
+    return grad, grad.sum(0).to(dtype)
 
 
-TORCH = Passes(_normalise, _normalise_backward, _relu_backward)
+TORCH = Passes(_normalise, _normalise_backward, _add_and_normalise, _normalise_backward_add, _relu_backward)
 
 
 def triton_passes() -> Passes:
     """Return the Triton kernels' passes, which read and write each tensor once and cast on the way."""
     from ipt_fast.kernels import norm_passes as kernels
 
-    return Passes(kernels.normalise, lambda *args: kernels.normalise_backward(*args[:-1]), kernels.relu_backward)
+    return Passes(
+        kernels.normalise,
+        lambda grad, x, mean, rstd, weight, bias: kernels.normalise_backward(grad, x, mean, rstd, weight),
+        kernels.add_and_normalise,
+        lambda grad, x, mean, rstd, weight, bias, past: kernels.normalise_backward_add(grad, x, mean, rstd, weight, past),
+        kernels.relu_backward,
+    )
+
+
+PASSES: dict[str, Callable[[], Passes]] = {"fused": lambda: TORCH, "triton": triton_passes}
 
 
 def normalised(passes: Passes, x, weight, bias, eps, dtype) -> tuple:
@@ -175,8 +200,10 @@ def preference(call: NormCall) -> list[str]:
 
 def gemm_backends(forward: Callable, backward: Callable) -> tuple[Backend, Backend]:
     """Return "fused" and "triton": the launchers, which take a function that returns ``Passes`` first, with each's."""
-    ways = (("fused", lambda: TORCH, fused_unsupported), ("triton", triton_passes, triton_unsupported))
-    fused, triton = (Backend(name, partial(forward, w), partial(backward, w), reason) for name, w, reason in ways)
+    reasons = {"fused": fused_unsupported, "triton": triton_unsupported}
+    fused, triton = (
+        Backend(name, partial(forward, way), partial(backward, way), reasons[name]) for name, way in PASSES.items()
+    )
     return fused, triton
 
 
@@ -196,7 +223,8 @@ def _backward_by(passes, grad, x, norm_weight, norm_bias, weight, bias, eps, dty
         rows = rows_of(grad.to(dtype))  # [B N, D_out]
         dweight = rows.t() @ rows_of(y)
         dx, *dnorm = normalised_backward(passes(), rows @ weight.to(dtype), x, mean, rstd, norm_weight, norm_bias)
-        return gradients((x, norm_weight, norm_bias, weight, bias), (dx, *dnorm, dweight, rows.sum(0)))
+        dbias = None if bias is None else rows.sum(0)
+        return gradients((x, norm_weight, norm_bias, weight, bias), (dx, *dnorm, dweight, dbias))
 
 
 def _eager(x, *args):

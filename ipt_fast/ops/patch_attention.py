@@ -160,10 +160,10 @@ def _backward_fake(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale, 
     return empty_gradients(q, k)
 
 
-_forward = BACKENDS.define_forward(
+attention = BACKENDS.define_forward(
     f"({_INPUTS}, int num_heads, float scale, str impl) -> (Tensor out, Tensor lse)", _forward_fake
 )
-_gradient = BACKENDS.define_backward(
+attention_backward = BACKENDS.define_backward(
     f"(Tensor grad, {_INPUTS}, Tensor out, Tensor lse, int num_heads, float scale, str impl)"
     " -> (Tensor first, Tensor second)",
     _backward_fake,
@@ -172,7 +172,7 @@ _gradient = BACKENDS.define_backward(
 
 class _PatchAttention(torch.autograd.Function):
     generate_vmap_rule = True
-    forward = staticmethod(_forward)
+    forward = staticmethod(attention)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -184,12 +184,11 @@ class _PatchAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         q, k, *_ = saved = ctx.saved_tensors  # once: recomputed by checkpointing, they can be had no second time
-        first, second = _gradient(grad, *saved, *ctx.options)
+        first, second = attention_backward(grad, *saved, *ctx.options)
         dq, dk, dv = unpack_gradients(first, second, q, k)
-        # An embedding serves the whole batch, so its gradient is the sum over the batch, taken in float32.
-        wide = torch.promote_types(q.dtype, torch.float32)
-        dq_embed = dq.sum(0, dtype=wide).to(q.dtype) if ctx.needs_input_grad[3] else None  # [N, D]
-        dk_embed = dk.sum(0, dtype=wide).to(q.dtype) if ctx.needs_input_grad[4] else None  # [M, D]
+        # An embedding serves the whole batch, so its gradient is the sum over the batch; PyTorch adds in float32.
+        dq_embed = dq.sum(0) if ctx.needs_input_grad[3] else None  # [N, D]
+        dk_embed = dk.sum(0) if ctx.needs_input_grad[4] else None  # [M, D]
         return dq, dk, dv, dq_embed, dk_embed, None, None, None
 
 
@@ -257,6 +256,13 @@ def patch_attention(
         backend = _SDPA_ELSEWHERE
     out = BACKENDS.call(_PatchAttention, backend, (q, k, v, q_embed, k_embed), num_heads, scale)
     return out if isinstance(out, Tensor) else out[0]
+
+
+def backend_with_backward(x: Tensor, num_heads: int) -> str | None:
+    """Return the backend that would serve tokens x [B, N, D], or None if autograd has to differentiate it."""
+    backend = BACKENDS.resolve(None, _Call(str(x.device), x.dtype, x.shape[-1] // num_heads))
+    elsewhere = backend.name == "sdpa" and x.device.type != "cpu"
+    return None if elsewhere or backend.backward is None else backend.name
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_embed: Tensor | None, k_embed: Tensor | None) -> None:

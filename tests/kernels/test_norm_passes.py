@@ -125,3 +125,23 @@ def test_compiled_without_a_graph_break_it_is_the_same(device, op):
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
     for got, w in zip(value_and_grads(compiled, tensors, weights, impl="triton"), want, strict=True):
         torch.testing.assert_close(got, w)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_passes_that_add_are_those_of_torch(device, shape):
+    from ipt_fast.kernels import norm_passes as kernels
+    from ipt_fast.ops.layernorm_linear import TORCH
+
+    D = shape[-1]
+    x, branch, grad, past = (torch.randn(shape, device=device) for _ in range(4))
+    weight, bias = torch.randn(2, D, device=device)
+    want = TORCH.add_and_normalise(x, branch, weight, bias, 1e-3)
+    got = kernels.add_and_normalise(x, branch, weight, bias, 1e-3)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g.flatten(), w.flatten(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(got[0], x + branch)
+    added, _, mean, rstd = got
+    want = TORCH.normalise_backward_add(grad, added, *want[2:], weight, bias, past)
+    got = kernels.normalise_backward_add(grad, added, mean, rstd, weight, past)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, atol=2e-4, rtol=1e-4)
