@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from ipt_fast.ops._registry import assume
+
 # Of those that autocast runs in 16 bits, what the network and the losses call outside of the ops.
 _IN_16_BITS = {F.linear, F.conv2d, torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__}
 _READS = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero, torch.nonzero, Tensor.__bool__, Tensor.__float__}
@@ -91,8 +93,10 @@ def pretend_cuda(capability: tuple[int, int], memory: int) -> Iterator[None]:
         "is_available": lambda: True, "is_bf16_supported": lambda *a, **k: capability >= (8, 0),
         "current_device": lambda: 0, "device_count": lambda: 1, "get_device_capability": lambda device=None: capability,
         "get_device_properties": lambda device=None: SimpleNamespace(total_memory=memory),
+        "Event": lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
     }  # fmt: skip
     with ExitStack() as stack:
+        stack.enter_context(assume(capability))  # no matter which packages are installed here
         for name, answer in answers.items():
             stack.enter_context(mock.patch(f"torch.cuda.{name}", answer))
         stack.enter_context(mock.patch.object(Tensor, "_make_subclass", _made))

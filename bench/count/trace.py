@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -113,8 +113,12 @@ class _Recorder(TorchDispatchMode):
         with self:
             return launch(*args[:-1])
 
-    def launcher(self, kernel: Any) -> Any:
-        """Return what stands for a Triton kernel: it is launched once, over the tensors that it is given."""
+    @property
+    def kernel(self) -> Any:
+        """Return what stands for ``kernel[grid]`` of Triton: it is launched once, over the tensors that it is given."""
+        return lambda kernel, grid: self._launcher(kernel)
+
+    def _launcher(self, kernel: Any) -> Any:
 
         def launch(*args: Any, **constants: Any) -> None:
             name = kernel.fn.__name__
@@ -139,7 +143,7 @@ def _is_moved_nowhere(name: str, args: Any, result: Any) -> bool:
 
 
 def _operation(function: Any, name: str, args: Any, kwargs: Any, result: Any) -> Operation:
-    inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    inputs = [t for t in tree_leaves((args, {**kwargs, "out": None})) if isinstance(t, Tensor)]
     outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
     if not outputs:  # foreach and fused: what is written is among the inputs
         written = (args[0], args[2], args[3]) if name == "_fused_adam_" else args[:1]  # weights and moments
@@ -163,6 +167,8 @@ def _operation(function: Any, name: str, args: Any, kwargs: Any, result: Any) ->
     if name in ("_to_copy", "copy_", "_foreach_copy_"):
         kinds = {t.dtype for t in (*inputs, *outputs)}
         kind = "cast" if len(kinds) > 1 else "copy"
+    if name in ("copy_", "_foreach_copy_"):  # what is written over is not read
+        inputs = [t for t in tree_leaves(args[1]) if isinstance(t, Tensor)]
     read = sum(_bytes(t) for t in inputs)
     written = sum(_bytes(t) for t in outputs)
     dtype = str(dtypes[0]).removeprefix("torch.") if dtypes else "none"
@@ -196,6 +202,7 @@ def trace_step(config: TrainConfig, task: str, device: Device) -> Counted:
         task: of the batch.
         device: pretended; the CPU is fake tensors as well.
     """
+    config = replace(config, graphs="off")  # launched one by one
     with torch.device("meta"):
         model = IPT(config.model)
     host = HostFunctions() if device.capability else None
@@ -210,7 +217,7 @@ def trace_step(config: TrainConfig, task: str, device: Device) -> Counted:
             if host:
                 host.begin_step()
             recorder = _Recorder()
-            kernels = mock.patch.object(JITFunction, "__getitem__", lambda kernel, grid: recorder.launcher(kernel))
+            kernels = mock.patch.object(JITFunction, "__getitem__", recorder.kernel)
             with kernels, recorder:
                 x, target = step.prepare(_batch(config, task))
                 step(x, target, task, config.lr)

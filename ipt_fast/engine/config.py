@@ -19,7 +19,7 @@ from ipt_fast.tasks import get_task
 # its weights.
 _FREE = {
     "workers", "prefetch", "loader", "checkpoint_every", "keep_every", "log_every", "max_bad_steps", "preset",
-    "compile", "recompute", "model", "optimizer",
+    "compile", "graphs", "recompute", "model", "optimizer",
 }  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class TrainConfig:
             a sample of "base" in 16 bits); "auto" keeps them where they take up to a sixth of the device's memory. The
             weights come out the same.
         compile: run the network through torch.compile.
+        graphs: record each task's step as a CUDA graph, which one launch replays; the weights come out the same. "on"
+            refuses where that cannot be, "auto" launches operation by operation there.
         checkpoint_every: steps between checkpoints; there is always one at the end.
         keep_every: epochs between checkpoints that are kept for good as checkpoint_epoch<N>.pt; 0 keeps the last two.
         log_every: steps between log lines.
@@ -103,6 +105,7 @@ class TrainConfig:
     tf32: bool = False
     recompute: Literal["auto", "on", "off"] = "auto"
     compile: bool = False
+    graphs: Literal["auto", "on", "off"] = "auto"
     checkpoint_every: int = 500
     keep_every: int = 0
     log_every: int = 20

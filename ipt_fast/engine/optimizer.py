@@ -52,6 +52,7 @@ def make_optimizer(model: IPT, config: TrainConfig) -> "torch.optim.Optimizer | 
             raise ConfigError(f"optimizer=apex: {reason}")
         return ApexAdam(model, config)
     settings: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    settings["capturable"] = device.type == "cuda"  # it may be recorded (graphs.py)
     return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True, **settings)
 
 

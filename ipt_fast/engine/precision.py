@@ -112,14 +112,14 @@ class LossScale:
         self.good = torch.tensor(0.0, dtype=torch.float32, device=device)  # good steps since the last change
 
     def update(self, bad: Tensor) -> None:
-        """Take in the outcome of a step; ``bad`` is a bool scalar on the device."""
+        """Take in the outcome of a step, in place; ``bad`` is a bool scalar on the device."""
         if not self.enabled:
             return
-        self.used = self.factor.clone()
-        self.good = torch.where(bad, 0.0, self.good + 1)
-        grow = self.good >= self.interval
-        self.factor = torch.where(bad, self.factor * 0.5, torch.where(grow, self.factor * 2, self.factor))
-        self.good = torch.where(grow, 0.0, self.good)
+        self.used.copy_(self.factor)
+        good = torch.where(bad, 0.0, self.good + 1)
+        grow = good >= self.interval
+        self.factor.copy_(torch.where(bad, self.factor * 0.5, torch.where(grow, self.factor * 2, self.factor)))
+        self.good.copy_(torch.where(grow, 0.0, good))
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers."""

@@ -21,6 +21,7 @@ from ipt_fast.data import SR_MARGIN, Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo, GradientAllReduce
+from ipt_fast.engine.graphs import StepGraphs, wanted
 from ipt_fast.engine.half_weights import HalfWeights
 from ipt_fast.engine.optimizer import make_optimizer
 from ipt_fast.engine.precision import LossScale, resolve
@@ -51,14 +52,22 @@ class StepResult:
     stop: bool
 
 
-@dataclass(frozen=True)
 class StepOutcome:
-    """The numbers of a step, still on the device: [6] total, l1, contrastive, stop, grad_norm, scale."""
+    """The numbers of a step, on their way from the device: [6] total, l1, contrastive, stop, grad_norm, scale."""
 
-    numbers: Tensor
+    def __init__(self, numbers: Tensor):
+        self.numbers, self.there = numbers, None
+        if numbers.device.type == "cuda":
+            # Copied now: read from the device they would wait behind the step that is launched next.
+            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.there = torch.cuda.Event()
+            self.there.record()
 
     def read(self) -> StepResult:
         """Wait for the step to be done, and return them."""
+        if self.there is not None:
+            self.there.synchronize()
         total, l1, contrastive, stop, norm, scale = self.numbers.tolist()
         skipped = not all(map(math.isfinite, (total, l1, contrastive, norm)))
         return StepResult(total, l1, contrastive, norm, skipped, skipped and scale > 1, stop > 0)
@@ -104,6 +113,7 @@ class TrainStep:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.half = None if dtype is None else HalfWeights(model, dtype, by_layer=dist_info.world_size > 1)
         self.scale = LossScale(self.precision == "fp16", dist_info.device)
+        self.graphs = StepGraphs(self._compute, dist_info.device) if wanted(config, dist_info) else None
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -127,7 +137,13 @@ class TrainStep:
     def __call__(self, x: Tensor, target: Tensor, task: str, lr: float, stop: bool = False) -> StepOutcome:
         """Take one step. x [B, 3, S, S], target [B, 3, rS, rS]: of this rank; ``stop`` is passed on to all ranks."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr if self.graphs is None else self.graphs.lr
+        if self.graphs is not None:
+            return StepOutcome(self.graphs(x, target, task, lr, stop))
+        return StepOutcome(self._compute(x, target, task, torch.full((), float(stop), device=x.device)))
+
+    def _compute(self, x: Tensor, target: Tensor, task: str, stop: Tensor) -> Tensor:
+        """Take a step and return its numbers, as ``StepOutcome`` says; nothing here reads what depends on the batch."""
         self.optimizer.zero_grad(set_to_none=True)
         self.gradients.begin(self.model.task_index(task))
         config = self.config
@@ -139,19 +155,22 @@ class TrainStep:
         (total * self.scale.factor if self.scale.enabled else total).backward()
         self.gradients.finish()
 
-        numbers = torch.stack([total.detach(), l1, contrastive, torch.full_like(l1, float(stop))]).float()  # [4]
+        numbers = torch.stack([total.detach(), l1, contrastive, stop.to(l1.dtype)]).float()  # [4]
         if self.dist_info.world_size > 1:
             dist.all_reduce(numbers)
             numbers /= self.dist_info.world_size
         norm = self._update(numbers)
-        return StepOutcome(torch.cat([numbers, torch.stack([norm, self.scale.used])]))
+        return torch.cat([numbers, torch.stack([norm, self.scale.used])])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a step changes, for a checkpoint."""
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": self.scale.state_dict(),
         }
 
@@ -181,6 +200,8 @@ class TrainStep:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.scale.load_state_dict(state["scaler"])
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def _update(self, numbers: Tensor) -> Tensor:
         """Step Adam, unless anything is not finite. Returns the norm of the (unscaled) gradient."""

@@ -10,7 +10,7 @@ not yet added: the norm of the next one adds it, and goes back with the stream's
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -133,9 +133,7 @@ def normed_attention(
     ``project`` makes of E.
     """
     assert isinstance(norm.eps, float)
-    return _NormedAttention.apply(
-        way, norm.eps, num_heads, x, branch, norm.weight, norm.bias, weight, embed, E, memory
-    )  # type: ignore[return-value]
+    return _NormedAttention.apply(way, norm.eps, num_heads, x, branch, norm.weight, norm.bias, weight, embed, E, memory)  # type: ignore[return-value]
 
 
 class _NormedFFN(torch.autograd.Function):
@@ -145,13 +143,13 @@ class _NormedFFN(torch.autograd.Function):
         _, hidden = hidden_activation(normed[0], weight1, bias1, "relu")  # [B, N, D_hidden]
         ctx.way, ctx.eps, ctx.branched = way, eps, branch is not None
         kept = () if way.recompute else (*normed, hidden)
-        ctx.save_for_backward(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, *kept)
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight1, bias1, weight2, *kept)
         return x, F.linear(hidden, weight2, bias2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, past, grad):
-        x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, *kept = ctx.saved_tensors
+        x, norm_weight, norm_bias, weight1, bias1, weight2, *kept = ctx.saved_tensors
         passes = ctx.way.passes
         if kept:
             y, mean, rstd, hidden = kept
@@ -196,7 +194,9 @@ class _Project(torch.autograd.Function):
         length = next(g.shape[0] for g in grads if g is not None)
         joined = stacked.new_empty(length, sum(ctx.rows))
         parts = joined.split(ctx.rows, dim=1)
-        torch._foreach_copy_(parts, [torch.zeros_like(p) if g is None else g for p, g in zip(parts, grads, strict=True)])
+        torch._foreach_copy_(
+            parts, [torch.zeros_like(p) if g is None else g for p, g in zip(parts, grads, strict=True)]
+        )
         return None, joined @ stacked, *[None] * len(grads)
 
 

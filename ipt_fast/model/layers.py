@@ -12,8 +12,7 @@ that is no longer what it was built as (a LoRA wrapper, a quantized or parametri
 is called as a module.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -123,26 +122,24 @@ class MLPHead(nn.Sequential):
         return ffn(x, None, None, *weights, recompute=self.recompute)
 
 
-def _way(layer: nn.Module, x: Tensor, attentions: Sequence[Attention], norms: Sequence[nn.Module]) -> Way | None:
+def _way(layer: "EncoderLayer | DecoderLayer", x: Tensor, attentions: Sequence[Attention]) -> Way | None:
     """Return how a layer is to be trained by branches (``blocks``), or None: a part is not as built, or has hooks."""
-    linears, feed_forward = (layer.linear1, layer.linear2), layer.ffn
-    if not all(is_plain(norm, LayerNorm) for norm in norms) or type(feed_forward) is not FeedForward:
-        return None
-    if not all(is_plain(linear, nn.Linear) and linear.bias is not None for linear in linears):
-        return None
-    if not all(type(a) is Attention and "in_proj_weight" in a._parameters for a in attentions):
-        return None
-    if not is_called_by_nobody_else(feed_forward, *attentions):
+    norms = [module for name, module in layer.named_children() if name.startswith("norm")]
+    linears = layer.linear1, layer.linear2
+    built = all(is_plain(norm, LayerNorm) for norm in norms) and type(layer.ffn) is FeedForward
+    built = built and all(is_plain(linear, nn.Linear) and linear.bias is not None for linear in linears)
+    built = built and all(type(a) is Attention and "in_proj_weight" in a._parameters for a in attentions)
+    if not built or not is_called_by_nobody_else(layer.ffn, *attentions):
         return None
     weights = [a.in_proj_weight for a in attentions] + [linear.weight for linear in linears]
-    return way(x, attentions[0].num_heads, feed_forward.recompute, *weights)
+    return way(x, attentions[0].num_heads, layer.ffn.recompute, *weights)
 
 
-def project_all(E: Tensor, layers: Sequence["DecoderLayer"]) -> list[tuple[Tensor, ...]]:
+def project_all(E: Tensor, layers: Iterable["DecoderLayer"]) -> list[tuple[Tensor, ...]]:
     """Return what the layers add to q and k [N, 2D] of their own tokens, and to q [N, D] of the memory's."""
     D = E.shape[-1]
     weights = [a.in_proj_weight for layer in layers for a in (layer.self_attn, layer.multihead_attn)]
-    parts = project(E, weights, [2 * D, D] * len(layers))
+    parts = project(E, weights, [2 * D, D] * (len(weights) // 2))
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
@@ -160,11 +157,9 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
-        if way := _way(self, x, (self.self_attn,), (self.norm1, self.norm2)):
+        if way := _way(self, x, [self.self_attn]):
             attention = self.self_attn
-            x, attended = normed_attention(
-                way, x, None, self.norm1, attention.in_proj_weight, attention.num_heads
-            )
+            x, attended = normed_attention(way, x, None, self.norm1, attention.in_proj_weight, attention.num_heads)
             x, hidden = normed_ffn(way, x, attention.out_proj(attended), self.norm2, self.linear1, self.linear2)
             return x + hidden
         x = x + self.self_attn(x, self.norm1)
@@ -187,19 +182,19 @@ class DecoderLayer(nn.Module):
 
     def way(self, z: Tensor) -> Way | None:
         """Return how the layer is to be trained by branches, or None."""
-        return _way(self, z, (self.self_attn, self.multihead_attn), (self.norm1, self.norm2, self.norm3))
+        return _way(self, z, [self.self_attn, self.multihead_attn])
 
-    def forward(
-        self, z: Tensor, memory: Tensor, E: Tensor | None, projected: Sequence[Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None, projected: Sequence[Tensor] | None = None) -> Tensor:
         """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]. ``projected``: what ``project_all`` returns."""
         own, cross = self.self_attn, self.multihead_attn
         if way := self.way(z):
             embed, cross_embed = projected or ((None, None) if E is None else project_all(E, [self])[0])
-            weights = own.in_proj_weight, own.num_heads, E, embed
-            z, attended = normed_attention(way, z, None, self.norm1, *weights)
-            weights = cross.in_proj_weight, cross.num_heads, E, cross_embed, memory
-            z, attended = normed_attention(way, z, own.out_proj(attended), self.norm2, *weights)
+            z, attended = normed_attention(way, z, None, self.norm1, own.in_proj_weight, own.num_heads, E, embed)
+            attended = own.out_proj(attended)
+            weight = cross.in_proj_weight
+            z, attended = normed_attention(
+                way, z, attended, self.norm2, weight, cross.num_heads, E, cross_embed, memory
+            )
             z, hidden = normed_ffn(way, z, cross.out_proj(attended), self.norm3, self.linear1, self.linear2)
             return z + hidden
         z = z + self.self_attn(z, self.norm1, E)
@@ -233,9 +228,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
         """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
         memory = self.memory_norm(memory)
-        projected: Sequence[Any] = [()] * len(self.layers)
-        if E is not None and all(isinstance(layer, DecoderLayer) and layer.way(z) for layer in self.layers):
-            projected = [(parts,) for parts in project_all(E, self.layers)]
-        for layer, parts in zip(self.layers, projected, strict=True):
-            z = layer(z, memory, E, *parts)
+        layers = [layer for layer in self.layers if type(layer) is DecoderLayer and layer.way(z)]
+        projected = dict(zip(layers, project_all(E, layers), strict=True)) if layers and E is not None else {}
+        for layer in self.layers:
+            z = layer(z, memory, E, projected[layer]) if layer in projected else layer(z, memory, E)
         return z

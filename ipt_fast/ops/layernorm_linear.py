@@ -126,9 +126,11 @@ def triton_passes() -> Passes:
 
     return Passes(
         kernels.normalise,
-        lambda grad, x, mean, rstd, weight, bias: kernels.normalise_backward(grad, x, mean, rstd, weight),
+        lambda *args: kernels.normalise_backward(*args[:-1]),  # without the bias
         kernels.add_and_normalise,
-        lambda grad, x, mean, rstd, weight, bias, past: kernels.normalise_backward_add(grad, x, mean, rstd, weight, past),
+        lambda grad, x, mean, rstd, weight, bias, past: kernels.normalise_backward_add(
+            grad, x, mean, rstd, weight, past
+        ),
         kernels.relu_backward,
     )
 

@@ -363,7 +363,7 @@ def test_recompute_is_honoured_compiled_or_not(compiled):
         network = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
         network(x, "sr2")
         kept.append(saved_bytes(lambda network=network: network(x, "sr2"), model.parameters()))
-    # Of an encoder layer, a decoder layer and the MLP after them; and, but for compilers, five norms and their statistics.
+    # Of an encoder layer, a decoder layer and the MLP; and, but for compilers, five norms and their statistics.
     normed = 0 if compiled else 5 * (hidden // 4 + 2 * 4 * 16 * 4)
     assert kept[1] - kept[0] == 3 * hidden + normed
 
