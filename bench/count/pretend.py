@@ -1,7 +1,7 @@
 """A CUDA device that is not there: fake tensors that the product takes for CUDA ones, under any build of torch.
 
 A fake tensor reports its device to Python alone; to C++ it is a meta tensor with the keys of CUDA, for a build without
-CUDA refuses to differentiate anything that lies there. Hence autocast, which asks C++, is done here by hand.
+CUDA refuses to differentiate anything that lies there.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,12 @@ from unittest import mock
 import numpy as np
 import torch
 import torch._dynamo  # it copies signatures when it is imported, so before one of them is replaced
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from ipt_fast.ops._registry import assume
 
-# Of those that autocast runs in 16 bits, what the network and the losses call outside of the ops.
-_IN_16_BITS = {F.linear, F.conv2d, torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__}
 _READS = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero, torch.nonzero, Tensor.__bool__, Tensor.__float__}
 _make_subclass = Tensor._make_subclass
 
@@ -41,7 +38,7 @@ class _FakeCUDA(FakeTensorMode):
 
 
 class HostFunctions(TorchFunctionMode):
-    """Autocast; and what makes the host wait for the device, or copies from the host: named in ``waits``."""
+    """What makes the host wait for the device, or copies from the host: named in ``waits``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,13 +47,9 @@ class HostFunctions(TorchFunctionMode):
     def begin_step(self) -> None:
         """Forget what was before."""
         self.waits: list[str] = []
-        self._casts: dict[int, Tensor] = {}  # autocast casts a weight once a step
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function in _IN_16_BITS and torch.is_autocast_enabled("cuda"):
-            args = tuple(self._cast(x) for x in args)
-            kwargs = {name: self._cast(x) for name, x in kwargs.items()}
         if function in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
             device = kwargs.get("device") or (args[0].device if function is Tensor.new_tensor else "cpu")
             if torch.device(device).type == "cuda":
@@ -72,18 +65,6 @@ class HostFunctions(TorchFunctionMode):
         if function in _READS and args[0].device.type == "cuda":
             self.waits.append(f"{function.__name__} reads from the device")
         return function(*args, **kwargs)
-
-    def _cast(self, x: Any) -> Any:
-        dtype = torch.get_autocast_dtype("cuda")
-        if not (isinstance(x, Tensor) and x.device.type == "cuda" and x.is_floating_point()):
-            return x
-        if x.dtype in (dtype, torch.float64):
-            return x
-        if not (x.is_leaf and x.requires_grad):
-            return x.to(dtype)
-        if id(x) not in self._casts:
-            self._casts[id(x)] = x.to(dtype)
-        return self._casts[id(x)]
 
 
 @contextmanager

@@ -34,16 +34,17 @@ class Way(NamedTuple):
     recompute: bool
 
 
-def way(x: Tensor, num_heads: int, recompute: bool, *weights: Tensor) -> Way | None:
-    """Return how a layer that reads x [B, N, D] is to be trained by branches, or None where it cannot.
+def records(x: Tensor) -> bool:
+    """Return whether autograd records what is done with x [B, N, D]: under no transform, compiler, tracer, autocast."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.jit.is_tracing() or forward_mode():
+        return False
+    plain = isinstance(x, Tensor) and len(x) > 0 and not torch._C._are_functorch_transforms_active()
+    return plain and autocast_dtype(x.device.type) is None
 
-    It can where plain autograd records: under no transform, compiler, tracer or autocast, in one dtype.
-    """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_mode():
-        return None
-    if torch._C._are_functorch_transforms_active() or not isinstance(x, Tensor) or autocast_dtype(x.device.type):
-        return None
-    if not len(x) or any(weight.dtype != x.dtype for weight in weights):
+
+def way(x: Tensor, num_heads: int, recompute: bool, *weights: Tensor) -> Way | None:
+    """Return how a layer that reads x is to be trained by branches, or None where its ops are differentiated alone."""
+    if any(weight.dtype != x.dtype for weight in weights):
         return None
     names = {backends.resolve(None, norm_call(x)).name for backends in (LINEAR, FFN)}
     attention = backend_with_backward(x, num_heads)
@@ -53,8 +54,8 @@ def way(x: Tensor, num_heads: int, recompute: bool, *weights: Tensor) -> Way | N
 
 
 def is_called_by_nobody_else(*modules: nn.Module) -> bool:
-    """Return whether no hook waits for a call of these modules, which are passed over."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    """Return whether no hook waits for a call of these modules, which are passed over, and none is compiled."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
     return not (_has_any_global_hook() or any(getattr(module, kind) for module in modules for kind in hooks))
 
 
@@ -181,7 +182,6 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, E, *weights):
         ctx.rows = rows
-        ctx.set_materialize_grads(False)
         stacked = E.new_empty(sum(rows), E.shape[1])
         torch._foreach_copy_(stacked.split(rows), [w[:n] for w, n in zip(weights, rows, strict=True)])
         ctx.save_for_backward(stacked)
@@ -191,12 +191,8 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         (stacked,) = ctx.saved_tensors
-        length = next(g.shape[0] for g in grads if g is not None)
-        joined = stacked.new_empty(length, sum(ctx.rows))
-        parts = joined.split(ctx.rows, dim=1)
-        torch._foreach_copy_(
-            parts, [torch.zeros_like(p) if g is None else g for p, g in zip(parts, grads, strict=True)]
-        )
+        joined = stacked.new_empty(len(grads[0]), len(stacked))  # [N, sum of rows]
+        torch._foreach_copy_(joined.split(ctx.rows, dim=1), grads)
         return None, joined @ stacked, *[None] * len(grads)
 
 

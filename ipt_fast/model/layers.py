@@ -13,12 +13,13 @@ is called as a module.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipt_fast.model.blocks import Way, is_called_by_nobody_else, normed_attention, normed_ffn, project, way
+from ipt_fast.model.blocks import Way, is_called_by_nobody_else, normed_attention, normed_ffn, project, records, way
 from ipt_fast.ops import ffn, layernorm_linear, patch_attention
 from ipt_fast.ops._common import autocast_off
 
@@ -122,8 +123,13 @@ class MLPHead(nn.Sequential):
         return ffn(x, None, None, *weights, recompute=self.recompute)
 
 
+_Layer = TypeVar("_Layer", "EncoderLayer", "DecoderLayer")
+
+
 def _way(layer: "EncoderLayer | DecoderLayer", x: Tensor, attentions: Sequence[Attention]) -> Way | None:
     """Return how a layer is to be trained by branches (``blocks``), or None: a part is not as built, or has hooks."""
+    if not records(x):
+        return None
     norms = [module for name, module in layer.named_children() if name.startswith("norm")]
     linears = layer.linear1, layer.linear2
     built = all(is_plain(norm, LayerNorm) for norm in norms) and type(layer.ffn) is FeedForward
@@ -135,12 +141,21 @@ def _way(layer: "EncoderLayer | DecoderLayer", x: Tensor, attentions: Sequence[A
     return way(x, attentions[0].num_heads, layer.ffn.recompute, *weights)
 
 
-def project_all(E: Tensor, layers: Iterable["DecoderLayer"]) -> list[tuple[Tensor, ...]]:
-    """Return what the layers add to q and k [N, 2D] of their own tokens, and to q [N, D] of the memory's."""
-    D = E.shape[-1]
+def project_all(E: Tensor | None, layers: Sequence["DecoderLayer"]) -> list[Sequence[Tensor]]:
+    """Return what each layer adds to q and k [N, 2D] of its own tokens, and to q [N, D] of the memory's; or nothing."""
+    if E is None or not layers:
+        return [()] * len(layers)
     weights = [a.in_proj_weight for layer in layers for a in (layer.self_attn, layer.multihead_attn)]
-    parts = project(E, weights, [2 * D, D] * (len(weights) // 2))
-    return list(zip(parts[::2], parts[1::2], strict=True))
+    parts = project(E, weights, [2 * E.shape[-1], E.shape[-1]] * len(layers))
+    return [parts[i : i + 2] for i in range(0, len(parts), 2)]
+
+
+def by_branches(layers: Iterable[nn.Module], kind: type[_Layer], x: Tensor) -> dict[_Layer, Way]:
+    """Return those of the layers that are trained by branches and called by nobody else, and how."""
+    if not records(x):
+        return {}
+    alone = (layer for layer in layers if type(layer) is kind and is_called_by_nobody_else(layer))
+    return {layer: way for layer in alone if (way := layer.way(x))}
 
 
 class EncoderLayer(nn.Module):
@@ -155,13 +170,20 @@ class EncoderLayer(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.ffn = FeedForward()
 
+    def way(self, x: Tensor) -> Way | None:
+        """Return how the layer is to be trained by branches, or None."""
+        return _way(self, x, [self.self_attn])
+
+    def branches(self, way: Way, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the layer of x + branch as stream and branch that add up to it."""
+        attention = self.self_attn
+        x, branch = normed_attention(way, x, branch, self.norm1, attention.in_proj_weight, attention.num_heads)
+        return normed_ffn(way, x, attention.out_proj(branch), self.norm2, self.linear1, self.linear2)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
-        if way := _way(self, x, [self.self_attn]):
-            attention = self.self_attn
-            x, attended = normed_attention(way, x, None, self.norm1, attention.in_proj_weight, attention.num_heads)
-            x, hidden = normed_ffn(way, x, attention.out_proj(attended), self.norm2, self.linear1, self.linear2)
-            return x + hidden
+        if way := self.way(x):
+            return torch.add(*self.branches(way, x))
         x = x + self.self_attn(x, self.norm1)
         return x + self.ffn(x, self.norm2, self.linear1, self.linear2)
 
@@ -184,19 +206,22 @@ class DecoderLayer(nn.Module):
         """Return how the layer is to be trained by branches, or None."""
         return _way(self, z, [self.self_attn, self.multihead_attn])
 
-    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None, projected: Sequence[Tensor] | None = None) -> Tensor:
-        """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]. ``projected``: what ``project_all`` returns."""
+    def branches(
+        self, way: Way, z: Tensor, branch: Tensor | None, memory: Tensor, E: Tensor | None, embeds: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the layer of z + branch as stream and branch that add up to it; ``embeds`` are of ``project_all``."""
         own, cross = self.self_attn, self.multihead_attn
+        embed, cross_embed = embeds or (None, None)
+        z, branch = normed_attention(way, z, branch, self.norm1, own.in_proj_weight, own.num_heads, E, embed)
+        branch, weight = own.out_proj(branch), cross.in_proj_weight
+        z, branch = normed_attention(way, z, branch, self.norm2, weight, cross.num_heads, E, cross_embed, memory)
+        return normed_ffn(way, z, cross.out_proj(branch), self.norm3, self.linear1, self.linear2)
+
+    def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
+        """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
         if way := self.way(z):
-            embed, cross_embed = projected or ((None, None) if E is None else project_all(E, [self])[0])
-            z, attended = normed_attention(way, z, None, self.norm1, own.in_proj_weight, own.num_heads, E, embed)
-            attended = own.out_proj(attended)
-            weight = cross.in_proj_weight
-            z, attended = normed_attention(
-                way, z, attended, self.norm2, weight, cross.num_heads, E, cross_embed, memory
-            )
-            z, hidden = normed_ffn(way, z, cross.out_proj(attended), self.norm3, self.linear1, self.linear2)
-            return z + hidden
+            (embeds,) = project_all(E, [self])
+            return torch.add(*self.branches(way, z, None, memory, E, embeds))
         z = z + self.self_attn(z, self.norm1, E)
         z = z + self.multihead_attn(z, self.norm2, E, memory)
         return z + self.ffn(z, self.norm3, self.linear1, self.linear2)
@@ -211,9 +236,13 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
+        ways, branch = by_branches(self.layers, EncoderLayer, x), None
         for layer in self.layers:
-            x = layer(x)
-        return x
+            if isinstance(layer, EncoderLayer) and layer in ways:
+                x, branch = layer.branches(ways[layer], x, branch)
+            else:
+                x, branch = layer(x if branch is None else x + branch), None
+        return x if branch is None else x + branch
 
 
 class Decoder(nn.Module):
@@ -228,8 +257,11 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
         """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
         memory = self.memory_norm(memory)
-        layers = [layer for layer in self.layers if type(layer) is DecoderLayer and layer.way(z)]
-        projected = dict(zip(layers, project_all(E, layers), strict=True)) if layers and E is not None else {}
+        ways, branch = by_branches(self.layers, DecoderLayer, z), None
+        embeds = dict(zip(ways, project_all(E, list(ways)), strict=True))
         for layer in self.layers:
-            z = layer(z, memory, E, projected[layer]) if layer in projected else layer(z, memory, E)
-        return z
+            if isinstance(layer, DecoderLayer) and layer in ways:
+                z, branch = layer.branches(ways[layer], z, branch, memory, E, embeds[layer])
+            else:
+                z, branch = layer(z if branch is None else z + branch, memory, E), None
+        return z if branch is None else z + branch

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from bench.count.__main__ import main
@@ -19,10 +18,10 @@ def base():
 
 
 def test_base_on_an_h100_asks_for_no_more_than_it_does(base):
-    assert base.launches <= 2010
-    assert len(base.of("cast")) <= 599
-    assert sum(op.is_large_cat for op in base.operations) <= 36
-    assert sum(op.bytes for op in base.operations) <= 16.7e9
+    assert base.launches <= 892
+    assert len(base.of("cast")) <= 6
+    assert not any(op.is_large_cat for op in base.operations)
+    assert sum(op.bytes for op in base.operations) <= 13.4e9
     assert base.waits == ()
 
 
@@ -53,15 +52,6 @@ def test_waits_are_seen():
         with pytest.raises(DataDependentOutputException):
             x.sum().item()
         assert len(host.waits) == 3
-
-
-def test_autocast_casts_a_weight_once():
-    with pretend_cuda((9, 0), 80 << 30), HostFunctions(), torch.autocast("cuda", dtype=torch.bfloat16):
-        weight = nn.Parameter(torch.empty(4, 3, device="cuda"))
-        y = nn.functional.linear(torch.empty(2, 3, device="cuda"), weight)
-        assert y.dtype == torch.bfloat16 and y.device.type == "cuda"
-        y.sum().backward()
-        assert weight.grad.dtype == torch.float32
 
 
 def test_command_writes_a_report_and_a_plot(tmp_path, capsys):

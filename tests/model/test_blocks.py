@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ipt_fast.model import IPT, IPTConfig
+from ipt_fast.model.blocks import normed_ffn
 from ipt_fast.model.layers import Decoder, DecoderLayer, Encoder
 
 SMALL = IPTConfig(n_feats=4, patch_size=12, patch_dim=3, num_heads=3, num_layers=2, tasks=("sr2", "derain"))
@@ -103,6 +104,23 @@ def test_a_choice_of_backend_without_a_backward_is_honoured(monkeypatch):
     assert "_NormedFFNBackward" not in graph_of(y)
     (grad,) = torch.autograd.grad(y.sum(), [model.body.linear_encoding.weight], create_graph=True)
     torch.autograd.grad(grad.square().sum(), [model.body.linear_encoding.weight])  # twice, as eager can
+
+
+def test_stream_and_branch_may_have_gradients_of_their_own():
+    encoder, _, (x, branch, *_) = layers_and_inputs()
+    layer = encoder.layers[0]
+    grads = []
+    for by_branches in (True, False):
+        layer.zero_grad()
+        if by_branches:
+            stream, out = normed_ffn(layer.way(x), x, branch, layer.norm2, layer.linear1, layer.linear2)
+        else:
+            stream = x + branch
+            out = layer.linear2(layer.linear1(layer.norm2(stream)).relu())
+        (stream.square().sum() + out.mean()).backward()
+        grads.append([p.grad for p in layer.parameters() if p.grad is not None])
+    for ours, want in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, want)
 
 
 def test_a_layer_on_its_own_needs_no_projection():

@@ -22,7 +22,7 @@ MUTANTS = [
     ),
     Mutant(_TRAINER, "rate = learning_rate(self.config, self.step,", "rate = learning_rate(self.config, 0,",
            f"{_TEST_TRAINER}::test_each_step_has_its_learning_rate"),
-    Mutant(_STEP, '            group["lr"] = lr\n', '            group["lr"] = self.config.lr\n',
+    Mutant(_STEP, 'group["lr"] = lr if', 'group["lr"] = self.config.lr if',
            f"{_TEST_TRAINER}::test_each_step_has_its_learning_rate"),
     # The step.
     Mutant(_STEP, "        self.optimizer.zero_grad(set_to_none=True)\n", "",

@@ -5,6 +5,7 @@ from tests.mutants import Mutant
 _IPT, _LAYERS, _TAIL = "ipt_fast/model/ipt.py", "ipt_fast/model/layers.py", "ipt_fast/model/tail.py"
 _PREPARE = "ipt_fast/inference/prepare.py"
 _TEST_IPT, _TEST_LAYERS = "tests/model/test_ipt.py", "tests/model/test_layers.py"
+_BLOCKS, _TEST_BLOCKS = "ipt_fast/model/blocks.py", "tests/model/test_blocks.py"
 _TEST_PREPARE = "tests/inference/test_prepare.py"
 
 MUTANTS = [
@@ -22,20 +23,35 @@ MUTANTS = [
     Mutant(_IPT, "self.tail[index](y + x)", "self.tail[0](y + x)", _TEST_IPT),
     Mutant(_TAIL, "4: (2, 2)}", "4: (4,)}", _TEST_IPT),
     # Layers.
-    Mutant(_LAYERS, "x = x + self.self_attn(x, self.norm1)\n", "x = self.self_attn(x, self.norm1)\n", _TEST_IPT),
+    Mutant(_LAYERS, "x = x + self.self_attn(x, self.norm1)\n", "x = self.self_attn(x, self.norm1)\n", _TEST_BLOCKS),
     Mutant(
         _LAYERS,
         "z = z + self.multihead_attn(z, self.norm2, E, memory)",
         "z = z + self.multihead_attn(z, self.norm2, None, memory)",
-        _TEST_IPT,
+        _TEST_BLOCKS,
     ),
     Mutant(
         _LAYERS,
         "z = z + self.multihead_attn(z, self.norm2, E, memory)",
         "z = z + self.multihead_attn(z, self.norm1, E, memory)",
-        _TEST_IPT,
+        _TEST_BLOCKS,
     ),
-    Mutant(_LAYERS, "x = layer(x)\n", "x = layer.forward(x)\n", _TEST_LAYERS),
+    Mutant(
+        _LAYERS,
+        "x, branch = layer(x if branch is None else x + branch), None",
+        "x, branch = layer.forward(x if branch is None else x + branch), None",
+        _TEST_LAYERS,
+    ),
+    Mutant(_LAYERS, "layer(z if branch is None else z + branch, memory", "layer(z, memory", _TEST_BLOCKS),
+    # Branches.
+    Mutant(_BLOCKS, "            dweight[:embedded].addmm_(dembed.t(), E)", "            pass", _TEST_BLOCKS),
+    Mutant(_BLOCKS, "dbias2 = total if past is grad else out.sum(0)", "dbias2 = total", _TEST_BLOCKS),
+    Mutant(
+        _BLOCKS,
+        "joined.split(ctx.rows, dim=1), grads)",
+        "joined.split(ctx.rows, dim=1), [2 * g for g in grads])",
+        _TEST_BLOCKS,
+    ),
     Mutant(_LAYERS, "eps=norm.eps, recompute=self.recompute", "eps=norm.eps", _TEST_LAYERS),
     # Prepared for inference.
     Mutant(_PREPARE, "rows = weight[:D] if cross else weight[: 2 * D]", "rows = weight[: 2 * D]", _TEST_PREPARE),
