@@ -1,8 +1,8 @@
 """What a step of a recipe takes on a device, by arithmetic: weights, activations, contrastive loss.
 
 The counts are those of the layers' own bookkeeping (``model/layers.py``): a layer keeps the inputs of its parts, packed
-projections and attention's output, in elements of N D a sample: 6 in the encoder, 11 in the decoder; where nothing is
-recomputed also the normalised tokens, 2 and 3.
+projections and attention's output, in elements of N D a sample: 6 in the encoder, 11 in the decoder; ``hidden_bytes``
+has what is recomputed or kept.
 """
 
 import logging
@@ -57,11 +57,11 @@ def step_memory(config: TrainConfig, dist_info: DistInfo) -> StepMemory:
     # float32: weight, gradient, two moments, average; and the 16-bit copies of the step
     weights = parameters * (16 + 4 * (config.ema > 0) + 2 * half)
     enlarged = max(_ENLARGED[get_task(task).scale] for task in model.tasks)
-    kept = (17 if recompute else 22) * model.num_layers + 2 * model.mlp + _HEAD_AND_TAIL + enlarged
-    activations = batch * (kept * model.num_tokens * model.embed_dim * element)
+    kept = 17 * model.num_layers + 2 * model.mlp + _HEAD_AND_TAIL + enlarged
+    token_bytes = model.num_tokens * model.embed_dim * element  # bytes of one sample's [N, D]
+    activations = batch * kept * token_bytes
     # Without recomputation every hidden layer stays; with it one at a time is made again.
-    hidden = hidden_bytes(model, precision)
-    activations += batch * (hidden // (2 * model.num_layers + model.mlp) if recompute else hidden)
+    activations += batch * (model.ffn_ratio * token_bytes if recompute else hidden_bytes(model, precision))
     backend = choose("patch_contrastive_loss", None, backend_status(dist_info.device))
     contrastive = 0
     if config.lam:

@@ -15,7 +15,7 @@ from ipt_fast.model import IPTConfig
 from ipt_fast.ops import _common
 
 Precision = Literal["fp32", "bf16", "fp16"]
-# Of the device's memory that hidden layers may take. All else that a step keeps is two to three times as much.
+# Of the device's memory that hidden layers and norms may take. All else that a step keeps is half as much again.
 _HIDDEN_SHARE = 1 / 6
 
 
@@ -87,9 +87,10 @@ def resolve_recompute(choice: str, model: IPTConfig, batch_size: int, precision:
 
 
 def hidden_bytes(model: IPTConfig, precision: Precision) -> int:
-    """Return the bytes of one sample's hidden layers."""
-    elements = (2 * model.num_layers + model.mlp) * model.num_tokens * model.ffn_ratio * model.embed_dim
-    return elements * (4 if precision == "fp32" else 2)
+    """Return the bytes of one sample's hidden layers, and of its normalised tokens with their statistics."""
+    hidden, norms = 2 * model.num_layers + model.mlp, 5 * model.num_layers
+    elements = (hidden * model.ffn_ratio + norms) * model.num_tokens * model.embed_dim
+    return elements * (4 if precision == "fp32" else 2) + norms * model.num_tokens * 8
 
 
 def device_memory(device: torch.device) -> int:

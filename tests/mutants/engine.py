@@ -8,6 +8,8 @@ _DISTRIBUTED, _LOSSES = "ipt_fast/engine/distributed.py", "ipt_fast/losses.py"
 
 _TEST_CONFIG, _TEST_LOSSES = "tests/engine/test_config.py", "tests/test_losses.py"
 _TEST_TRAINER, _TEST_PRECISION = "tests/engine/test_trainer.py", "tests/engine/test_precision.py"
+_HALF, _TEST_HALF = "ipt_fast/engine/half_weights.py", "tests/engine/test_half_weights.py"
+_GRAPHS, _TEST_GRAPHS = "ipt_fast/engine/graphs.py", "tests/engine/test_graphs.py"
 _TEST_RANKS = "tests/engine/test_processes.py::test_two_ranks_are_one_process_with_the_doubled_batch"
 
 # fmt: off
@@ -24,6 +26,12 @@ MUTANTS = [
            f"{_TEST_TRAINER}::test_each_step_has_its_learning_rate"),
     Mutant(_STEP, 'group["lr"] = lr if', 'group["lr"] = self.config.lr if',
            f"{_TEST_TRAINER}::test_each_step_has_its_learning_rate"),
+    # 16-bit weights, and steps from buffers.
+    Mutant(_HALF, "_STAY_WIDE = LayerNorm, MeanShift", "_STAY_WIDE = (LayerNorm,)", _TEST_HALF),
+    Mutant(_HALF, "        ctx.set_materialize_grads(False)", "        pass", _TEST_HALF),
+    Mutant(_GRAPHS, "        own.x.copy_(x)\n", "", _TEST_GRAPHS),
+    Mutant(_GRAPHS, "        self.lr.fill_(lr)\n", "", _TEST_GRAPHS),
+    Mutant(_PRECISION, "        self.used.copy_(self.factor)\n", "", _TEST_TRAINER),
     # The step.
     Mutant(_STEP, "        self.optimizer.zero_grad(set_to_none=True)\n", "",
            f"{_TEST_TRAINER}::test_resume_in_the_middle_is_bit_equal"),
