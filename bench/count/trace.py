@@ -93,6 +93,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function.namespace == "prim":  # a fake CPU tensor is asked for its device
+            return function(*args, **kwargs)
         name = function._schema.name.partition("::")[2]
         op = name.removesuffix("_backward")
         if function.namespace == "ipt_fast" and (args[-1] not in ("triton", "cuda") or op in _MADE_OF_OTHERS):
@@ -219,7 +221,7 @@ def trace_step(config: TrainConfig, task: str, device: Device) -> Counted:
             recorder = _Recorder()
             kernels = mock.patch.object(JITFunction, "__getitem__", recorder.kernel)
             with kernels, recorder:
-                x, target = step.prepare(_batch(config, task))
+                x, target = step.prepare(_batch(config, task)) if host else _prepared(config, task)
                 step(x, target, task, config.lr)
     return Counted(tuple(recorder.operations), tuple(host.waits) if host else ())
 
@@ -234,6 +236,11 @@ def _materialise(model: nn.Module, kind: str) -> None:
                 module._parameters[name] = nn.Parameter(real(parameter), parameter.requires_grad)
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else real(buffer)
+
+
+def _prepared(config: TrainConfig, task: str) -> tuple[Tensor, Tensor]:
+    side, B = config.model.patch_size, config.batch_size
+    return torch.empty(B, 3, side, side), torch.empty(B, 3, side * get_task(task).scale, side * get_task(task).scale)
 
 
 def _batch(config: TrainConfig, task: str) -> Batch:
