@@ -3,16 +3,23 @@
 The matrix of all cosines is symmetric, so a block (images j, images k) serves j and, transposed, k: half of the
 GEMMs forward, and half of the recomputed ones backward. Plain PyTorch for tensors of any device.
 
-Memory beyond features and gradient, within ``_LIMIT``: a block of cosines, the row statistics that the backward needs
-(2 N^2 bytes an image for 16-bit features, 4 N^2 for float32), and float32 accumulators where the result has 16 bits.
-Where these do not fit for all images they are kept for a group at a time, and blocks of two groups are computed for
-each. The statistics are always kept, and go beyond the limit from 290 images of 16-bit features, 180 of float32
-(N = 256).
+Memory beyond features and gradient stays within ``_LIMIT`` at any number of images. What the sums couple are the images
+at a pair of positions (i1, i2): S[:, i1, i2] and S[:, i2, i1] are the sums of the rows and of the columns of one matrix
+[B, B], which no other position enters. So where something does not fit for all N positions it is held for a few:
+
+- float32 accumulators, where the result has 16 bits: the gradient of a few positions after the other. Blocks then
+  serve one of their two images.
+- row statistics for the backward, kept up to ``_KEPT`` bytes (N^2 an image, of 2 bytes for 16-bit features): beyond,
+  the sums of a few pairs of positions are made again when their gradient is due.
+
+Nothing else grows with B but 4 (N + D) bytes an image, inverse norms and token sums.
 
 Mode "supcon" is the same sum with every token as an image of one token.
 """
 
+import math
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -24,6 +31,8 @@ from ipt_fast.ops._patch_contrastive_loss_ring import ranks_in_scope, visitors
 
 NO_DIRECTION = 1e-12  # a token with a norm up to this has no direction
 _LIMIT = 64_000_000  # bytes
+_KEPT = 36_000_000  # bytes of row statistics
+_VISIT = 1 << 21  # bytes of features that go round the ranks at a time
 _PART = 1 << 18  # elements that are widened at once
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -31,6 +40,14 @@ _HALF = (torch.float16, torch.bfloat16)
 def kept_dtype(dtype: torch.dtype, mode: str) -> torch.dtype:
     """Return the dtype of the row statistics: within [1 / e, e] in mode "paper", so float16 is as good as features."""
     return torch.float16 if dtype in _HALF and mode == "paper" else torch.promote_types(dtype, torch.float32)
+
+
+def new_kept(features: Tensor, mode: str) -> Tensor:
+    """Return memory for row statistics [images, N, N] of features [B, N, D]; of no image where they are not kept."""
+    (B, N, _), dtype = features.shape, kept_dtype(features.dtype, mode)
+    if mode == "supcon":
+        return features.new_empty(B * N, 1, 1, dtype=dtype)
+    return features.new_empty(B if B * N * N * dtype.itemsize <= _KEPT else 0, N, N, dtype=dtype)
 
 
 def product_dtype(features: Tensor, mode: str) -> torch.dtype:
@@ -77,46 +94,93 @@ def _inside(group: slice, images: slice) -> slice:
     return slice(images.start - group.start, images.stop - group.start)
 
 
-class _Sizes(NamedTuple):
-    """How much is done at once, in images; ``held``: unit tokens of all images are in memory."""
-
-    rows: int
-    columns: int
-    group: int
-    held: bool
+def _length(of: slice) -> int:
+    return of.stop - of.start
 
 
-def _sizes(features: Tensor, operand: torch.dtype, kept: torch.dtype, ranks: int, accumulators: int) -> _Sizes:
-    """Divide ``_LIMIT``; ``accumulators``: bytes an image where the result cannot hold the sums itself."""
-    (images, N, D), operand_bytes, half = features.shape, operand.itemsize, operand in _HALF
-    # A block: more cosines would not stay in a CPU's cache, fewer would make threads or kernels wait often.
-    tokens, elements = (256, 1 << 19) if features.device.type == "cpu" else (1024, 1 << (21 if half else 20))
-    rows = max(1, min(images, tokens // N))
-    columns = max(1, min(images, elements // (rows * N * N)))
-    cosines = rows * N * max(rows, columns) * N
-    free = _LIMIT - cosines * (4 + operand_bytes) - images * N * N * kept.itemsize
-    # A block's unit tokens, its sums or its product before they are added, and the statistics of its rows
-    free -= (rows + columns) * N * D * operand_bytes
-    free -= max(rows, columns) * N * max(half * D, N) * 4 + 2 * rows * N * N * 4
-    if ranks > 1:  # two blocks on their way
-        free -= 2 * images * N * (D * features.itemsize + N * kept.itemsize)
-    group = images if accumulators * images <= max(free, 0) else max(rows, free // accumulators)
-    return _Sizes(rows, columns, group, images * N * D * operand_bytes <= free - group * accumulators)
+def _even(whole: int, most: int) -> int:
+    """Return the size of the fewest equal pieces of ``whole`` that have ``most`` at most."""
+    return math.ceil(whole / math.ceil(whole / max(1, most)))
+
+
+class _Plan(NamedTuple):
+    """How much is done at once."""
+
+    rows: int  # tokens in the rows of a block of cosines
+    cosines: int  # in a block
+    images: int  # whose sums are held
+    positions: int  # of these images
+    partners: int  # positions that they meet at a time
+    held: bool  # unit tokens of all images are in memory
+
+
+def _plan(features: Tensor, operand: torch.dtype, kept: Tensor, others: int, backward: bool) -> _Plan:
+    """Divide ``_LIMIT``; ``others``: bytes of what the caller holds or needs besides."""
+    # More cosines would not stay in a CPU's cache, fewer would make threads or kernels wait often.
+    if features.device.type == "cpu":
+        plans = [_divided(256, 1 << 19, features, operand, kept, others, backward)]
+    else:
+        sizes = (1 << 21, 1 << 20) if operand in _HALF else (1 << 20,)
+        plans = [_divided(1024, size, features, operand, kept, others, backward) for size in sizes]
+    # In smaller blocks all positions may be done at once, so that blocks serve both of their images
+    return next((plan for plan in plans if plan.positions == features.shape[1]), plans[0])
+
+
+def _divided(
+    rows: int, cosines: int, features: Tensor, operand: torch.dtype, kept: Tensor, others: int, backward: bool
+) -> _Plan:
+    images, N, D = features.shape
+    wide = torch.promote_types(features.dtype, torch.float32)
+    number = wide.itemsize
+    cosines = min(max(cosines, min(N * N, 1 << 21)), (images * N) ** 2)
+    widest = min(N, math.isqrt(cosines))  # positions: a block has a pair of images at least
+    row_tokens, column_tokens = max(rows, widest), max(cosines // rows, widest)
+    # A block and its unit tokens, its sums or statistics; backward its weights and its product before they are added
+    free = _LIMIT - others - kept.nbytes - images * (N + 3) * number  # inverse norms; importance, sums of logarithms
+    free -= cosines * number + (row_tokens + column_tokens) * D * operand.itemsize + _PART * number
+    free -= (2 * row_tokens + column_tokens) * widest * number
+    if backward:
+        free -= cosines * operand.itemsize + (operand in _HALF) * column_tokens * D * number
+    free = max(free, 0)
+    saved = len(kept) == images
+    if not backward:
+        ready = saved and kept.dtype == wide  # the sums have a place
+        if ready or (widest == N and images * N * N * number <= free):
+            positions = widest
+        else:
+            positions = _even(N, min(widest, math.isqrt(free // (2 * images * number))))
+        sums = 0 if ready else images * positions * positions * number * (1 if positions == N else 2)
+        return _Plan(rows, cosines, images, positions, positions, images * N * D * operand.itemsize <= free - sums)
+    group, accumulators = images, 0
+    if saved and widest == N and features.dtype == wide:
+        positions = N  # in the result itself
+    else:
+        budget = free if saved else free * 3 // 4
+        positions = _even(N, min(widest, budget // (images * D * number)))
+        if images * positions * D * number > budget:
+            group = min(images, max(1, rows // positions, budget // (positions * D * number)))
+        accumulators = group * positions * D * number
+    partners, statistics = widest, 0
+    if not saved:
+        partners = _even(N, min(widest, free // 4 // (2 * images * positions * number)))
+        statistics = 2 * images * positions * partners * number
+    held = images * N * D * operand.itemsize <= free - accumulators - statistics
+    return _Plan(rows, cosines, group, positions, partners, held)
 
 
 class _Tokens:
-    """Unit tokens of a range of images, [c, N, D] in the dtype of the GEMMs."""
+    """Unit tokens of a range of images, [c, positions, D] in the dtype of the GEMMs."""
 
     def __init__(self, features: Tensor, dtype: torch.dtype, held: bool) -> None:
         self.features, self.dtype = features, dtype
         # [images, N, 1]; 0 for zero tokens, nan where nan, inf or an overflow is in the norm
-        self.inverse_norms = torch.cat([self._inverse_norms(features[part]) for part in _parts(features)])
-        self.unit: Tensor | None = None
-        if held:
-            unit = features.new_empty(features.shape, dtype=dtype)
-            for part in _parts(features):
-                self.make(part, unit[part])
-            self.unit = unit
+        wide = torch.promote_types(features.dtype, torch.float32)
+        self.inverse_norms = features.new_empty(*features.shape[:2], 1, dtype=wide)
+        self.unit = features.new_empty(features.shape, dtype=dtype) if held else None
+        for part in _parts(features):
+            self.inverse_norms[part] = self._inverse_norms(features[part])
+            if self.unit is not None:
+                torch.mul(features[part], self.inverse_norms[part], out=self.unit[part])
 
     @staticmethod
     def _inverse_norms(features: Tensor) -> Tensor:
@@ -124,82 +188,118 @@ class _Tokens:
         norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True, dtype=wide)
         return norm.masked_fill(norm.isinf(), torch.nan).reciprocal_().masked_fill_(norm <= NO_DIRECTION, 0.0)
 
-    def make(self, images: slice, out: Tensor) -> Tensor:
-        return torch.mul(self.features[images], self.inverse_norms[images], out=out)
+    def wide(self, images: slice, positions: slice) -> Tensor:
+        return self.features[images, positions] * self.inverse_norms[images, positions]
 
-    def wide(self, images: slice) -> Tensor:
-        return self.features[images] * self.inverse_norms[images]
-
-    def __getitem__(self, images: slice) -> Tensor:
+    def __getitem__(self, at: tuple[slice, slice]) -> Tensor:
         if self.unit is not None:
-            return self.unit[images]
-        features = self.features[images]
-        return self.make(images, features.new_empty(features.shape, dtype=self.dtype))
+            return self.unit[at].contiguous()
+        features = self.features[at]
+        return torch.mul(features, self.inverse_norms[at], out=features.new_empty(features.shape, dtype=self.dtype))
 
 
 class _Blocks:
-    """P = exp((cosine - shift) / temperature) between ranges of images, in one buffer that each block overwrites."""
+    """P = exp((cosine - shift) / temperature) between ranges of images, in one buffer that each block overwrites.
 
-    def __init__(self, features: Tensor, mode: str, temperature: float, ranks: int, backward: bool) -> None:
+    Sums and statistics lie transposed: element [k, i2, i1] belongs to S[k, i1, i2].
+    """
+
+    def __init__(
+        self, features: Tensor, mode: str, temperature: float, ranks: int, kept: Tensor, backward: bool
+    ) -> None:
         paper = mode == "paper"
         self.features = features if paper else features.reshape(-1, 1, features.shape[-1])  # [images, N, D]
         self.images, self.N, self.D = self.features.shape
         self.temperature, self.shift = (1.0, 0.0) if paper else (temperature, 1.0)
         self.ranks, self.wide = ranks, torch.promote_types(features.dtype, torch.float32)
-        self.kept, self.dtype = kept_dtype(features.dtype, mode), product_dtype(features, mode)
-        narrow, row = (features.dtype, self.D) if backward else (self.kept, self.N)
-        accumulators = 0 if narrow == self.wide else self.N * row * self.wide.itemsize
-        self.sizes = _sizes(self.features, self.dtype, self.kept, ranks, accumulators)
-        self.tokens = _Tokens(self.features, self.dtype, self.sizes.held)
-        size = self.sizes.rows * self.N * max(self.sizes.rows, self.sizes.columns) * self.N
+        self.dtype = product_dtype(features, mode)
+        others = len(features) * self.D * self.wide.itemsize  # token sums
+        self.visit = max(1, min(self.images, _VISIT // (self.N * self.D * features.itemsize)))
+        if ranks > 1:  # own images, those in use as they came and as unit tokens, and those on their way
+            image = self.N * (self.D * (3 * features.itemsize + self.dtype.itemsize) + 3 * self.N * kept.itemsize)
+            others += self.visit * image
+        self.plan = _plan(self.features, self.dtype, kept, others, backward)
+        self.tokens = _Tokens(self.features, self.dtype, self.plan.held)
+        size = self.plan.cosines
         self.p = features.new_empty(size, dtype=torch.bfloat16 if self.dtype == torch.bfloat16 else self.wide)
         self.w = features.new_empty(size if backward else 0, dtype=self.dtype)
         # Row statistics are scale / sum, and their products with P a weight's size, as float16 can hold.
         self.scale = float(ranks * self.images - 1) if paper else 2.0**14
 
-    def groups(self) -> Iterator[slice]:
-        return _chunks(0, self.images, self.sizes.group)
+    def rows(self, images: slice, positions: slice) -> Iterator[slice]:
+        return _chunks(images.start, images.stop, max(1, self.plan.rows // _length(positions)))
 
-    def accumulators(self, result: Tensor) -> Tensor:
-        """Return memory for the sums of one group: ``result`` itself where it is wide, as one group has all images."""
-        if result.dtype == self.wide:
-            return result
-        return result.new_empty(self.sizes.group, *result.shape[1:], dtype=self.wide)
+    def visitors(self, positions: slice, *kept: Tensor) -> Iterator[tuple[_Tokens, slice, list[Tensor]]]:
+        """Yield the other ranks' tokens at ``positions`` and what is kept of them, a few images at a time."""
+        for part in _chunks(0, self.images, self.visit) if self.ranks > 1 else ():
+            for features, *others in visitors(self.features[part, positions], *(x[part] for x in kept)):
+                yield _Tokens(features, self.dtype, held=True), slice(0, _length(positions)), others
 
-    def rows(self, group: slice) -> Iterator[slice]:
-        return _chunks(group.start, group.stop, self.sizes.rows)
+    def columns(
+        self, j: slice, a: slice, b: slice, images: int, together: slice | None
+    ) -> Iterator[tuple[slice, bool]]:
+        """Yield ranges k of a bank of ``images`` that the rows j meet, and whether the block serves k, too.
 
-    def banks(self, *kept: Tensor) -> Iterator[tuple[_Tokens, tuple[Tensor, ...]]]:
-        """Yield the tokens of the own images and what is kept of them, then those of each other rank."""
-        yield self.tokens, kept
-        if self.ranks > 1:
-            for features, *others in visitors(self.features, *kept):
-                yield _Tokens(features, self.dtype, held=False), tuple(others)
-
-    def columns(self, j: slice, group: slice, own: bool) -> Iterator[tuple[slice, bool]]:
-        """Yield the ranges k of a bank that the rows j meet, and whether the block serves k, too: each pair once."""
-        if not own:
-            yield from ((k, False) for k in _chunks(0, self.images, self.sizes.columns))
+        ``a``, ``b``: positions of the rows and of the columns. ``together``: of these images each pair comes once.
+        """
+        step = max(1, self.plan.cosines // max(self.plan.rows, _length(a)) // _length(b))
+        if together is None:
+            yield from ((k, False) for k in _chunks(0, images, step))
             return
-        if j.stop - j.start > 1:
+        if _length(j) > 1:
             yield j, False
-        yield from ((k, True) for k in _chunks(j.stop, group.stop, self.sizes.columns))
-        for start, stop in ((0, group.start), (group.stop, self.images)):
-            yield from ((k, False) for k in _chunks(start, stop, self.sizes.columns))
+        yield from ((k, True) for k in _chunks(j.stop, together.stop, step))
+        for start, stop in ((0, together.start), (together.stop, images)):
+            yield from ((k, False) for k in _chunks(start, stop, step))
 
-    def block(self, rows: Tensor, columns: Tensor, same: bool) -> Tensor:
-        """Return [c, N, K, N] for images [c, N, D] and [K, N, D]; ``same``: 0 of an image with itself."""
-        (c, N, _), K = rows.shape, len(columns)
-        p = self.p[: c * N * K * N].view(c * N, K * N)
+    def block(self, rows: Tensor, columns: Tensor, own: tuple[slice, slice] | None) -> Tensor:
+        """Return [c, a, K, b] for images [c, a, D] and [K, b, D]; 0 of an image with itself in ``own`` ranges."""
+        (c, a, _), (K, b, _) = rows.shape, columns.shape
+        p = self.p[: c * a * K * b].view(c * a, K * b)
         _product(rows.flatten(0, 1), columns.flatten(0, 1).t(), out=p)
         if self.shift:
             p.sub_(self.shift)
         if self.temperature != 1.0:
             p.div_(self.temperature)
-        p = p.exp_().view(c, N, K, N)
-        if same:
-            p.diagonal(dim1=0, dim2=2).zero_()
+        p = p.exp_().view(c, a, K, b)
+        if own is not None:
+            j, k = own
+            both = slice(max(j.start, k.start), max(j.start, k.start, min(j.stop, k.stop)))
+            p[_inside(j, both), :, _inside(k, both)].diagonal(dim1=0, dim2=2).zero_()
         return p
+
+    def zeros(self, a: slice, b: slice) -> tuple[Tensor, Tensor]:
+        """Return memory for sums [images, a, b] and [images, b, a]; the same if a is b."""
+        ab = self.features.new_zeros(self.images, _length(a), _length(b), dtype=self.wide)
+        return ab, ab if a == b else ab.new_zeros(self.images, _length(b), _length(a))
+
+    def add_sums(self, a: slice, b: slice, ab: Tensor, ba: Tensor) -> None:
+        """Add the sums at two ranges of positions to [images, a, b] and [images, b, a]; the same if a is b."""
+        self._add_sums(ba, a, self.tokens, b, mirrored=ab)
+        for tokens, at, _ in self.visitors(b):
+            self._add_sums(ba, a, tokens, at)
+        for tokens, at, _ in self.visitors(a) if a != b else ():
+            self._add_sums(ab, b, tokens, at)
+
+    def _add_sums(self, sums: Tensor, a: slice, tokens: _Tokens, b: slice, mirrored: Tensor | None = None) -> None:
+        images = slice(0, self.images)
+        together = images if mirrored is not None and a == b else None
+        for j in self.rows(images, a):
+            rows = self.tokens[j, a]
+            row_sums = sums.new_zeros(len(rows), _length(a), _length(b))
+            for k, both in self.columns(j, a, b, len(tokens.features), together):
+                p = self.block(rows, tokens[k, b], None if mirrored is None else (j, k))
+                row_sums += p.sum(2, dtype=self.wide)
+                if mirrored is not None and (both or together is None):
+                    mirrored[k] += p.sum(0, dtype=self.wide).transpose(0, 1)
+            sums[j] += row_sums.transpose(1, 2)
+
+    def statistics(self, a: slice, b: slice) -> tuple[Tensor, Tensor]:
+        """Make row statistics [images, a, b] and [images, b, a] anew."""
+        ab, ba = self.zeros(a, b)
+        self.add_sums(a, b, ab, ba)
+        ab.reciprocal_().mul_(self.scale)
+        return ab, ab if a == b else ba.reciprocal_().mul_(self.scale)
 
 
 def gemm_forward(features: Tensor, mode: str, temperature: float, scope: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,56 +308,55 @@ def gemm_forward(features: Tensor, mode: str, temperature: float, scope: str) ->
     With S[j, i1, i2] the sum over images k != j of P[j, i1, k, i2], the statistics are scale / S[j, i2, i1].
     """
     with _common.autocast_off(features):
-        blocks = _Blocks(features, mode, temperature, ranks_in_scope(scope), backward=False)
-        images, N, wide = blocks.images, blocks.N, blocks.wide
-        kept = features.new_empty(images, N, N, dtype=blocks.kept)
-        log_means = features.new_empty(images, dtype=wide)
-        accumulators = blocks.accumulators(kept)
-        for group in blocks.groups():
-            sums = accumulators[: group.stop - group.start].zero_()
-            for tokens, _ in blocks.banks():
-                own = tokens is blocks.tokens
-                for j in blocks.rows(group):
-                    rows = blocks.tokens[j]
-                    row_sums = sums.new_zeros(len(rows), N, N)
-                    for k, both in blocks.columns(j, group, own):
-                        p = blocks.block(rows, tokens[k], own and k == j)
-                        row_sums += p.sum(2, dtype=wide)
-                        if both:
-                            sums[_inside(group, k)] += p.sum(0, dtype=wide).transpose(0, 1)
-                    sums[_inside(group, j)] += row_sums.transpose(1, 2)
-            for j in blocks.rows(group):
-                part = sums[_inside(group, j)]
-                log_means[j] = part.log().mean((1, 2))
-                kept[j] = part.reciprocal_().mul_(blocks.scale)
-        return kept, *_values(blocks, features, log_means, mode)
+        kept = new_kept(features, mode).zero_()
+        blocks = _Blocks(features, mode, temperature, ranks_in_scope(scope), kept, backward=False)
+        log_sums = features.new_zeros(blocks.images, dtype=blocks.wide)
+        ranges = list(_chunks(0, blocks.N, blocks.plan.positions))
+        for i, a in enumerate(ranges):
+            for b in ranges[i:]:
+                _forward_pair(blocks, a, b, kept, log_sums)
+        values, token_sum = _values(blocks, features, log_sums / blocks.N**2, mode)
+        return kept, values, token_sum
+
+
+def _forward_pair(blocks: _Blocks, a: slice, b: slice, kept: Tensor, log_sums: Tensor) -> None:
+    """Add the sums of log S at two ranges of positions, and keep the statistics where ``kept`` has room for them."""
+    saved = len(kept) == blocks.images
+    in_place = saved and kept.dtype == blocks.wide
+    ab, ba = (kept[:, a, b], kept[:, b, a]) if in_place else blocks.zeros(a, b)
+    blocks.add_sums(a, b, ab, ba)
+    for sums, first, second in ((ab, a, b), (ba, b, a))[: 1 if a == b else 2]:
+        for j in blocks.rows(slice(0, blocks.images), b):
+            log_sums[j] += sums[j].log().sum((1, 2))
+            if saved:
+                kept[j, first, second] = sums[j].reciprocal_().mul_(blocks.scale)
 
 
 def _values(blocks: _Blocks, features: Tensor, log_means: Tensor, mode: str) -> tuple[Tensor, Tensor]:
     """Return values [B] and token sums [B, D], from the means of log S [images]; positives in closed form."""
     B, N, D = features.shape
-    token_sum, squares = log_means.new_empty(B, D), log_means.new_empty(B)
+    token_sum, squares, positives = log_means.new_empty(B, D), log_means.new_empty(B), log_means.new_empty(B)
     inverse_norms = blocks.tokens.inverse_norms.view(B, N, 1)
     for part in _parts(features):
         unit = features[part] * inverse_norms[part]
         token_sum[part], squares[part] = unit.sum(1), unit.square().sum((1, 2))
-    positives = token_sum.square().sum(1)  # of all N^2 ordered pairs
+        positives[part] = token_sum[part].square().sum(1)  # of all N^2 ordered pairs
     if mode == "paper":
         return log_means - positives / N**2, token_sum
     positives = (positives - squares) / (N * (N - 1))  # without a token with itself
     return log_means.view(B, N).mean(1) + (blocks.shift - positives) / blocks.temperature, token_sum
 
 
-def gemm_backward(features, kept, positive_grad, weights, mode, temperature, scope) -> Tensor:
-    """Return the gradient of the features, from that of the values, ``weights`` [B], and of the positives [B, D].
+def gemm_backward(features, kept, token_sum, weights, mode, temperature, scope) -> Tensor:
+    """Return the gradient of the features, from that of the values, ``weights`` [B].
 
     With w the gradient of log S and c = w / S, token (j, i1) gets from the negatives
     ``sum_{k != j, i2} P * (c[j, i1, i2] + c[k, i2, i1]) * f[k, i2] / temperature``.
     """
     with _common.autocast_off(features):
         ranks = ranks_in_scope(scope)
-        blocks = _Blocks(features, mode, temperature, ranks, backward=True)
-        images, N = blocks.images, blocks.N
+        blocks = _Blocks(features, mode, temperature, ranks, kept, backward=True)
+        images, N, plan = blocks.images, blocks.N, blocks.plan
         # Weights relative to the largest of all ranks, so that float16 can hold whatever the loss is scaled by
         largest = weights.abs().amax()
         if ranks > 1:
@@ -267,32 +366,49 @@ def gemm_backward(features, kept, positive_grad, weights, mode, temperature, sco
         relative = relative.repeat_interleave(repeats)  # [images]
         # The sum over i1 and i2 is a mean: over pairs, or over tokens
         largest = largest / (blocks.scale * blocks.temperature * (repeats if repeats > 1 else N * N))
+        pairs = N * N if mode == "paper" else repeats * (repeats - 1) * temperature
+        positive = weights * (-2 / pairs)  # of the sum of an image's unit tokens, for each of them
         grad = features.new_empty(blocks.features.shape)
-        accumulators = blocks.accumulators(grad)
-        for group in blocks.groups():
-            g = accumulators[: group.stop - group.start].zero_()
-            for tokens, (statistics, importance) in blocks.banks(kept, relative):
-                own = tokens is blocks.tokens
-                for j in blocks.rows(group):
-                    rows, g_rows = blocks.tokens[j], g[_inside(group, j)]
-                    c_rows = (kept[j].transpose(1, 2) * relative[j][:, None, None]).unsqueeze(2)  # [c, N, 1, N]
-                    for k, both in blocks.columns(j, group, own):
-                        columns = tokens[k]
-                        p = blocks.block(rows, columns, own and k == j)  # [c, N, K, N]
-                        w = blocks.w[: p.numel()].view(p.shape)
-                        # Each product is bounded, for float16, but in mode "supcon" not the factors
-                        torch.mul(p, c_rows, out=w)
-                        w.addcmul_(p, statistics[k].transpose(0, 1) * importance[k][:, None])
-                        w = w.flatten(2).flatten(0, 1)  # [c N, K N]
-                        _add_product(g_rows, w, columns)
-                        if both:
-                            _add_product(g[_inside(group, k)], w.t(), rows)
-            g.mul_(largest)
-            for part in _parts(g):
-                at = slice(group.start + part.start, group.start + part.stop)
-                image = torch.arange(at.start, at.stop, device=g.device) // repeats
-                total, unit = g[part].add_(positive_grad[image][:, None]), blocks.tokens.wide(at)
-                # Back through the norm: what points along a token is lost
-                along = torch.einsum("bnd,bnd->bn", total, unit)
-                grad[at] = total.addcmul_(unit, along[..., None], value=-1).mul_(blocks.tokens.inverse_norms[at])
+        whole = grad.dtype == blocks.wide and (plan.images, plan.positions) == (images, N)
+        size = plan.images * plan.positions * blocks.D
+        memory = grad.view(-1) if whole else grad.new_empty(size, dtype=blocks.wide)
+        for group in _chunks(0, images, plan.images):
+            for a in _chunks(0, N, plan.positions):
+                shape = _length(group), _length(a), blocks.D
+                g = memory[: math.prod(shape)].view(shape).zero_()
+                for b in _chunks(0, N, plan.partners):
+                    _add_gradient(blocks, g, group, a, b, kept, relative)
+                g.mul_(largest)
+                for part in _parts(g):
+                    at = slice(group.start + part.start, group.start + part.stop)
+                    image = torch.arange(at.start, at.stop, device=g.device) // repeats
+                    positives = (token_sum[image] * positive[image][:, None])[:, None]
+                    total, unit = g[part].add_(positives), blocks.tokens.wide(at, a)
+                    # Back through the norm: what points along a token is lost
+                    along = torch.einsum("bnd,bnd->bn", total, unit)
+                    total.addcmul_(unit, along[..., None], value=-1).mul_(blocks.tokens.inverse_norms[at, a])
+                    grad[at, a] = total
         return grad.view(features.shape)
+
+
+def _add_gradient(blocks: _Blocks, g: Tensor, group: slice, a: slice, b: slice, kept: Tensor, relative: Tensor) -> None:
+    """Add to g [group, a, D] what the positions b of all images give."""
+    ab, ba = (kept[:, a, b], kept[:, b, a]) if len(kept) == blocks.images else blocks.statistics(a, b)
+    bank = blocks.tokens, b, [ab, relative]
+    for tokens, at, (statistics, importance) in chain([bank], blocks.visitors(b, ab, relative)):
+        own = tokens is blocks.tokens
+        together = group if own and a == b else None
+        for j in blocks.rows(group, a):
+            rows, g_rows = blocks.tokens[j, a], g[_inside(group, j)]
+            c_rows = (ba[j].transpose(1, 2) * relative[j][:, None, None]).unsqueeze(2)  # [c, a, 1, b]
+            for k, both in blocks.columns(j, a, b, len(tokens.features), together):
+                columns = tokens[k, at]
+                p = blocks.block(rows, columns, (j, k) if own else None)  # [c, a, K, b]
+                w = blocks.w[: p.numel()].view(p.shape)
+                # Each product is bounded, for float16, but in mode "supcon" not the factors
+                torch.mul(p, c_rows, out=w)
+                w.addcmul_(p, statistics[k].transpose(0, 1) * importance[k][:, None])
+                w = w.flatten(2).flatten(0, 1)  # [c a, K b]
+                _add_product(g_rows, w, columns)
+                if both:
+                    _add_product(g[_inside(group, k)], w.t(), rows)

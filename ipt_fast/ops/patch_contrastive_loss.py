@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ipt_fast.ops._common import autocast_off, check_choice, check_number, check_tensor
-from ipt_fast.ops._patch_contrastive_loss_gemm import NO_DIRECTION, gemm_backward, gemm_forward, kept_dtype
+from ipt_fast.ops._patch_contrastive_loss_gemm import NO_DIRECTION, gemm_backward, gemm_forward, new_kept
 from ipt_fast.ops._patch_contrastive_loss_ring import ranks_in_scope
 from ipt_fast.ops._registry import Backend, Backends, overridable, triton_missing
 
@@ -109,10 +109,12 @@ def _triton(features: Tensor, mode: str, temperature: float, scope: str) -> tupl
     return sums, log_means - token_sum.square().sum(1) / features.shape[1] ** 2, token_sum
 
 
-def _triton_backward(features, sums, positive_grad, weights, mode, temperature, scope) -> Tensor:
+def _triton_backward(features, sums, token_sum, weights, mode, temperature, scope) -> Tensor:
     from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_backward
 
-    coefficients, others = (weights / features.shape[1] ** 2)[:, None, None] / sums, None  # [B, N, N]
+    weights = weights / features.shape[1] ** 2
+    positive_grad = token_sum * (-2 * weights)[:, None]  # of each unit token of an image, [B, D]
+    coefficients, others = weights[:, None, None] / sums, None  # [B, N, N]
     if ranks_in_scope(scope) > 1:
         others, coefficients = _gather_remote(features), torch.cat([coefficients, _gather_remote(coefficients)])
     with autocast_off(features):
@@ -156,14 +158,11 @@ BACKENDS = Backends(
 def _forward_fake(features, mode, temperature, scope, impl):
     B, N, D = features.shape
     wide = torch.promote_types(features.dtype, torch.float32)
-    shape, dtype = ((B, N, N) if mode == "paper" else (B * N, 1, 1)), wide
-    if impl == "gemm":
-        dtype = kept_dtype(features.dtype, mode)
-    kept = features.new_empty(shape, dtype=dtype)
+    kept = new_kept(features, mode) if impl == "gemm" else features.new_empty(B, N, N, dtype=wide)
     return kept, features.new_empty(B, dtype=wide), features.new_empty(B, D, dtype=wide)
 
 
-def _backward_fake(features, kept, positive_grad, weights, mode, temperature, scope, impl):
+def _backward_fake(features, kept, token_sum, weights, mode, temperature, scope, impl):
     return features.new_empty(features.shape)
 
 
@@ -172,7 +171,7 @@ _forward = BACKENDS.define_forward(
     f"(Tensor features, {_HOW}) -> (Tensor kept, Tensor values, Tensor token_sum)", _forward_fake
 )
 _gradient = BACKENDS.define_backward(
-    f"(Tensor features, Tensor kept, Tensor positive_grad, Tensor weights, {_HOW}) -> Tensor", _backward_fake
+    f"(Tensor features, Tensor kept, Tensor token_sum, Tensor weights, {_HOW}) -> Tensor", _backward_fake
 )
 
 
@@ -192,10 +191,7 @@ class _PatchContrastiveLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, _, weights, __):
         features, kept, token_sum = ctx.saved_tensors
-        N, (mode, temperature, *_) = features.shape[1], ctx.options
-        pairs = N * N if mode == "paper" else N * (N - 1) * temperature
-        positive_grad = token_sum * (-2 / pairs * weights)[:, None]  # of each unit token of an image, [B, D]
-        return _gradient(features, kept, positive_grad, weights, *ctx.options), None, None, None, None
+        return _gradient(features, kept, token_sum, weights, *ctx.options), None, None, None, None
 
 
 @overridable

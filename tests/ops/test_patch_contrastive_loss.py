@@ -224,21 +224,27 @@ def test_float16_products_with_float32_sums_as_on_a_gpu(monkeypatch, mode, shape
     torch.testing.assert_close(scaled[1] / 1024, got[1], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("statistics", ["kept", "made again"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
-def test_blocks_and_groups_of_any_size_give_the_same(monkeypatch, mode, dtype):
-    features, weights = torch.randn(7, 3, 9).to(dtype), torch.randn(7)
+def test_blocks_and_groups_of_any_size_give_the_same(monkeypatch, mode, dtype, statistics):
+    gemm = "ipt_fast.ops._patch_contrastive_loss_gemm"
+    features, weights = torch.randn(7, 5, 9).to(dtype), torch.randn(7)
     whole = value_and_grad(features, weights, mode=mode, impl="gemm")
-    for rows, columns, group in ((2, 3, 4), (1, 2, 3), (3, 1, 2), (4, 4, 5)):
-
-        def sizes(features, operand, kept, ranks, accumulators, rows=rows, columns=columns, group=group):
-            group = group if accumulators else len(features)  # otherwise the result is its own accumulator
-            return types.SimpleNamespace(rows=rows, columns=columns, group=group, held=False)
-
-        monkeypatch.setattr("ipt_fast.ops._patch_contrastive_loss_gemm._sizes", sizes)
-        for got, want in zip(value_and_grad(features, weights, mode=mode, impl="gemm"), whole, strict=True):
+    if statistics == "made again":
+        monkeypatch.setattr(f"{gemm}._KEPT", 0)
+    # Tokens in the rows of a block; images and positions whose gradient is summed, positions that they meet at a time
+    for rows, images, positions, partners in ((10, 7, 5, 5), (5, 4, 5, 5), (10, 7, 2, 5), (6, 3, 2, 3), (5, 7, 1, 1)):
+        sizes = {"rows": rows, "images": images, "positions": positions, "partners": partners}
+        if mode == "supcon":  # tokens are images of one
+            sizes.update(images=4 * images, positions=1, partners=1)
+        plan = types.SimpleNamespace(cosines=150, held=False, **sizes)
+        monkeypatch.setattr(f"{gemm}._plan", lambda *_, plan=plan: plan)
+        got = value_and_grad(features, weights, mode=mode, impl="gemm")
+        for g, want, again in zip(got, whole, value_and_grad(features, weights, mode=mode, impl="gemm"), strict=True):
             tolerance = {"rtol": 1e-12, "atol": 1e-14} if dtype == torch.float64 else {"rtol": 2e-3, "atol": 1e-5}
-            torch.testing.assert_close(got, want, **tolerance)
+            torch.testing.assert_close(g, want, **tolerance)
+            assert torch.equal(g, again)
 
 
 def test_forward_mode_derivatives_are_right_or_refused(impl):

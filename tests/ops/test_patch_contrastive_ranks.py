@@ -2,6 +2,8 @@
 
 import gc
 import time
+import types
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -67,6 +69,23 @@ def traffic(features):
     return sent, len({t.data_ptr() for t in received})
 
 
+@contextmanager
+def little_memory(mode):
+    """Make "gemm" keep no statistics, sum for some images and positions at a time, and send an image's tokens alone."""
+    gemm = "ipt_fast.ops._patch_contrastive_loss_gemm"
+    sizes = (
+        {"images": 1, "positions": 3, "partners": 2}
+        if mode == "paper"
+        else {"images": 4, "positions": 1, "partners": 1}
+    )
+    plan = types.SimpleNamespace(rows=4, cosines=60, held=False, **sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{gemm}._KEPT", 0)
+        patch.setattr(f"{gemm}._VISIT", N * D * torch.float64.itemsize)
+        patch.setattr(f"{gemm}._plan", lambda *_: plan)
+        yield
+
+
 def rank_main(rank, ranks, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
@@ -79,6 +98,9 @@ def rank_main(rank, ranks, folder):
         found[impl, "ddp"] = ddp_gradient(features, impl)
         if ranks > 1:
             found[impl, "one image a rank"] = patch_contrastive_loss(features[:1], scope="global", impl=impl)
+    for mode in MODES:
+        with little_memory(mode):
+            found["gemm in little memory", mode] = losses(features, weights, mode=mode, scope="global", impl="gemm")
     found["local"] = patch_contrastive_loss(features, scope="local")
     found["traffic"] = traffic(features)
     torch.save(found, f"{folder}/rank{rank}.pt")
@@ -110,7 +132,7 @@ def close(got, want):
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", [*IMPLS, "gemm in little memory"])
 @pytest.mark.parametrize("mode", MODES)
 def test_ranks_equal_one_process(results, mode, impl):
     ranks = len(results)
