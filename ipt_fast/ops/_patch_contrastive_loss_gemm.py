@@ -122,8 +122,9 @@ def _plan(features: Tensor, operand: torch.dtype, kept: Tensor, others: int, bac
     else:
         sizes = (1 << 21, 1 << 20) if operand in _HALF else (1 << 20,)
         plans = [_divided(1024, size, features, operand, kept, others, backward) for size in sizes]
-    # In smaller blocks all positions may be done at once, so that blocks serve both of their images
-    return next((plan for plan in plans if plan.positions == features.shape[1]), plans[0])
+    # In smaller blocks all positions may be done at once, so that blocks serve both of their images; or at least a few
+    whole = next((plan for plan in plans if plan.positions == features.shape[1]), None)
+    return whole or next((plan for plan in plans if plan.positions >= 16), plans[-1])
 
 
 def _divided(

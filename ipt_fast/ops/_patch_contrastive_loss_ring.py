@@ -1,9 +1,10 @@
 """What every rank has, seen by every other one: blocks go round a ring, the next one on its way while one is used.
 
 Bytes that a rank sends a step, with R ranks of B images, N tokens, D features of ``e`` bytes and row statistics of
-``s`` bytes: the features in each pass and the statistics in the backward, (R - 1) B N (2 D e + N s). An all-gather
-would send the features once, (R - 1) B N (D e + N s), but hold what R - 1 ranks sent from the forward to the backward;
-a ring holds two blocks, whatever R. IPT in 16 bits, a photo and another rank: 0.72 MB instead of 0.43.
+``s`` bytes: the features in each pass and the statistics in the backward, (R - 1) B N (2 D e + N s), and the features
+once more for each further range of positions that is done by itself. An all-gather would send the features once,
+(R - 1) B N (D e + N s), but hold what R - 1 ranks sent from the forward to the backward; a ring holds two blocks of a
+few images, whatever R and B. IPT in 16 bits, a photo and another rank: 0.72 MB instead of 0.43.
 """
 
 from collections.abc import Iterator

@@ -228,7 +228,7 @@ def patch_contrastive_loss(
             is the loss of one process that holds the whole batch, and the gradients are exact in the same sense:
             averaged over ranks, as DistributedDataParallel does, they are the gradients of that one process.
             Without a process group the two are the same. Every rank must call forward and backward. "gemm" passes
-            images round a ring of ranks and holds those of two at a time; "triton" and "eager" gather all.
+            a few images at a time round a ring of ranks; "triton" and "eager" gather those of all ranks.
         impl: backend, see ``backend_status``; None chooses.
 
     Returns:

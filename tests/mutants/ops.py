@@ -32,10 +32,16 @@ MUTANTS = [
     Mutant(_LOSS, "norm = norm.masked_fill(norm.isinf(), torch.nan)\n", "", _TEST_LOSS),
     Mutant(_LOSS, "    del gathered[dist.get_rank()]\n", "    del gathered[0]\n", _TEST_RANKS),
     Mutant(_LOSS, "        dist.all_reduce(grads)\n", "", _TEST_RANKS),
-    Mutant(_LOSS_GEMM, "p.diagonal(dim1=0, dim2=2).zero_()", "pass", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "p[_inside(j, both), :, _inside(k, both)].diagonal(dim1=0, dim2=2).zero_()", "pass", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "log_means - positives / N**2", "log_means - positives / N", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "_add_product(g[_inside(group, k)], w.t(), rows)", "pass", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "total.addcmul_(unit, along[..., None], value=-1)", "total", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "if mirrored is not None and (both or together is None)", "if both", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "together = group if own and a == b else None", "together = group if own else None", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "self.visitors(a) if a != b else ()", "()", _TEST_RANKS),
+    Mutant(
+        _LOSS_GEMM, "widest, budget // (images * D * number)", "widest", "tests/ops/test_patch_contrastive_memory.py"
+    ),
     Mutant(_LOSS_RING, "        held = coming\n", "", _TEST_RANKS),
     Mutant(_LOSS_RING, "if step < ranks - 1 else ()", "if step < ranks - 2 else ()", _TEST_RANKS),
     Mutant(_LOSS_GEMM, "dist.all_reduce(largest, dist.ReduceOp.MAX)", "pass", _TEST_RANKS),

@@ -73,11 +73,8 @@ def traffic(features):
 def little_memory(mode):
     """Make "gemm" keep no statistics, sum for some images and positions at a time, and send an image's tokens alone."""
     gemm = "ipt_fast.ops._patch_contrastive_loss_gemm"
-    sizes = (
-        {"images": 1, "positions": 3, "partners": 2}
-        if mode == "paper"
-        else {"images": 4, "positions": 1, "partners": 1}
-    )
+    images, positions, partners = (1, 3, 2) if mode == "paper" else (4, 1, 1)
+    sizes = {"images": images, "positions": positions, "partners": partners}
     plan = types.SimpleNamespace(rows=4, cosines=60, held=False, **sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{gemm}._KEPT", 0)
