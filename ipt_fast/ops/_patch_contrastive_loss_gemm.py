@@ -131,8 +131,7 @@ def _divided(
     rows: int, cosines: int, features: Tensor, operand: torch.dtype, kept: Tensor, others: int, backward: bool
 ) -> _Plan:
     images, N, D = features.shape
-    wide = torch.promote_types(features.dtype, torch.float32)
-    number = wide.itemsize
+    number = torch.promote_types(features.dtype, torch.float32).itemsize
     cosines = min(max(cosines, min(N * N, 1 << 21)), (images * N) ** 2)
     widest = min(N, math.isqrt(cosines))  # positions: a block has a pair of images at least
     row_tokens, column_tokens = max(rows, widest), max(cosines // rows, widest)
@@ -142,31 +141,39 @@ def _divided(
     free -= (2 * row_tokens + column_tokens) * widest * number
     if backward:
         free -= cosines * operand.itemsize + (operand in _HALF) * column_tokens * D * number
-    free = max(free, 0)
+    divide = _backward_shares if backward else _forward_shares
+    group, positions, partners, taken = divide(features, kept, max(free, 0), widest, rows)
+    return _Plan(rows, cosines, group, positions, partners, images * N * D * operand.itemsize <= free - taken)
+
+
+def _forward_shares(features: Tensor, kept: Tensor, free: int, widest: int, rows: int) -> tuple[int, int, int, int]:
+    """Return images, positions and partners of a plan, and the bytes of their sums."""
+    images, N, _ = features.shape
+    number = torch.promote_types(features.dtype, torch.float32).itemsize
+    if len(kept) == images and kept.itemsize == number:  # a place for the sums
+        return images, widest, widest, 0
+    if widest == N and images * N * N * number <= free:
+        return images, N, N, images * N * N * number
+    positions = _even(N, min(widest, math.isqrt(free // (2 * images * number))))
+    return images, positions, positions, 2 * images * positions * positions * number
+
+
+def _backward_shares(features: Tensor, kept: Tensor, free: int, widest: int, rows: int) -> tuple[int, int, int, int]:
+    """Return images, positions and partners of a plan, and the bytes of their sums and statistics."""
+    images, N, D = features.shape
+    number = torch.promote_types(features.dtype, torch.float32).itemsize
     saved = len(kept) == images
-    if not backward:
-        ready = saved and kept.dtype == wide  # the sums have a place
-        if ready or (widest == N and images * N * N * number <= free):
-            positions = widest
-        else:
-            positions = _even(N, min(widest, math.isqrt(free // (2 * images * number))))
-        sums = 0 if ready else images * positions * positions * number * (1 if positions == N else 2)
-        return _Plan(rows, cosines, images, positions, positions, images * N * D * operand.itemsize <= free - sums)
-    group, accumulators = images, 0
-    if saved and widest == N and features.dtype == wide:
-        positions = N  # in the result itself
-    else:
-        budget = free if saved else free * 3 // 4
-        positions = _even(N, min(widest, budget // (images * D * number)))
-        if images * positions * D * number > budget:
-            group = min(images, max(1, rows // positions, budget // (positions * D * number)))
-        accumulators = group * positions * D * number
-    partners, statistics = widest, 0
-    if not saved:
-        partners = _even(N, min(widest, free // 4 // (2 * images * positions * number)))
-        statistics = 2 * images * positions * partners * number
-    held = images * N * D * operand.itemsize <= free - accumulators - statistics
-    return _Plan(rows, cosines, group, positions, partners, held)
+    if saved and widest == N and features.itemsize == number:  # sums in the result itself
+        return images, N, N, 0
+    budget = free if saved else free * 3 // 4
+    group, positions = images, _even(N, min(widest, budget // (images * D * number)))
+    if images * positions * D * number > budget:
+        group = min(images, max(1, rows // positions, budget // (positions * D * number)))
+    sums = group * positions * D * number
+    if saved:
+        return group, positions, widest, sums
+    partners = _even(N, min(widest, free // 4 // (2 * images * positions * number)))
+    return group, positions, partners, sums + 2 * images * positions * partners * number
 
 
 class _Tokens:
