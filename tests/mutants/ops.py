@@ -42,6 +42,7 @@ MUTANTS = [
     Mutant(
         _LOSS_GEMM, "widest, budget // (images * D * number)", "widest", "tests/ops/test_patch_contrastive_memory.py"
     ),
+    Mutant(_LOSS_GEMM, "_VISIT = 1 << 21", "_VISIT = 1 << 40", "tests/ops/test_patch_contrastive_memory.py"),
     Mutant(_LOSS_RING, "        held = coming\n", "", _TEST_RANKS),
     Mutant(_LOSS_RING, "if step < ranks - 1 else ()", "if step < ranks - 2 else ()", _TEST_RANKS),
     Mutant(_LOSS_GEMM, "dist.all_reduce(largest, dist.ReduceOp.MAX)", "pass", _TEST_RANKS),

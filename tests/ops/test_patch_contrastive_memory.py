@@ -37,14 +37,14 @@ class LivePeak(TorchDispatchMode):
         return out
 
 
-def peak(B, dtype, mode):
+def peak(B, dtype, mode, scope="local"):
     """Bytes beyond features and gradient, of forward and backward together."""
     gemm, features = BACKENDS["gemm"], torch.empty(B, N, D, dtype=dtype, device="meta")
     with LivePeak(features) as forward:
-        kept, values, token_sum = gemm.forward(features, mode, 0.07, "local")
+        kept, values, token_sum = gemm.forward(features, mode, 0.07, scope)
     weights = torch.empty_like(values)
     with LivePeak(features, kept, values, token_sum, weights) as backward:
-        gemm.backward(features, kept, token_sum, weights, mode, 0.07, "local")
+        gemm.backward(features, kept, token_sum, weights, mode, 0.07, scope)
     return max(forward.peak, backward.peak - features.nbytes + kept.nbytes + token_sum.nbytes)
 
 
@@ -68,3 +68,19 @@ def test_no_more_than_64_megabytes_beyond_features_and_gradient(monkeypatch, mod
     most = peak(B, dtype, mode)
     assert 10e6 < most <= 64e6
     assert whole in (None, most)  # nothing is missed by the chunks left out
+
+
+@pytest.mark.parametrize("B", [32, 256, 2048])
+def test_ranks_need_no_more(monkeypatch, B):
+    for name, instead in {
+        "is_initialized": lambda: True,
+        "get_world_size": lambda: 4,
+        "get_rank": lambda: 0,
+        "all_reduce": lambda *_: None,
+        "P2POp": lambda *_: None,
+        "batch_isend_irecv": lambda _: [],
+    }.items():
+        monkeypatch.setattr(torch.distributed, name, instead)
+    monkeypatch.setattr(f"{GEMM}.product_dtype", lambda features, mode: torch.float16)
+    monkeypatch.setattr(f"{GEMM}._chunks", ends)
+    assert 10e6 < peak(B, torch.float16, "paper", "global") <= 64e6
