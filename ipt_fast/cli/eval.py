@@ -5,15 +5,18 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ipt_fast.checkpoint import CheckpointError
 from ipt_fast.cli import CommandError, _network, check_folder, check_output, user_errors
 from ipt_fast.cli._network import NoSuchTaskError
 from ipt_fast.cli.tables import print_table
+from ipt_fast.evaluation.gallery import Gallery
 from ipt_fast.evaluation.paper import ALIASES, CELLS, TITLES, find_paper_sets, table_rows
+from ipt_fast.evaluation.perceptual import Distance, load_dists, load_lpips
 from ipt_fast.evaluation.score import INPUT, Method, Score, mean_scores, score_pair
 from ipt_fast.evaluation.test_sets import ImageSet, TestSetError, find_set
 from ipt_fast.io.atomic import atomic_write
@@ -45,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--csv", type=Path, metavar="FILE", help="write every score")
     add("--json", type=Path, metavar="FILE", help="write every score and the means")
     add("--save", type=Path, metavar="DIR", help="write what the networks make: DIR/SET_TASK/CHECKPOINT/IMAGE.png")
+    add("--html", type=Path, metavar="DIR", help="write a page with sliders between input, outputs and ground truth")
+    add("--lpips", type=Path, metavar="FILE", help="LPIPS too, on these weights of AlexNet or VGG-16 (extra: metrics)")
+    add("--dists", type=Path, metavar="FILE", help="DISTS too, on these weights of VGG-16 (extra: metrics)")
     add("--force", action="store_true", help="overwrite files that are there")
     _network.add_network_arguments(parser, precision="fp32")
 
@@ -61,16 +67,22 @@ def run(args: argparse.Namespace) -> int:
     for path in filter(None, (args.csv, args.json)):
         check_folder(path)
         check_output(path, args.force)
+    if args.html is not None:
+        _check_gallery(args.html, args.force)
+    with user_errors(OSError, CheckpointError):
+        loaders = {"lpips": load_lpips, "dists": load_dists}
+        distances = {name: load(path) for name, load in loaders.items() if (path := getattr(args, name)) is not None}
     found = _find_paper_sets(args.data) if args.paper else {}
     work: list[tuple[str, Path, str | None]] = [(args.task, path, None) for path in args.data]
     if args.paper:
         work = [(cell.task, found[cell.image_set], cell.image_set) for cell in CELLS if cell.image_set in found]
     scores: list[Score] = []
     failed: list[str] = []
+    gallery = None if args.html is None else Gallery(args.html)
     stopped = None
     try:
         with pillow_set(args.max_pixels):
-            score_sets(args, labels, work, scores, failed)
+            score_sets(args, labels, work, scores, failed, distances, gallery)
     except KeyboardInterrupt as stop:
         stopped = stop
     if args.paper:
@@ -79,12 +91,23 @@ def run(args: argparse.Namespace) -> int:
         _print_scores(scores, args.brief)
     _print_identical(scores)
     _write_files(args, scores)
+    if gallery is not None:
+        with user_errors(OSError):
+            print(f"page: {gallery.write()}")
     if stopped is not None:
         count = len({(s.image_set, s.task, s.image) for s in scores})
         raise type(stopped)(f"images scored until then: {count}") from None
     if failed:
         print(f"failed images, which the means leave out: {len(failed)}", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _check_gallery(folder: Path, force: bool) -> None:
+    """Refuse a folder in which something is."""
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"--html {folder} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise CommandError(f"--html {folder}: there is something in this folder; give another, or --force to overwrite")
 
 
 def _labels(checkpoints: list[Path]) -> dict[str, Path]:
@@ -102,13 +125,16 @@ def score_sets(
     work: Iterable[tuple[str, Path, str | None]],
     scores: list[Score],
     failed: list[str],
+    distances: Mapping[str, Distance],
+    gallery: Gallery | None,
 ) -> None:
     """Add the scores of every (task, folder, name of the set); networks stay loaded as long as the task is the same.
 
     Images that cannot be read are named in ``failed``. For the paper's tables, checkpoints that have no such task are
     left out; otherwise they are an error.
     """
-    _network.pick_device(args.device)  # refused also where no network is to run
+    device = _network.pick_device(args.device)  # refused also where no network is to run
+    distances = {name: distance.to(device) for name, distance in distances.items()}
     console = message_console()
     methods: dict[str, Method] = {}
     loaded_for = None
@@ -136,8 +162,10 @@ def score_sets(
         with user_errors(TestSetError), progress_bar(images.name, count, console) as advance:
             for number in range(count):
                 try:
-                    for score, output in score_pair(images, number, task, methods, args.seed):
+                    for score, output, gt in score_pair(images, number, task, methods, args.seed, distances):
                         scores.append(score)
+                        if gallery is not None:
+                            gallery.add(score, output, gt)
                         if target := files.get((number, score.method)):
                             target.parent.mkdir(parents=True, exist_ok=True)
                             write_image(to_uint8(output[0]), target, force=args.force)
@@ -164,7 +192,9 @@ def _output_files(
 
 
 def _print_scores(scores: list[Score], brief: bool) -> None:
-    columns = ["image", "method", "PSNR-Y", "PSNR-RGB", "SSIM-Y", "seconds"]
+    more = {"lpips": "LPIPS", "dists": "DISTS"}
+    more = {key: title for key, title in more.items() if any(getattr(s, key) is not None for s in scores)}
+    columns = ["image", "method", "PSNR-Y", "PSNR-RGB", "SSIM-Y", *more.values(), "seconds"]
     for name, task in dict.fromkeys((s.image_set, s.task) for s in scores):
         of_set = [s for s in scores if (s.image_set, s.task) == (name, task)]
         shown = ([] if brief else of_set) + mean_scores(of_set)
@@ -173,8 +203,8 @@ def _print_scores(scores: list[Score], brief: bool) -> None:
             # An image's name once, above its methods.
             image = "" if i and shown[i - 1].image == s.image else s.image
             seconds = f"{s.seconds:.2f}" if s.seconds else ""
-            ssim = "" if math.isnan(s.ssim_y) else f"{s.ssim_y:.4f}"
-            rows.append([image, s.method, f"{s.psnr_y:.2f}", f"{s.psnr_rgb:.2f}", ssim, seconds])
+            figures = ["" if math.isnan(value := getattr(s, key)) else f"{value:.4f}" for key in ("ssim_y", *more)]
+            rows.append([image, s.method, f"{s.psnr_y:.2f}", f"{s.psnr_rgb:.2f}", *figures, seconds])
         print_table(f"{name}, {task}", columns, rows, numeric=columns[2:])
 
 

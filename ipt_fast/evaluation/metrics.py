@@ -23,7 +23,7 @@ _LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 SSIM_SIDE, _SSIM_SIGMA = 11, 1.5
 
 
-def _images(name: str, output: Tensor, target: Tensor, border: int) -> tuple[Tensor, Tensor]:
+def as_scored(name: str, output: Tensor, target: Tensor, border: int) -> tuple[Tensor, Tensor]:
     """Both as float64 [B, 3, h, w], the output clamped and rounded, ``border`` pixels cut off every side."""
     if output.shape != target.shape:
         raise ValueError(
@@ -40,15 +40,13 @@ def _images(name: str, output: Tensor, target: Tensor, border: int) -> tuple[Ten
     return output[inside], target[inside]
 
 
-def finite_mean(values: Sequence[float]) -> float:
-    """Return the mean of the values that are finite; where none is, the first (inf of images all identical, nan)."""
-    finite = [value for value in values if math.isfinite(value)]
+def finite_mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are finite; where none is, the first (inf, nan or None)."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
     return sum(finite) / len(finite) if finite else values[0]
 
 
-def means_by(
-    items: Iterable[_Item], key: Callable[[_Item], _Key], fields: Sequence[str]
-) -> dict[_Key, tuple[float, ...]]:
+def means_by(items: Iterable[_Item], key: Callable[[_Item], _Key], fields: Sequence[str]) -> dict[_Key, tuple]:
     """Return key -> the finite means of ``fields`` over the items of that key, keys in the order of the items."""
     groups: dict[_Key, list[_Item]] = {}
     for item in items:
@@ -89,7 +87,7 @@ def psnr_y(output: _Images, target: _Target, border: int = 0) -> Tensor:
     Raises:
         ValueError: shapes that differ or are no RGB images, or a border that leaves nothing.
     """
-    output, target = _images("psnr_y", output, target, border)
+    output, target = as_scored("psnr_y", output, target, border)
     weight = output.new_tensor(_LUMA).view(3, 1, 1)
     return _psnr(((output - target) * weight).sum(1))
 
@@ -97,7 +95,7 @@ def psnr_y(output: _Images, target: _Target, border: int = 0) -> Tensor:
 @checked
 def psnr_rgb(output: _Images, target: _Target, border: int = 0) -> Tensor:
     """Return PSNR over all three colours, in dB. Arguments, result and errors as ``psnr_y``."""
-    output, target = _images("psnr_rgb", output, target, border)
+    output, target = as_scored("psnr_rgb", output, target, border)
     return _psnr(output - target)
 
 
@@ -111,7 +109,7 @@ def ssim_y(output: _Images, target: _Target, border: int = 0) -> Tensor:
     Returns:
         float64 [B], at most 1.
     """
-    output, target = _images("ssim_y", output, target, border)
+    output, target = as_scored("ssim_y", output, target, border)
     if min(output.shape[-2:]) < SSIM_SIDE:
         raise ValueError(
             f"ssim_y: needs at least {SSIM_SIDE} pixels a side inside the border, got {list(output.shape[-2:])}"

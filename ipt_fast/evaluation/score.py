@@ -12,6 +12,7 @@ from torch import Tensor
 from ipt_fast.arguments import checked
 from ipt_fast.degradations.bicubic import bicubic_up
 from ipt_fast.evaluation.metrics import SSIM_SIDE, means_by, psnr_rgb, psnr_y, scored_border, ssim_y
+from ipt_fast.evaluation.perceptual import MIN_SIDE, Distance
 from ipt_fast.evaluation.test_sets import ImageSet, Pair, read_pair
 from ipt_fast.inference import restore
 from ipt_fast.inference.prepare import PreparedIPT
@@ -20,13 +21,14 @@ from ipt_fast.ops import degrade
 from ipt_fast.tasks import Task
 
 INPUT = "input"
-METRICS = ("psnr_y", "psnr_rgb", "ssim_y", "seconds")
+METRICS = ("psnr_y", "psnr_rgb", "ssim_y", "seconds", "lpips", "dists")
 
 
 @dataclass(frozen=True)
 class Score:
     """One image under one method: dB, dB, 0..1 (nan under 11 pixels a side), seconds to restore.
 
+    LPIPS and DISTS are None where nobody asked for them, and nan under 31 and 16 pixels a side.
     ``method`` is "input" (for super-resolution: enlarged bicubically) or the name of a checkpoint.
     """
 
@@ -38,6 +40,8 @@ class Score:
     psnr_rgb: float
     ssim_y: float
     seconds: float
+    lpips: float | None = None
+    dists: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,18 @@ def lq_and_gt(pair: Pair, task: Task, seed: int) -> tuple[Tensor, Tensor]:
 
 @checked
 def score_pair(
-    image_set: ImageSet, number: int, task: Task, methods: Mapping[str, Method], seed: int = 0
-) -> Iterator[tuple[Score, Tensor]]:
-    """Yield the scores of image ``number`` of a set, of the input and of each method, with what was scored.
+    image_set: ImageSet,
+    number: int,
+    task: Task,
+    methods: Mapping[str, Method],
+    seed: int = 0,
+    distances: Mapping[str, Distance] | None = None,
+) -> Iterator[tuple[Score, Tensor, Tensor]]:
+    """Yield the scores of image ``number`` of a set, of the input and of each method, what was scored, and the gt.
 
     The border that is not scored is the scale for super-resolution, none otherwise. Image number n has the noise of
-    seed ``seed * 1_000_000 + n``, whatever is scored beside it. What was scored is float [1, 3, H, W], 0..255.
+    seed ``seed * 1_000_000 + n``, whatever is scored beside it. Both images are float [1, 3, H, W], 0..255.
+    ``distances`` has "lpips", "dists" or both, of ``load_lpips`` and ``load_dists``.
 
     Raises:
         OSError, TestSetError: as ``read_pair``, before the first score.
@@ -79,12 +89,14 @@ def score_pair(
     names = (image_set.name, task.name, pair.name)
     # An image hardly larger than the border is scored whole.
     border = scored_border(task) if min(gt.shape[-2:]) > 2 * scored_border(task) else 0
-    yield Score(*names, INPUT, *_figures(before, gt, border), 0.0), before
+    figures, distant = _figures(before, gt, border), _distances(distances, before, gt, border)
+    yield Score(*names, INPUT, *figures, 0.0, *distant), before, gt
     for name, method in methods.items():
         start = time.perf_counter()
         output = restore(method.model, lq, method.task, **method.options)  # type: ignore[arg-type]
         seconds = time.perf_counter() - start
-        yield Score(*names, name, *_figures(output, gt, border), seconds), output
+        figures, distant = _figures(output, gt, border), _distances(distances, output, gt, border)
+        yield Score(*names, name, *figures, seconds, *distant), output, gt
 
 
 @checked(limit=0)
@@ -93,7 +105,7 @@ def score_set(
 ) -> Iterator[Score]:
     """Yield the scores of ``score_pair`` for the first ``limit`` images of a set, or for all."""
     for number in range(len(image_set.pairs[:limit])):
-        for score, _ in score_pair(image_set, number, task, methods, seed):
+        for score, *_ in score_pair(image_set, number, task, methods, seed):
             yield score
 
 
@@ -103,7 +115,19 @@ def _figures(output: Tensor, gt: Tensor, border: int) -> tuple[float, float, flo
     return psnr_y(output, gt, border).item(), psnr_rgb(output, gt, border).item(), ssim
 
 
-@dataclass(frozen=True)
+def _distances(
+    distances: Mapping[str, Distance] | None, output: Tensor, gt: Tensor, border: int
+) -> tuple[float | None, float | None]:
+    def measure(name: str) -> float | None:
+        if not distances or name not in distances:
+            return None
+        large = min(gt.shape[-2:]) - 2 * border >= MIN_SIDE[name]
+        return distances[name](output, gt, border).item() if large else math.nan
+
+    return measure("lpips"), measure("dists")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mean(Score):
     """The mean of one set, task and method; ``image`` is "mean".
 
@@ -121,8 +145,8 @@ def mean_scores(scores: Sequence[Score]) -> list[Mean]:
     images = Counter(map(_group, scores))
     identical = Counter(_group(score) for score in scores if math.isinf(score.psnr_rgb))
     return [
-        Mean(g[0], g[1], "mean", g[2], y, rgb, ssim, seconds, images[g], identical[g])
-        for g, (y, rgb, ssim, seconds) in means.items()
+        Mean(g[0], g[1], "mean", g[2], *figures, images=images[g], identical=identical[g])
+        for g, figures in means.items()
     ]
 
 

@@ -54,8 +54,10 @@ OTHER_CALLS = {
     },
     "score_pair": lambda w: {
         "image_set": find_set(w.photos, get_task("derain")), "number": 1, "task": get_task("derain"), "methods": {},
-        "seed": 1,
+        "seed": 1, "distances": {},
     },
+    "load_lpips": lambda w: {"path": w.backbone},
+    "load_dists": lambda w: {"path": w.backbone},
     "mean_scores": lambda w: {"scores": [_score(INPUT, 20.0), _score("network", 30.0)]},
     "find_set": lambda w: {"folder": w.photos, "task": get_task("derain")},
     "read_pair": lambda w: {"pair": find_set(w.photos, get_task("derain")).pairs[0], "task": get_task("derain")},

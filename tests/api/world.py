@@ -14,6 +14,7 @@ from ipt_fast.checkpoint import generator_states, save_checkpoint, save_network
 from ipt_fast.data import ImageIndex, build_index
 from ipt_fast.evaluation.held_out import HeldOutResult
 from ipt_fast.inference.export import export_network
+from tests.evaluation.backbones import write_backbone
 
 CONFIG = IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=1, tasks=("sr2", "derain", "denoise30"))
 
@@ -52,6 +53,10 @@ class World:
             for i in range(3):
                 Image.fromarray(photo(24 * scale, 30 * scale, i)).save(folder / name / f"{i}.png")
         return folder
+
+    @cached_property
+    def backbone(self) -> Path:
+        return write_backbone(self.new("vgg16.pth"), "vgg16")
 
     @cached_property
     def index(self) -> ImageIndex:

@@ -14,6 +14,7 @@ from PIL import Image
 from ipt_fast import IPT, IPTConfig
 from ipt_fast.checkpoint import save_network
 from ipt_fast.cli import main
+from tests.evaluation.backbones import write_backbone
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +217,43 @@ def test_a_checkpoint_without_the_task_and_sets_of_no_paper(sets, checkpoint, tm
     assert "none of the paper's sets (Set5, " in capsys.readouterr().err
     assert evaluate("--task", "sr2", "--data", sets / "Set5", "--checkpoint", single, single) == 2
     assert "--checkpoint names a file twice" in capsys.readouterr().err
+
+
+def test_lpips_and_dists_where_asked(sets, tmp_path, capsys):
+    pytest.importorskip("torchmetrics", reason="needs the extra metrics")
+    alexnet, vgg = (write_backbone(tmp_path / f"{name}.pth", name) for name in ("alexnet", "vgg16"))
+    files = ["--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv"]
+    assert evaluate("--task", "sr2", "--data", sets / "Set5", "--lpips", alexnet, "--dists", vgg, *files) == 0
+    table = rows(capsys.readouterr().out)
+    lines = list(csv.DictReader((tmp_path / "a.csv").open()))
+    scores = json.loads((tmp_path / "a.json").read_text())["scores"]
+    for row, score, line in zip(table, scores, lines, strict=False):
+        assert score["lpips"] > 0 and score["dists"] > 0 and score["lpips"] != score["dists"]
+        assert row[5:7] == [f"{score['lpips']:.4f}", f"{score['dists']:.4f}"]
+        assert (float(line["lpips"]), float(line["dists"])) == (score["lpips"], score["dists"])
+    assert evaluate("--task", "sr2", "--data", sets / "Set5", "--dists", vgg, "--csv", tmp_path / "b.csv") == 0
+    assert "LPIPS" not in capsys.readouterr().out
+    assert all(line["lpips"] == "" and line["dists"] for line in csv.DictReader((tmp_path / "b.csv").open()))
+
+
+def test_lpips_of_an_image_too_small_is_left_empty(tmp_path, capsys):
+    pytest.importorskip("torchmetrics", reason="needs the extra metrics")
+    (tmp_path / "few").mkdir()
+    Image.fromarray(np.zeros((30, 40, 3), dtype=np.uint8)).save(tmp_path / "few" / "a.png")
+    weights = write_backbone(tmp_path / "alexnet.pth", "alexnet")
+    assert evaluate("--task", "denoise30", "--data", tmp_path / "few", "--lpips", weights) == 0
+    assert rows(capsys.readouterr().out)[0][5] == ""
+
+
+def test_a_page_with_sliders(sets, checkpoint, tmp_path, assert_refused, capsys):
+    options = ["--task", "sr2", "--data", sets / "Set5", "--checkpoint", checkpoint, "--html", tmp_path / "page"]
+    assert evaluate(*options) == 0
+    assert f"page: {tmp_path / 'page' / 'index.html'}" in capsys.readouterr().out
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert text.count("<figure") == 2 and "IPT_pretrain.pt" in text and "ground truth" in text
+    truth = np.asarray(Image.open(tmp_path / "page" / "images" / "0001" / "0.png"))
+    assert np.array_equal(truth, np.asarray(Image.open(sets / "Set5" / "1.png")))
+    assert_refused("eval", options, "there is something in this folder; give another, or --force")
+    assert evaluate(*options, "--force") == 0
+    capsys.readouterr()
+    assert_refused("eval", [*options[:-1], checkpoint], "is a file; give a folder")
