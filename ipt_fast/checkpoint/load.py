@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.arguments import checked
+from ipt_fast.checkpoint.hub import fetch_from_hub, is_on_hub
 from ipt_fast.checkpoint.pretrained import located
 from ipt_fast.checkpoint.read import CheckpointError, check_weights, read_weights
 from ipt_fast.model import IPT, IPTConfig
@@ -34,7 +35,7 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
 
     Reads the released files (``IPT_pretrain.pt``, ``IPT_sr2.pt``, ...), other torch.save files with their keys (bare,
     or under ``params``, ``params_ema``, ``state_dict``, ``model``; with or without ``module.`` or ``model.`` before
-    each key), this project's checkpoints, and safetensors. Nothing in the file is run.
+    each key), this project's checkpoints, and safetensors, also from the Hub (``hf://owner/name``). Nothing in it is run.
 
     Args:
         path: the file; "pretrained" for the network that comes with the package.
@@ -51,6 +52,8 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
     path = located(path)
     if task is not None:
         get_task(task)
+    if is_on_hub(path):
+        path = fetch_from_hub(path)
     weights, stated = read_weights(path)
     if stated is None:
         try:

@@ -28,6 +28,7 @@ COMMANDS = {
     "visualize": "draw what the embeddings of a checkpoint have learnt",
     "audit": "whether a checkpoint's activations stay within fp16",
     "convert": "convert a checkpoint to or from safetensors",
+    "push": "a network to the Hugging Face Hub",
     "export": "write one task's network as a torch.export program or ONNX",
     "bench": "run the benchmarks; table, JSON, CSV and plots",
     "punish": "kill ranks of a training over and over, and compare its weights with an undisturbed run",
