@@ -35,7 +35,7 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
 
     Reads the released files (``IPT_pretrain.pt``, ``IPT_sr2.pt``, ...), other torch.save files with their keys (bare,
     or under ``params``, ``params_ema``, ``state_dict``, ``model``; with or without ``module.`` or ``model.`` before
-    each key), this project's checkpoints, and safetensors, also from the Hub (``hf://owner/name``). Nothing in it is run.
+    each key), this project's checkpoints, and safetensors, also on the Hub (``hf://owner/name``). No code is run.
 
     Args:
         path: the file; "pretrained" for the network that comes with the package.

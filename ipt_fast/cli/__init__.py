@@ -7,7 +7,9 @@ import argparse
 import importlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +17,35 @@ from pathlib import Path
 from ipt_fast import __version__
 from ipt_fast.io.signals import exit_code, sigterm_raises, stop_line
 
-COMMANDS = {
-    "info": "which backend each op takes on this machine, and why not the others",
-    "index": "check every image of a folder once and write an index",
-    "shard": "pack a folder of images into tar shards",
-    "demo": "pre-train the tiny preset on packaged photos (make pretrain)",
-    "restore": "restore images: super-resolution, denoising, deraining",
-    "datasets": "where test sets and training photos come from, and whether a folder is complete",
-    "eval": "PSNR and SSIM on test sets, beside the paper's tables",
-    "config": "a recipe as a YAML file, and the schema by which an editor checks one",
-    "finetune": "fine-tune a checkpoint on one task",
-    "visualize": "draw what the embeddings of a checkpoint have learnt",
-    "audit": "whether a checkpoint's activations stay within fp16",
-    "convert": "convert a checkpoint to or from safetensors",
-    "push": "a network to the Hugging Face Hub",
-    "export": "write one task's network as a torch.export program or ONNX",
-    "bench": "run the benchmarks; table, JSON, CSV and plots",
-    "punish": "kill ranks of a training over and over, and compare its weights with an undisturbed run",
-    "count": "launches, bytes, casts and waits of a training step, counted without a GPU",
+GROUPS = {
+    "photos": {
+        "restore": "restore images: super-resolution, denoising, deraining",
+        "eval": "PSNR, SSIM and more on test sets, beside the paper's tables",
+        "datasets": "where test sets and photos come from; is a folder complete?",
+    },
+    "training": {
+        "demo": "pre-train the tiny preset on packaged photos (make pretrain)",
+        "finetune": "fine-tune a checkpoint on one task (pre-training: train.py)",
+        "config": "a recipe as a YAML file, and the schema for editors",
+        "index": "check every image of a folder once and write an index",
+        "shard": "pack a folder of images into tar shards",
+        "punish": "kill ranks of a training over and over, and compare its weights",
+    },
+    "checkpoints": {
+        "convert": "convert a checkpoint to or from safetensors",
+        "export": "write one task's network as a torch.export program or ONNX",
+        "push": "put a network on the Hugging Face Hub",
+        "audit": "whether a checkpoint's activations stay within fp16",
+        "visualize": "draw what the embeddings of a checkpoint have learnt",
+    },
+    "this machine": {
+        "info": "which backend each op takes here, and why not the others",
+        "bench": "run the benchmarks; table, JSON, CSV and plots",
+        "count": "launches, bytes, casts and waits of a training step, without a GPU",
+        "completion": "a script by which bash, zsh or tcsh completes these commands",
+    },
 }
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
 class CommandError(Exception):
@@ -65,12 +77,17 @@ def check_folder(path: Path, option: str = "") -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``ipt-fast``; return the exit code: 0 done, 1 failed, 2 wrong usage or input, 130 and 143 stopped."""
-    parser = argparse.ArgumentParser(prog="ipt-fast", description="Image Processing Transformer, fast.")
+    parser = argparse.ArgumentParser(
+        prog="ipt-fast", description="The Image Processing Transformer: restore photos, evaluate, train."
+    )
     parser.add_argument("--version", action="version", version=f"ipt-fast {__version__}")
     parser.add_argument(
         "command", choices=COMMANDS, metavar="command", help="one of those below; each has its own --help"
     )
-    parser.epilog = "commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    parser.epilog = "\n\n".join(
+        "\n".join([f"{title}:", *(f"  {name:11} {text}" for name, text in group.items())])
+        for title, group in GROUPS.items()
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     argv = sys.argv[1:] if argv is None else argv
     command = parser.parse_args(argv[:1]).command
@@ -94,11 +111,17 @@ def _run(command: str, argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"ipt-fast {command}",
         description=COMMANDS[command],
-        epilog=getattr(module, "EXAMPLE", None),
+        epilog=_wrapped(module.EXAMPLE),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
     return module.run(parser.parse_args(argv))
+
+
+def _wrapped(text: str) -> str:
+    """Fold what is prose at the terminal's width; examples, which are indented, stay a line each."""
+    width = shutil.get_terminal_size().columns - 2  # as argparse does
+    return "\n".join(line if line.startswith(" ") else textwrap.fill(line, width) for line in text.splitlines())
 
 
 @contextmanager

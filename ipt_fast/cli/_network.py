@@ -23,7 +23,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> None:
     """Options of the way an image goes through a network; ``precision`` is the default."""
-    add = parser.add_argument
+    add = parser.add_argument_group("how images go through the network").add_argument
     add("--overlap", type=int, default=10, metavar="PX", help="least overlap of windows (default 10)")
     add(
         "--stitch", choices=("blend", "official"), default="blend",

@@ -31,8 +31,8 @@ EXAMPLE = """examples:
 without --checkpoint the input alone is scored (for super-resolution: enlarged bicubically)
 folders: HR + LR_bicubic/X2 (EDSR, IPT, SwinIR), GTmod12 + LRbicx2, GT + LQ, rain + norain, input + target, clean images
 PSNR means leave images out that equal their ground truth, and say how many; JSON has "inf" and "nan" in words
-exit codes: 0 scored, 1 some images could not be read (each is named), 2 wrong usage or data, 130 and 143 stopped, with
-the scores so far"""
+exit codes: 0 scored, 1 some images could not be read (each is named), 2 wrong usage or data, 130 and 143 stopped \
+with the scores so far"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--paper", action="store_true", help="the paper's Tables 1 to 4 beside ours, sets found in --data")
     add("--seed", type=int, default=0, help="of the noise (default 0)")
     add("--limit", type=int, metavar="N", help="only the first N images of each set")
+    add("--lpips", type=Path, metavar="FILE", help="LPIPS too, on these weights of AlexNet or VGG-16 (extra: metrics)")
+    add("--dists", type=Path, metavar="FILE", help="DISTS too, on these weights of VGG-16 (extra: metrics)")
+    add = parser.add_argument_group("outputs").add_argument
     add("--brief", action="store_true", help="print the means alone")
     add("--csv", type=Path, metavar="FILE", help="write every score")
     add("--json", type=Path, metavar="FILE", help="write every score and the means")
     add("--save", type=Path, metavar="DIR", help="write what the networks make: DIR/SET_TASK/CHECKPOINT/IMAGE.png")
     add("--html", type=Path, metavar="DIR", help="write a page with sliders between input, outputs and ground truth")
-    add("--lpips", type=Path, metavar="FILE", help="LPIPS too, on these weights of AlexNet or VGG-16 (extra: metrics)")
-    add("--dists", type=Path, metavar="FILE", help="DISTS too, on these weights of VGG-16 (extra: metrics)")
     add("--force", action="store_true", help="overwrite files that are there")
     _network.add_network_arguments(parser, precision="fp32")
 

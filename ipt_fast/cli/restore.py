@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, default=Path(PRETRAINED), metavar="FILE",
         help="released, own or safetensors (default: the network that comes with ipt-fast)",
     )  # fmt: skip
+    add = parser.add_argument_group("outputs").add_argument
     add("--compare", action="store_true", help="also write NAME.compare.png: input | output")
     add("--suffix", default="", metavar="TEXT", help="outputs in a folder are NAME<TEXT>.png")
     add("--ext", default=".png", metavar="EXT", help="kind of the outputs in a folder: .png (default), .jpg, ..., same")

@@ -51,17 +51,19 @@ EXAMPLE = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that pre-training and fine-tuning share."""
-    add = parser.add_argument
+    add = parser.add_argument_group("what is trained").add_argument
     add("--data", nargs="+", type=Path, metavar="DIR", help="folders (or tar shards) of clean photos")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the run: checkpoint, config, logs")
     add("--resume", metavar="auto|FILE", help="go on from a checkpoint; auto: the newest in --out, if there is one")
     add("--init", type=Path, metavar="FILE", help="start from the weights of a checkpoint, ours or the released ones")
     add("--pairs", nargs=2, type=Path, metavar=("GT", "LQ"), help="fine-tune on pairs: clean and degraded photos")
     add("--val", nargs="+", type=Path, metavar="DIR", help="photos held out: PSNR at each checkpoint, best.pt is kept")
+    add = parser.add_argument_group("recipe").add_argument
     add("--config", type=Path, metavar="FILE", help="settings from a YAML file (ipt-fast config); --set changes them")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change the recipe, as in lr=1e-4")
     for name, kind in (("epochs", float), ("steps", int), ("batch-size", int), ("lr", float)):
         add(f"--{name}", type=kind, metavar="N", help=f"as --set {name.replace('-', '_')}=N")
+    add = parser.add_argument_group("this machine").add_argument
     add("--loader", choices=("auto", "dali", "torch"), help="what decodes the photos (default auto)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of forward and backward (default auto)")
     add("--crops-per-image", type=int, metavar="K", help="crops from each decoded photo (default 1)")
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    add = parser.add_argument
+    add = parser.add_argument_group("network and tasks").add_argument
     add("--preset", choices=PRESETS, help="network and recipe (default base, the paper's)")
     add("--tasks", nargs="+", metavar="TASK", help="tasks to train (default: those of the preset)")
     add("--finetune", metavar="TASK", help="train one task from --init: sr2, derain, denoise70, deblur (--pairs), ...")
