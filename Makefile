@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 TORCH_TESTS := tests/ops tests/acceleration tests/model tests/inference tests/bench/test_offline.py \
                tests/engine/test_step.py tests/engine/test_precision.py
 
-.PHONY: pretrain weights test test-torch test-kernels lint docs bench fuzz clean
+.PHONY: pretrain weights test test-torch test-kernels lint docs dist bench fuzz clean
 .DELETE_ON_ERROR:
 
 pretrain: $(VENV)/.installed-demo
@@ -49,6 +49,12 @@ docs: $(VENV)/.installed-docs
 # Random calls of what is public, ten minutes at most; the same ones each time. A fault is printed with its seed.
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --out tests/fuzz/results.md
+
+# Wheel and source archive in dist/, as they would be published
+dist: $(VENV)/.installed-dist
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/ipt-fast bench

@@ -107,7 +107,7 @@ def test_wheel_holds_the_library_and_the_kernels(archives):
     expected = {f.relative_to(ROOT).as_posix() for f in our_files() if f.is_relative_to(ROOT / "ipt_fast")}
     expected |= {f"ipt_fast/kernels/{f.name}" for f in (ROOT / "kernels").glob("*.py")}
     expected |= {f"ipt_fast/csrc/{f.name}" for f in (ROOT / "csrc").glob("*.cu*")}
-    expected.add("ipt_fast/py.typed")
+    expected |= {"ipt_fast/py.typed", "ipt_fast/evaluation/gallery.html"}
     assert expected - archives["wheel"] == set()
 
 
@@ -127,6 +127,13 @@ def test_version_is_that_of_the_library(archives):
 def test_wheel_holds_nothing_else(archives):
     tops = {name.partition("/")[0] for name in archives["wheel"]}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"ipt_fast"}
+
+
+def test_sdist_holds_what_a_wheel_is_made_of_and_no_part_of_the_tests(archives):
+    made = {name for name in archives["wheel"] if ".dist-info/" not in name and "/cubins/" not in name}
+    moved = {re.sub("^ipt_fast/(kernels|csrc)/", r"\1/", name) for name in made}
+    assert moved - archives["sdist"] - {"csrc/__init__.py", "kernels/__init__.py"} == set()
+    assert not [name for name in archives["sdist"] if name.startswith(("tests", "bench", "docs"))]
 
 
 def test_sdist_can_build_the_kernels(archives):
@@ -155,8 +162,8 @@ def test_ops_import_with_torch_alone():
 import sys, torch
 from importlib.machinery import PathFinder
 
-# torch and what torch itself brings; the compiler reads how Python was built from a module named after the platform.
-ALLOWED = "torch functorch ipt_fast numpy sympy mpmath networkx jinja2 markupsafe filelock fsspec typing_extensions"
+# torch and what it needs itself, not NumPy; the compiler reads how Python was built from a module named after the platform.
+ALLOWED = "torch functorch ipt_fast sympy mpmath networkx jinja2 markupsafe filelock fsspec typing_extensions"
 
 class TorchAlone(PathFinder):
     @classmethod
@@ -166,10 +173,12 @@ class TorchAlone(PathFinder):
         return super().find_spec(name, path, target) if known else None
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = TorchAlone
-for name in [m for m in sys.modules if m.partition(".")[0] in ("triton", "xformers", "PIL", "safetensors", "rich")]:
+ABSENT = "triton xformers PIL safetensors rich numpy"
+for name in [m for m in sys.modules if m.partition(".")[0] in ABSENT.split()]:
     del sys.modules[name]
 from ipt_fast.ops import degrade, patch_attention, patch_contrastive_loss, pixelshuffle_tail
 q = torch.randn(2, 4, 8)
+degrade(torch.zeros(2, 3, 24, 24, dtype=torch.uint8), "sr2", seeds=torch.arange(2))
 print(list(patch_attention(q, q, q, num_heads=2).shape), patch_contrastive_loss(q).dim())
 """
     done = run_python(program)

@@ -11,7 +11,6 @@ import math
 from contextlib import nullcontext
 from fractions import Fraction
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,35 +49,38 @@ def _phases(scale: Fraction) -> tuple[list[list[int]], int]:
 
 
 @functools.lru_cache(maxsize=256)
-def resize_matrix(size: int, scale: Fraction) -> tuple[np.ndarray, np.ndarray, int]:
+def resize_matrix(size: int, scale: Fraction) -> tuple[list[list[int]], list[list[int]], int]:
     """Return one pass over an axis of ``size`` pixels, as a sparse matrix of whole numbers.
 
-    Kept as arrays of numpy: a tensor would belong to the default device or the fake mode of the first call.
+    Kept as lists: a tensor would belong to the default device or the fake mode of the first call, and the ops need
+    torch alone.
 
     Returns:
-        weights int64 [out, taps], input positions int64 [out, taps] in 0..size-1, and the denominator of the weights.
+        weights [out, taps], input positions [out, taps] in 0..size-1, and the denominator of the weights.
     """
     out = math.ceil(size * scale)
     phases, denominator = _phases(scale)
-    weights = np.tile(np.array(phases), (math.ceil(out / len(phases)), 1))[:out]  # [out, taps]
+    weights = [phases[i % len(phases)] for i in range(out)]
     widen = min(scale, Fraction(1))
     left = [math.floor(Fraction(i + 1) / scale + (1 - 1 / scale) / 2 - 2 / widen) - 1 for i in range(out)]
-    place = (np.array(left)[:, None] + np.arange(weights.shape[1])) % (2 * size)  # [out, taps]
-    return weights, np.minimum(place, 2 * size - 1 - place), denominator
+    mirrored = [*range(size), *reversed(range(size))]
+    place = [[mirrored[(i + t) % (2 * size)] for t in range(len(phases[0]))] for i in left]
+    return weights, place, denominator
 
 
 @functools.lru_cache(maxsize=256)
-def _bands(size: int, scale: Fraction, first: int, last: int) -> list[tuple[int, int, np.ndarray]]:
+def _bands(size: int, scale: Fraction, first: int, last: int) -> list[tuple[int, int, list[list[float]]]]:
     """Return the matrix of outputs first..last-1 as dense bands: [(first input, last input, [rows, inputs]), ...]."""
     weights, place, _ = resize_matrix(size, scale)
     bands = []
     for start in range(first, last, _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, last))
-        used = place[rows][weights[rows] != 0]
-        low, high = int(used.min()), int(used.max()) + 1
-        inside = (place[rows] - low).clip(0, high - low - 1)
-        band = np.zeros((len(inside), high - low), np.float32)
-        np.add.at(band, (np.arange(len(inside))[:, None], inside), weights[rows])
+        rows = range(start, min(start + _ROWS_AT_ONCE, last))
+        taps = [[(p, w) for p, w in zip(place[row], weights[row], strict=True) if w] for row in rows]
+        low, high = min(p for row in taps for p, _ in row), max(p for row in taps for p, _ in row) + 1
+        band = [[0.0] * (high - low) for _ in rows]
+        for line, row in zip(band, taps, strict=True):
+            for p, w in row:
+                line[p - low] += w
         bands.append((low, high, band))
     return bands
 

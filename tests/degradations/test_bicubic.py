@@ -138,7 +138,7 @@ def test_the_tf32_check_can_fail(monkeypatch):
     weights, place, denominator = resize_matrix(60, Fraction(1, 3))
     matrix = torch.zeros(20, 60)
     for row in range(20):
-        matrix[row].index_add_(0, torch.from_numpy(place[row]), torch.from_numpy(weights[row]).float() / denominator)
+        matrix[row].index_add_(0, torch.tensor(place[row]), torch.tensor(weights[row]).float() / denominator)
 
     def shrunk():
         return (matrix @ columns.float()).add_(0.5).floor_().clamp_(0, 255)
@@ -208,7 +208,7 @@ def test_float_images_are_rounded_and_clamped_first(scale):
 
 def test_weights_are_whole_numbers_that_sum_to_their_denominator():
     for scale in (Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(2), Fraction(3), Fraction(4)):
-        weights, place, denominator = resize_matrix(24, scale)
+        weights, place, denominator = map(np.array, resize_matrix(24, scale))
         assert (weights.sum(1) == denominator).all()
         assert np.abs(weights).max() < 1 << 11  # TF32 and float16 hold 11 bits
         assert place.min() >= 0 and place.max() < 24

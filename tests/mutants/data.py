@@ -84,7 +84,7 @@ MUTANTS = [
         _BICUBIC, "        planes = _round(planes, denominator)\n",
            "        planes = planes / denominator\n", _BICUBICS
     ),
-    Mutant(_BICUBIC, "2 * size - 1 - place), denominator", "2 * size - 2 - place), denominator", _BICUBICS),
+    Mutant(_BICUBIC, "*reversed(range(size))", "*range(size)", _BICUBICS),
     Mutant(_BICUBIC, "math.ceil(W * scale) - cut)", "math.ceil(W * scale) - cut - 1)", _BICUBICS),
     Mutant(_BICUBIC, "image.add(0.5).floor_()", "image.floor()", _BICUBICS),
     Mutant(_NOISE, "noise.mul_(sigma)", "noise.mul_(sigma * 1.05)", _NOISES),
