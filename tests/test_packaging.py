@@ -162,7 +162,7 @@ def test_ops_import_with_torch_alone():
 import sys, torch
 from importlib.machinery import PathFinder
 
-# torch and what it needs itself, not NumPy; the compiler reads how Python was built from a module named after the platform.
+# torch and what it needs, not NumPy; the compiler reads how Python was built from a module named after the platform.
 ALLOWED = "torch functorch ipt_fast sympy mpmath networkx jinja2 markupsafe filelock fsspec typing_extensions"
 
 class TorchAlone(PathFinder):

@@ -10,6 +10,7 @@ import functools
 import math
 from contextlib import nullcontext
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,20 +69,33 @@ def resize_matrix(size: int, scale: Fraction) -> tuple[list[list[int]], list[lis
     return weights, place, denominator
 
 
+class _Band(NamedTuple):
+    """Rows of the matrix that share the inputs low..high-1: where in these, and with which weights, [rows, taps]."""
+
+    low: int
+    high: int
+    place: list[list[int]]
+    weights: list[list[int]]
+
+    def dense(self, like: Tensor) -> Tensor:
+        """Return [rows, high - low] in the dtype and on the device of ``like``."""
+        matrix = torch.zeros(len(self.place), self.high - self.low, dtype=like.dtype, device="cpu")
+        place = torch.tensor(self.place, device="cpu")
+        matrix.scatter_add_(1, place, torch.tensor(self.weights, dtype=like.dtype, device="cpu"))
+        return matrix.to(like.device)
+
+
 @functools.lru_cache(maxsize=256)
-def _bands(size: int, scale: Fraction, first: int, last: int) -> list[tuple[int, int, list[list[float]]]]:
-    """Return the matrix of outputs first..last-1 as dense bands: [(first input, last input, [rows, inputs]), ...]."""
+def _bands(size: int, scale: Fraction, first: int, last: int) -> list[_Band]:
+    """Return the matrix of outputs first..last-1 in bands."""
     weights, place, _ = resize_matrix(size, scale)
     bands = []
     for start in range(first, last, _ROWS_AT_ONCE):
-        rows = range(start, min(start + _ROWS_AT_ONCE, last))
-        taps = [[(p, w) for p, w in zip(place[row], weights[row], strict=True) if w] for row in rows]
-        low, high = min(p for row in taps for p, _ in row), max(p for row in taps for p, _ in row) + 1
-        band = [[0.0] * (high - low) for _ in rows]
-        for line, row in zip(band, taps, strict=True):
-            for p, w in row:
-                line[p - low] += w
-        bands.append((low, high, band))
+        rows = slice(start, min(start + _ROWS_AT_ONCE, last))
+        used = [p for line in zip(place[rows], weights[rows], strict=True) for p, w in zip(*line, strict=True) if w]
+        low, high = min(used), max(used) + 1
+        inside = [[min(max(p - low, 0), high - low - 1) for p in row] for row in place[rows]]
+        bands.append(_Band(low, high, inside, weights[rows]))
     return bands
 
 
@@ -101,14 +115,14 @@ def resize_planes(planes: Tensor, scale: Fraction, cut: int = 0) -> Tensor:
     denominator = _phases(scale)[1]
     dtype = torch.float32 if denominator * _LARGEST_SUM < _EXACT else torch.float64
     planes = planes.to(dtype)
-    like = functools.partial(torch.tensor, dtype=dtype, device=planes.device)
     meta = planes.device.type == "meta"  # which has no autocast
     with nullcontext() if meta else torch.autocast(planes.device.type, enabled=False):
         rows = _bands(H, scale, cut, math.ceil(H * scale) - cut)
-        planes = torch.cat([like(band) @ planes[:, low:high] for low, high, band in rows], 1)  # [P, H', W]
+        planes = torch.cat([band.dense(planes) @ planes[:, band.low : band.high] for band in rows], 1)  # [P, H', W]
         planes = _round(planes, denominator)
         columns = _bands(W, scale, cut, math.ceil(W * scale) - cut)
-        planes = torch.cat([planes[..., low:high] @ like(band).mT for low, high, band in columns], 2)  # [P, H', W']
+        products = [planes[..., band.low : band.high] @ band.dense(planes).mT for band in columns]
+        planes = torch.cat(products, 2)  # [P, H', W']
     return _round(planes, denominator)
 
 
