@@ -188,7 +188,7 @@ def test_torchrun_starts_killed_ranks_again_from_the_last_checkpoint(photos, tmp
     changes = ["steps=40", "checkpoint_every=4"]
     command += ["--workers", "0", "--resume", "auto", "--set", *MICRO, *changes]
     told = []
-    disturb(command, tmp_path / "run", tmp_path / "log", steps=40, kills=1, seed=1, tell=told.append)
+    disturb(command, tmp_path / "run", tmp_path / "log", steps=40, every=4, kills=1, seed=1, tell=told.append)
     (kill,) = told
     assert kill.way == KILL and kill.code is None  # torchrun itself has lived on
     assert kill.resumed % 4 == 0 and 0 <= kill.step - kill.resumed <= 4

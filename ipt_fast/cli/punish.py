@@ -72,11 +72,10 @@ def run(args: argparse.Namespace) -> int:
             print(_line(rows[-1]), flush=True)
 
         print(_line(_COLUMNS), flush=True)
-        total = settings["run"]["total_steps"]
-        punish.disturb(command, out, log, steps=total, kills=args.kills, seed=args.seed, tell=tell)
+        total, every = settings["run"]["total_steps"], settings["config"]["checkpoint_every"]
+        punish.disturb(command, out, log, steps=total, every=every, kills=args.kills, seed=args.seed, tell=tell)
         differing, compared = punish.differences(out, reference)
     lost = [int(row[6]) for row in rows]
-    every = settings["config"]["checkpoint_every"]
     said = [f"{len(rows)} of {args.kills} kills in a run of {total} steps, a checkpoint every {every}"]
     said += [f"steps lost and done again: {sum(lost)}, at most {max(lost)} after a kill"] if rows else []
     if differing:

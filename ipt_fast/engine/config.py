@@ -18,8 +18,8 @@ from ipt_fast.tasks import get_task
 # Settings that may differ from those of the resumed run without changing a single weight; the model is compared by
 # its weights.
 _FREE = {
-    "workers", "prefetch", "loader", "checkpoint_every", "keep_every", "log_every", "max_bad_steps", "preset",
-    "compile", "graphs", "recompute", "model", "optimizer",
+    "workers", "prefetch", "loader", "checkpoint_every", "checkpoint_minutes", "keep_every", "log_every",
+    "max_bad_steps", "preset", "compile", "graphs", "recompute", "model", "optimizer",
 }  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class TrainConfig:
         graphs: record each task's step as a CUDA graph, which one launch replays; the weights come out the same. "on"
             refuses where that cannot be, "auto" launches operation by operation there.
         checkpoint_every: steps between checkpoints; there is always one at the end.
+        checkpoint_minutes: minutes between checkpoints, in place of ``checkpoint_every``; the clock is looked at with
+            each log line. 0 leaves it to the steps.
         keep_every: epochs between checkpoints that are kept for good as checkpoint_epoch<N>.pt; 0 keeps the last two.
         log_every: steps between log lines.
         max_bad_steps: non-finite steps in a row after which the run stops.
@@ -107,6 +109,7 @@ class TrainConfig:
     compile: bool = False
     graphs: Literal["auto", "on", "off"] = "auto"
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 0.0
     keep_every: int = 0
     log_every: int = 20
     max_bad_steps: int = 10
@@ -119,7 +122,8 @@ class TrainConfig:
             )
         at_least: dict[str, float] = {
             "batch_size": 1, "warmup_steps": 0, "clip_grad": 0, "lam": 0, "prefetch": 1, "crops_per_image": 1,
-            "weight_decay": 0, "checkpoint_every": 1, "keep_every": 0, "log_every": 1, "max_bad_steps": 1, "workers": 0,
+            "weight_decay": 0, "checkpoint_every": 1, "checkpoint_minutes": 0, "keep_every": 0, "log_every": 1,
+            "max_bad_steps": 1, "workers": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

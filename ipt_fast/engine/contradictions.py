@@ -40,7 +40,7 @@ def check(config: TrainConfig, ranks: int = 1, *, pairs: bool | None = None, giv
                 f"task {task.name}: there is no synthetic blur; fine-tune it on pairs of photos "
                 f"(--finetune {task.name} --init FILE --pairs GT LQ)"
             )
-    asked = config.changed() - {"lr_final"} | set(given)
+    asked = config.changed() - {"lr_final", "checkpoint_every"} | set(given)  # recipes set these two
     for name, is_ignored, reason in _ignored(config, pairs):
         if is_ignored and name in asked:
             raise ConfigError(f"{name}={getattr(config, name)} {reason}")
@@ -62,6 +62,8 @@ def _ignored(config: TrainConfig, pairs: bool | None) -> Iterable[tuple[str, boo
     never = f"is never reached with schedule=constant, which stays at lr={config.lr:g}; leave it out, or choose "
     yield "lr_final", config.schedule == "constant" and config.lr_final != config.lr, never + "schedule=step or cosine"
     yield "prefetch", config.workers == 0, "needs workers to make batches ahead; leave it out, or set workers"
+    timed = f"has no effect beside checkpoint_minutes={config.checkpoint_minutes:g}; give one of the two"
+    yield "checkpoint_every", config.checkpoint_minutes > 0, timed
     threads = "has no threads left to decode with loader=dali; set 1 or more, or choose loader=torch"
     yield "workers", config.workers == 0 and config.loader == "dali", threads
 
@@ -91,7 +93,7 @@ def _contradicting(config: TrainConfig, total: int, steps_per_epoch: int) -> Ite
     rises = f"is above lr={lr:g}: the learning rate rises; set it below, or schedule=constant"
     yield "lr_final", config.schedule != "constant" and config.lr_final > lr, rises
     only = f"is more than {length}: the only checkpoint is its last, and a killed run loses all"
-    yield "checkpoint_every", config.checkpoint_every > total, only
+    yield "checkpoint_every", config.checkpoint_every > total and not config.checkpoint_minutes, only
     yield "log_every", config.log_every > total, f"is more than {length}"
     kept = f"epochs are more than the run's {total / steps_per_epoch:.3g}: no checkpoint is kept for good"
     yield "keep_every", config.keep_every * steps_per_epoch > total, kept

@@ -20,7 +20,8 @@ from ipt_fast.checkpoint import LATEST, load_training_state
 from ipt_fast.engine.metrics import LOG
 
 TERM, KILL, STOP_KILL, IN_CHECKPOINT = "SIGTERM", "SIGKILL", "SIGSTOP+SIGKILL", "SIGKILL in a checkpoint"
-WAYS = (TERM, KILL, STOP_KILL, IN_CHECKPOINT)
+IN_COPY = "SIGKILL in its copy"  # of the state to host memory, which follows the line of a checkpoint's step
+WAYS = (TERM, KILL, STOP_KILL, IN_CHECKPOINT, IN_COPY)
 _COMPARED = ("step", "model", "ema", "optimizer", "scaler")
 # Seconds: that the ranks of a disturbed run have to end by themselves, and a start to come to its first step; that a
 # rank is stopped before it is killed; at most between the line of a step and a kill, so that it comes anywhere.
@@ -118,19 +119,28 @@ def undisturbed(command: Sequence[str], out: Path, log: Path) -> None:
 
 
 def disturb(
-    command: Sequence[str], out: Path, log: Path, *, steps: int, kills: int, seed: int, tell: Callable[[Kill], None]
+    command: Sequence[str],
+    out: Path,
+    log: Path,
+    *,
+    steps: int,
+    every: int,
+    kills: int,
+    seed: int,
+    tell: Callable[[Kill], None],
 ) -> None:
     """Run a command to its end, killing ranks of it on the way and starting it again.
 
     Each kill has a part of the run, equally long, and comes at a random step of it, so that the run always gets on; the
-    last part has none. A kill in a checkpoint comes at the first one after that step. There are fewer kills where the
-    run ends before.
+    last part has none. A kill in a checkpoint, or its copy, comes at the first one after that step. There are fewer
+    kills where the run ends before.
 
     Args:
         command: with ``--resume auto``.
         out: folder of its run.
         log: file for its output.
         steps: length of the run.
+        every: steps between its checkpoints.
         kills: number of kills.
         seed: of steps, ways and ranks.
         tell: called for each kill when the run has gone on from it.
@@ -162,9 +172,14 @@ def disturb(
                 with suppress(psutil.NoSuchProcess):  # it ends by itself just now
                     ranks = ranks_of(process)
                     rank = rng.randrange(len(ranks))
-                    if way != IN_CHECKPOINT:
+                    if way in (TERM, KILL, STOP_KILL):
                         time.sleep(rng.uniform(0, _WITHIN_STEP))
                     while way == IN_CHECKPOINT and not _parts(out) - stale and ranks[rank].is_running():
+                        time.sleep(0.0005)
+                    while way == IN_COPY and ranks[rank].is_running():
+                        line = _steps(out, since)[-1]
+                        if line > life[-1] and line % every == 0:
+                            break
                         time.sleep(0.0005)
                     in_flight = bool(_parts(out) - stale)
                     _kill(ranks[rank], way, rng)

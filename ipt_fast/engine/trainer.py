@@ -27,6 +27,7 @@ from ipt_fast.checkpoint import (
     save_checkpoint,
 )
 from ipt_fast.data import Batch, CropLoader
+from ipt_fast.engine.checkpoint_writer import CheckpointWriter
 from ipt_fast.engine.config import ConfigError, TrainConfig, learning_rate, log_differences, total_steps
 from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters, lost_rank
@@ -141,6 +142,8 @@ class Trainer:
         self.training = TrainStep(model, config, self.dist_info, degrade)
         self.step = 0
         self.saved_at = -1
+        self.saved_time = time.monotonic()  # of the last checkpoint, or of the beginning
+        self.writer = CheckpointWriter(self.dist_info.device)
         self.generators: dict[str, Any] | None = None  # where a resumed run goes on drawing
         self.stopping = False
         self.meter = Meter(self.dist_info.device)
@@ -205,12 +208,14 @@ class Trainer:
         if self.training.precision == "fp32" and self.dist_info.device.type == "cuda" and not self.config.tf32:
             _log.info("fp32: TF32 is off; --set tf32=true switches it on, with 10 bits of mantissa in GEMMs' inputs")
         self.meter = Meter(self.dist_info.device)
+        self.saved_time = time.monotonic()
         with ExitStack() as stack:
             request = stack.enter_context(StopRequest())
             stack.enter_context(warnings.catch_warnings())
             stack.enter_context(matmul_arithmetic(self.config.tf32))
             stack.callback(restore_generators, generator_states(self.dist_info.device), self.dist_info.device)
             stack.callback(self.loader.close)
+            stack.callback(self.writer.wait)  # whatever ends the run: a checkpoint that is being written becomes whole
             if self.generators is None:
                 torch.manual_seed(self.config.seed)
             else:
@@ -242,11 +247,9 @@ class Trainer:
                 self.progress.step(self.step, self.epoch)
                 if self.step % self.config.log_every == 0 or self.meter.whole_run.batches == 1:
                     self._log_record(log)
-                due = self.step % self.config.checkpoint_every == 0 or self._is_kept()
-                if due and self.step < self.total and (reason := self._save(self._is_best(log))):
-                    _log.warning(
-                        "no checkpoint at step %d: %s; training goes on, and tries again later", self.step, reason
-                    )
+                due = self._is_due() or self._is_kept()
+                if due and self.step < self.total:
+                    self._begin_save(self._is_best(log))
                 self._stop_if_diverged()
             self._flush()
             self._stop_if_diverged()
@@ -342,6 +345,14 @@ class Trainer:
             log.write(self.last)
             self.progress.update(self.last)
 
+    def _is_due(self) -> bool:
+        """Return whether it is time for a checkpoint, the same on all ranks."""
+        if not self.config.checkpoint_minutes:
+            return self.step % self.config.checkpoint_every == 0
+        if self.step % self.config.log_every:  # clocks differ, and to agree costs a collective
+            return False
+        return any_rank(time.monotonic() - self.saved_time >= 60 * self.config.checkpoint_minutes, self.dist_info)
+
     def _is_kept(self) -> bool:
         """Return whether the checkpoint of this step is one to keep for good."""
         every = self.config.keep_every * self.loader.batches_per_epoch
@@ -364,19 +375,51 @@ class Trainer:
         return is_best
 
     def _save(self, is_best: bool = False, alone: bool = False) -> str | None:
-        """Write a checkpoint of this step. Returns the reason why there is none, the same on all ranks up to words.
+        """Write a checkpoint of this step. Returns the reason why there is none, the same on all ranks up to words."""
+        self._begin_save(is_best, alone, last=True)
+        reason = self.writer.wait()
+        failed = reason is not None if alone else any_rank(reason is not None, self.dist_info)
+        if failed:
+            self.saved_at = -1
+            return reason or "rank 0 could not write it"
+        return None
+
+    def _begin_save(self, is_best: bool = False, alone: bool = False, last: bool = False) -> None:
+        """Copy the state of this step to host memory, and let it be written while training goes on.
 
         Args:
             is_best: keep it as the best one, too.
             alone: the other ranks do not call; their random number generators start as this one's, then.
+            last: somebody waits for it; otherwise a failure is logged, and costs this checkpoint alone.
         """
         self._flush()
         if self.saved_at == self.step:
-            return None
+            return
         own = generator_states(self.dist_info.device)
         rng: list[Any] = [own] * self.dist_info.world_size
         if self.dist_info.world_size > 1 and not alone:
             dist.all_gather_object(rng, own)
+        self.generators = own
+        self.saved_at, self.saved_time = self.step, time.monotonic()
+        if not self.dist_info.is_main:
+            return
+        step = self.step
+        paths = [self.out / LATEST]
+        if self._is_kept():
+            paths.append(self.out / f"checkpoint_epoch{self.epoch:04}.pt")
+
+        def write(state: dict[str, Any]) -> str | None:
+            for path in paths:
+                try:
+                    save_checkpoint(path, state)
+                    if is_best and path.name == LATEST:
+                        keep_best(path)
+                except (OSError, RuntimeError) as error:
+                    if not last:
+                        _log.warning("no checkpoint at step %d: %s; training goes on, and tries again", step, error)
+                    return f"{path}: {error}"
+            return None
+
         state = {
             "config": self.config.to_dict(),
             **self.training.state_dict(),
@@ -387,23 +430,7 @@ class Trainer:
             "epoch": self.epoch,
             "best": self.best,
         }
-        reason = None
-        if self.dist_info.is_main:
-            kept = [f"checkpoint_epoch{self.epoch:04}.pt"] if self._is_kept() else []
-            for path in (self.out / name for name in (LATEST, *kept)):
-                try:
-                    save_checkpoint(path, state)
-                    if is_best and path.name == LATEST:
-                        keep_best(path)
-                except (OSError, RuntimeError) as error:
-                    reason = f"{path}: {error}"
-                    break
-        self.generators = own
-        failed = reason is not None if alone else any_rank(reason is not None, self.dist_info)
-        if failed:
-            return reason or "rank 0 could not write it"
-        self.saved_at = self.step
-        return None
+        self.writer.start(state, write)
 
     def _write_config(self) -> None:
         """Write ``config.json``: the settings of the run, and what they came to on this machine."""

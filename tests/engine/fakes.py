@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import torch
 from rich.console import Console
@@ -41,7 +42,7 @@ class FakeLoader:
     def __iter__(self):
         while True:
             step = self.position
-            task = self.tasks[torch.randint(len(self.tasks), (), generator=torch.manual_seed(1000 + step)).item()]
+            task = self.tasks[step % len(self.tasks)]
             scale = get_task(task).scale
             side = (self.side + 4) * scale if task.startswith("sr") else self.side
             first = (step * self.world_size + self.rank) * self.batch_size
@@ -80,6 +81,13 @@ def fake_degrade(clean, task, *, seeds, margin=0):
     return (target * 0.8 + 4 * shift).clamp(0, 255), target
 
 
+def wait_until(true) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
+
+
 def make_trainer(out, config: TrainConfig, dist_info: DistInfo | None = None, loader=None, **options) -> Trainer:
     ranks = dist_info or DistInfo()
     share = config.batch_size // ranks.world_size
@@ -87,8 +95,26 @@ def make_trainer(out, config: TrainConfig, dist_info: DistInfo | None = None, lo
     return Trainer(config, loader, out, dist_info=ranks, degrade=options.pop("degrade", fake_degrade), **options)
 
 
+class KilledInStaging(dict):
+    """A part of a state that is killed for while it is copied."""
+
+    def items(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KilledInWriting:
+    """A part of a state that is killed for while it is written."""
+
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> None:
-    """Run a process of its own. ``trouble`` (what, n, rank): "kill", "term", "nan" or "loader" at the n-th batch."""
+    """Run a process of its own.
+
+    ``trouble`` (what, n, rank): "kill", "term", "nan" or "loader" at the n-th batch; "staging" or "writing", which
+    kill rank 0 in the checkpoint after it.
+    """
     os.environ.update({key: str(value) for key, value in environment.items()})
     torch.set_num_threads(1)
     dist_info = init_distributed()
@@ -99,7 +125,7 @@ def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> N
         nonlocal calls
         calls += 1
         x, target = fake_degrade(*given, **options)
-        if calls == at and dist_info.rank == rank:
+        if calls == at and dist_info.rank == rank and what in ("nan", "kill", "term"):
             if what == "nan":
                 return x * float("nan"), target
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[what])
@@ -111,6 +137,10 @@ def run_rank(out, environment, steps, batch_size, changes=(), trouble=None) -> N
                 if (what, at, rank) == ("loader", batch.step + 1, self.rank):
                     raise OSError("the disk is gone")
                 yield batch
+
+        def state_dict(self):
+            trap = {"staging": KilledInStaging, "writing": KilledInWriting}.get(what if self.position == at else "")
+            return super().state_dict() | ({"trap": trap()} if trap else {})
 
     config = micro_config(*changes, steps=steps, batch_size=batch_size)
     loader = Loader(batch_size // dist_info.world_size, dist_info.rank, dist_info.world_size, config.model.tasks)

@@ -29,6 +29,7 @@ def refused(*changes, name="base", ranks=1, pairs=False):
         (["batch_size=6"], {"ranks": 4}, "does not divide by 4 ranks; choose a multiple of 4"),
         (["batch_size=4", "contrastive_scope=local"], {"ranks": 4}, "needs at least 2, got 1 .*lam=0 to leave"),
         (["batch_size=1"], {}, "needs at least 2, got 1"),
+        (["checkpoint_every=9", "checkpoint_minutes=5"], {}, "no effect beside checkpoint_minutes=5; give one of"),
     ],
 )
 def test_a_setting_without_effect_is_refused(changes, options, message):
@@ -52,6 +53,7 @@ def test_a_setting_without_effect_is_refused(changes, options, message):
         (["model.tasks=deblur"], {"pairs": True}),
         (["batch_size=1", "lam=0"], {}),
         (["compile=on", "recompute=on"], {}),
+        (["checkpoint_minutes=5"], {"name": "tiny"}),
     ],
 )
 def test_settings_that_go_together_are_taken(changes, options, caplog):

@@ -100,6 +100,19 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, start):
     assert all(torch.equal(value, cut[key]) for key, value in model_of(tmp_path / "whole").items()), batch
 
 
+@pytest.mark.parametrize("where", ["staging", "writing"])
+def test_a_run_killed_in_a_checkpoint_goes_on_from_the_one_before(tmp_path, start, where):
+    unbroken = start(tmp_path / "whole", 6, 4)
+    end(start(tmp_path / "cut", 6, 4, trouble=(where, 4, 0)), -signal.SIGKILL)
+    assert load_training_state(tmp_path / "cut" / "checkpoint.pt")["step"] == 2
+    assert len(list((tmp_path / "cut").glob(".*.part.pt"))) == (where == "writing")
+    end(start(tmp_path / "cut", 6, 4))
+    end(unbroken)
+    assert sorted(path.name for path in (tmp_path / "cut").glob("*.pt")) == ["checkpoint.previous.pt", "checkpoint.pt"]
+    cut = model_of(tmp_path / "cut")
+    assert all(torch.equal(value, cut[key]) for key, value in model_of(tmp_path / "whole").items())
+
+
 def test_two_ranks_stop_together_and_go_on_bit_equal(tmp_path, start):
     unbroken = start(tmp_path / "whole", 7, 4, ranks=2)
     end(start(tmp_path / "cut", 7, 4, ranks=2, trouble=("term", 3, 1)), 128 + signal.SIGTERM)

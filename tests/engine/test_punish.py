@@ -36,7 +36,7 @@ def command(trained, tmp_path, monkeypatch):
 
 def test_kills_of_every_kind_hit_every_rank_and_the_run_comes_to_its_end(command, tmp_path):
     told = []
-    disturb(command, tmp_path / "run", tmp_path / "log", steps=STEPS, kills=8, seed=1, tell=told.append)
+    disturb(command, tmp_path / "run", tmp_path / "log", steps=STEPS, every=EVERY, kills=8, seed=1, tell=told.append)
     assert len(told) == 8 and {kill.way for kill in told} == set(WAYS) and {kill.rank for kill in told} == {0, 1}
     assert (tmp_path / "run/checkpoint.pt").exists()
     for kill in told:
@@ -56,7 +56,7 @@ def test_nothing_lives_on_after_an_interruption(command, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        disturb(command, tmp_path / "run", tmp_path / "log", steps=STEPS, kills=8, seed=1, tell=interrupt)
+        disturb(command, tmp_path / "run", tmp_path / "log", steps=STEPS, every=EVERY, kills=8, seed=1, tell=interrupt)
     assert len(family) == 3  # torchrun and its ranks
     assert psutil.wait_procs(family, 5)[1] == []
 
@@ -64,7 +64,7 @@ def test_nothing_lives_on_after_an_interruption(command, tmp_path):
 def test_a_command_that_fails_by_itself_is_not_started_for_ever(tmp_path):
     command = [sys.executable, "-c", "raise SystemExit(7)"]
     with pytest.raises(PunishError, match="failed by itself, with exit code 7"):
-        disturb(command, tmp_path, tmp_path / "log", steps=9, kills=1, seed=0, tell=print)
+        disturb(command, tmp_path, tmp_path / "log", steps=9, every=1, kills=1, seed=0, tell=print)
 
 
 def test_the_command_says_how_it_ends(command, tmp_path, trained, capsys):

@@ -19,7 +19,7 @@ from ipt_fast.engine.distributed import DistInfo
 from ipt_fast.engine.precision import LossScale
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError
 from ipt_fast.model import IPT
-from tests.engine.fakes import FakeLoader, fake_degrade, make_trainer, micro_config
+from tests.engine.fakes import FakeLoader, fake_degrade, make_trainer, micro_config, wait_until
 
 
 def weights(model):
@@ -192,6 +192,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, small_files, said):
         if trainer.step == 3:
             disk.enter_context(small_files(4096))
         if trainer.step == 5:
+            wait_until(lambda: "no checkpoint at step 4" in said())
             disk.close()
             failed.append(load_training_state(tmp_path / "checkpoint.pt")["step"])
         return fake_degrade(clean, task, **options)
