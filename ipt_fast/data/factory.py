@@ -7,12 +7,15 @@ import torch
 
 from ipt_fast.arguments import checked
 from ipt_fast.data.dali import unavailable_reason
+from ipt_fast.data.dali.probe import gpu_decoder_fault
 from ipt_fast.data.index import ImageEntry, ImageIndex, build_index
 from ipt_fast.data.loader import CropLoader, TorchLoader
 from ipt_fast.data.plan import CropPlan, CropSpec, crop_spec, subset
 from ipt_fast.data.source import CropSource, PhotoTable
 from ipt_fast.io.pairs import PairError, match_pairs, split_sides
 from ipt_fast.tasks import TASKS, get_task
+
+_TRIED = 8  # photos that the GPU's decoder is tried on
 
 
 @checked(patch_size=1, crops_per_image=1)
@@ -45,22 +48,29 @@ def make_loader(
         workers: processes (torch) or threads (DALI); None for as many as there are cores for this rank. 0 decodes in
             this process (torch only).
         prefetch: batches decoded ahead, a worker (torch) or a pipeline (DALI: two of them on a CPU, one on a GPU).
-        device: where DALI decodes, "cuda" or "cpu"; None for the GPU where there is one.
+        device: where DALI decodes, "cuda" or "cpu"; None for the GPU where there is one, if it decodes a few photos as
+            the CPU does, which is tried in another process.
         data_fraction: fraction of the photos to use, the same ones whatever the seed (the paper's Figure 6).
 
     Raises:
         ValueError: a setting is out of range, or the index holds no usable image.
         ModuleNotFoundError: ``loader="dali"`` without DALI; the message names the extra to install.
+        RuntimeError: ``device="cuda"``, and the GPU's decoder fails.
     """
     _check_settings(batch_size, rank, world_size, prefetch)
     if loader not in ("auto", "dali", "torch"):
         raise ValueError(f'loader is {loader!r}; it has to be "auto", "dali" or "torch"')
     if not index.usable:
         raise ValueError("the index holds no usable image; see its refusals")
-    table = PhotoTable([index.usable[i] for i in subset(len(index.usable), data_fraction)])
+    entries = [index.usable[i] for i in subset(len(index.usable), data_fraction)]
     crops = tuple(crop_spec(task, patch_size) for task in tasks)
-    plan = CropPlan(table.widths, table.heights, crops, batch_size * world_size, seed, patch_size, crops_per_image)
-    source = CropSource(plan, table, rank, world_size)
+
+    def crops_of(entries: Sequence[ImageEntry], global_batch: int, rank: int, world_size: int) -> CropSource:
+        table = PhotoTable(entries)
+        plan = CropPlan(table.widths, table.heights, crops, global_batch, seed, patch_size, crops_per_image)
+        return CropSource(plan, table, rank, world_size)
+
+    source = crops_of(entries, batch_size * world_size, rank, world_size)
     missing = unavailable_reason() if loader != "torch" else None
     if loader == "auto" and workers == 0 and missing is None:
         missing = "workers=0 decodes in this process, which DALI does not"
@@ -71,7 +81,12 @@ def make_loader(
     from ipt_fast.data.dali.loader import DaliLoader
 
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return DaliLoader(source, workers=workers, prefetch=prefetch, device=where)
+    trial = crops_of(entries[:: -(-len(entries) // _TRIED)], _TRIED, 0, 1)
+    fault = gpu_decoder_fault(trial) if where.type == "cuda" else None
+    if fault and device is not None:
+        raise RuntimeError(f'make_loader: device="{device}": {fault}; use device="cpu"')
+    where = torch.device("cpu") if fault else where
+    return DaliLoader(source, workers=workers, prefetch=prefetch, device=where, why=fault or "")
 
 
 @checked(patch_size=1, crops_per_image=1)

@@ -37,12 +37,15 @@ class DaliLoader(CropLoader):
     one that hands it over waiting for milliseconds.
     """
 
-    def __init__(self, source: CropSource, *, workers: int | None, prefetch: int, device: torch.device) -> None:
+    def __init__(
+        self, source: CropSource, *, workers: int | None, prefetch: int, device: torch.device, why: str = ""
+    ) -> None:
         self._threads = cpu_cores() if workers is None else max(1, workers)
         self._device_id = None if device.type == "cpu" else torch.cuda.current_device()
         self._prefetch = prefetch
         where = "CPU" if self._device_id is None else f"GPU {self._device_id}"
-        super().__init__(source, f"DALI loader, {where} decoding, {self._threads} threads")
+        description = f"DALI loader, {where} decoding, {self._threads} threads"
+        super().__init__(source, f"{description}; {why}" if why else description)
 
     def _open(self, step: int) -> Stream:
         return PrefetchIterator(self._run(step))
