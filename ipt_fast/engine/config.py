@@ -20,6 +20,7 @@ from ipt_fast.tasks import get_task
 _FREE = {
     "workers", "prefetch", "loader", "checkpoint_every", "checkpoint_minutes", "keep_every", "log_every",
     "max_bad_steps", "preset", "compile", "graphs", "recompute", "model", "optimizer",
+    "max_bad_steps", "preset", "compile", "recompute", "model", "optimizer", "zero",
 }  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,10 @@ class TrainConfig:
         compile: run the network through torch.compile.
         graphs: record each task's step as a CUDA graph, which one launch replays; the weights come out the same. "on"
             refuses where that cannot be, "auto" launches operation by operation there.
+        zero: ZeRO-1: each rank keeps the moments of its share of the parameters alone, and updates these. A checkpoint
+            holds all, for which the ranks wait; a run resumes with and without.
+        allreduce: in what the ranks send each other the gradients of the body; 16 bits halve the bytes and round once
+            more, "fp32" sends them as they are. Head and tail, 2 % of them, always go in float32.
         checkpoint_every: steps between checkpoints; there is always one at the end.
         checkpoint_minutes: minutes between checkpoints, in place of ``checkpoint_every``; the clock is looked at with
             each log line. 0 leaves it to the steps.
@@ -108,6 +113,8 @@ class TrainConfig:
     recompute: Literal["auto", "on", "off"] = "auto"
     compile: bool = False
     graphs: Literal["auto", "on", "off"] = "auto"
+    zero: bool = False
+    allreduce: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_every: int = 500
     checkpoint_minutes: float = 0.0
     keep_every: int = 0

@@ -41,12 +41,12 @@ def check(config: TrainConfig, ranks: int = 1, *, pairs: bool | None = None, giv
                 f"(--finetune {task.name} --init FILE --pairs GT LQ)"
             )
     asked = config.changed() - {"lr_final", "checkpoint_every"} | set(given)  # recipes set these two
-    for name, is_ignored, reason in _ignored(config, pairs):
+    for name, is_ignored, reason in _ignored(config, ranks, pairs):
         if is_ignored and name in asked:
             raise ConfigError(f"{name}={getattr(config, name)} {reason}")
 
 
-def _ignored(config: TrainConfig, pairs: bool | None) -> Iterable[tuple[str, bool | None, str]]:
+def _ignored(config: TrainConfig, ranks: int, pairs: bool | None) -> Iterable[tuple[str, bool | None, str]]:
     """Yield settings, whether they would have no effect beside the others, and why."""
     tasks = ", ".join(config.model.tasks)
     derains = any(get_task(task).kind == "derain" for task in config.model.tasks)
@@ -62,6 +62,10 @@ def _ignored(config: TrainConfig, pairs: bool | None) -> Iterable[tuple[str, boo
     never = f"is never reached with schedule=constant, which stays at lr={config.lr:g}; leave it out, or choose "
     yield "lr_final", config.schedule == "constant" and config.lr_final != config.lr, never + "schedule=step or cosine"
     yield "prefetch", config.workers == 0, "needs workers to make batches ahead; leave it out, or set workers"
+    several = "needs several ranks, and this run has one; leave it out, or start it with torchrun"
+    yield "allreduce", ranks == 1, several
+    yield "zero", ranks == 1, several
+    yield "zero", config.optimizer == "apex", "splits torch's Adam; leave it out with optimizer=apex"
     timed = f"has no effect beside checkpoint_minutes={config.checkpoint_minutes:g}; give one of the two"
     yield "checkpoint_every", config.checkpoint_minutes > 0, timed
     threads = "has no threads left to decode with loader=dali; set 1 or more, or choose loader=torch"

@@ -1,24 +1,27 @@
 """Several ranks: the process group, and the mean of the gradients over it.
 
-One task a batch means that most heads and tails have no gradient in a step. Adam must leave those alone, which it does
-for a gradient of None; DistributedDataParallel would have to search the graph for them in every step. Here the unused
-ones are known from the task, so only the used ones are exchanged, in fixed buckets, while backward is still running.
+One task a batch means that most heads and tails have no gradient in a step, and Adam leaves those alone. Which ones is
+known from the task, so that nothing searches the graph for them: DistributedDataParallel has the body, which every
+batch uses and which is 98 % of ``base``, and the head and tail of the task follow it.
 """
 
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 # Here, before any process group: imported later it keeps the group alive, and the process ends with SIGABRT.
 import torch.distributed.nn
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
 
 from ipt_fast.model import IPT
 
-_BUCKET_BYTES = 25 * 2**20
+_COMPRESSION = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
 # The other ranks wait while rank 0 checks every image of a new data folder.
 _TIMEOUT = timedelta(hours=1)
 
@@ -88,76 +91,64 @@ def destroy_process_group() -> None:
         dist.destroy_process_group()
 
 
-class GradientAllReduce:
-    """Averages the gradients of the parameters that a step uses over all ranks, while backward is running.
+class _Body(nn.Module):
+    """The network for DistributedDataParallel, as if it had no parameters but those of its body."""
 
-    ``begin(task)`` before backward, ``finish()`` after it. Buckets of parameters are sent in the order in which
-    backward completes them, the same on all ranks and in every run, so that a resumed run is bit-equal.
+    def __init__(self, model: IPT):
+        super().__init__()
+        self.body = model.body
+        self._network = (model,)  # a tuple, so that heads and tails are not registered
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        return self._network[0](*args, **options)
+
+
+class GradientAllReduce:
+    """Averages the gradients of a step over all ranks: the body's while backward is running, then head and tail.
+
+    ``module`` is to be called in the model's place; ``finish()`` follows the backward.
+
+    Args:
+        model: on its device, with the same weights on all ranks, which all have to call.
+        world_size: number of ranks; with one the module is the model.
+        dtype: "bf16" or "fp16" send the body's gradients in 16 bits, "fp32" as they are.
     """
 
-    def __init__(self, model: IPT, world_size: int):
-        self.model, self.world_size = model, world_size
-        self._buckets_of: dict[int, list[list[nn.Parameter]]] = {}  # per task
-        self._buckets: list[list[nn.Parameter]] = []  # of the step
-        self._bucket_of: dict[nn.Parameter, int] = {}
-        self._pending: list[int] = []  # per bucket, the gradients that are not there yet
-        self._next = 0  # bucket to send
-        # Buckets on their way: gradients, the flat copy that is summed over the ranks, the running collective.
-        self._sent: list[tuple[list[Tensor], Tensor, dist.Work]] = []
-        if world_size > 1:
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(self._on_grad)
-
-    def begin(self, task: int) -> None:
-        """Prepare for the backward of a batch of this task."""
-        if self.world_size == 1:
+    def __init__(self, model: IPT, world_size: int, dtype: str = "fp32"):
+        self.world_size = world_size
+        self.module: nn.Module = model
+        self._apart = [p for part in (model.head, model.tail) for p in part.parameters()]
+        if world_size == 1:
             return
-        if task not in self._buckets_of:
-            used = [p for p in self.model.parameters_of(task) if p.requires_grad]
-            self._buckets_of[task] = _split(used[::-1])
-        self._buckets = self._buckets_of[task]
-        self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
-        self._pending = [len(bucket) for bucket in self._buckets]
-        self._next, self._sent = 0, []
+        ddp = DistributedDataParallel(
+            _Body(model), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+        )
+        if dtype != "fp32":
+            ddp.register_comm_hook(None, _COMPRESSION[dtype])
+        self.module = ddp
+        self._settle_buckets(ddp, model)
+
+    def _settle_buckets(self, ddp: DistributedDataParallel, model: IPT) -> None:
+        """Take a step that changes nothing: DDP lays its buckets out anew after its first backward.
+
+        How the numbers of three ranks and more round depends on their place in a bucket: a resumed run would not be
+        bit-equal.
+        """
+        config, device = model.config, next(model.parameters()).device
+        y = ddp(torch.zeros(1, 3, config.patch_size, config.patch_size, device=device), config.tasks[0])
+        y.sum().backward()
+        model.zero_grad(set_to_none=True)
 
     def finish(self) -> None:
-        """Send what is left, wait, and put the means into ``grad``."""
-        if self.world_size == 1:
+        """Put the means of head and tail into ``grad``."""
+        grads = [p.grad for p in self._apart if p.grad is not None]
+        if self.world_size == 1 or not grads:
             return
-        while self._next < len(self._buckets):
-            self._send()
-        for grads, flat, work in self._sent:
-            work.wait()
-            flat /= self.world_size
-            parts = flat.split([grad.numel() for grad in grads])
-            torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
-
-    def _on_grad(self, parameter: nn.Parameter) -> None:
-        if parameter in self._bucket_of:
-            self._pending[self._bucket_of[parameter]] -= 1
-            while self._next < len(self._buckets) and self._pending[self._next] == 0:
-                self._send()
-
-    def _send(self) -> None:
-        """Begin the all-reduce of the next bucket. What the graph did not reach has no gradient on any rank."""
-        grads = [p.grad for p in self._buckets[self._next] if p.grad is not None]
-        self._next += 1
-        if grads:
-            flat = torch.cat([grad.reshape(-1) for grad in grads])
-            self._sent.append((grads, flat, dist.all_reduce(flat, async_op=True)))
-
-
-def _split(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    buckets: list[list[nn.Parameter]] = []
-    size = 0
-    for parameter in parameters:
-        size += parameter.nbytes
-        if not buckets or size > _BUCKET_BYTES:
-            buckets.append([])
-            size = parameter.nbytes
-        buckets[-1].append(parameter)
-    return buckets
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        parts = flat.split([grad.numel() for grad in grads])
+        torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
 
 def broadcast_parameters(model: nn.Module, world_size: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ipt_fast.engine.config import ConfigError, TrainConfig
+from ipt_fast.engine.zero import ShardedAdam
 from ipt_fast.model import IPT
 
 _MOMENTS = "exp_avg", "exp_avg_sq"
@@ -53,7 +54,10 @@ def make_optimizer(model: IPT, config: TrainConfig) -> "torch.optim.Optimizer | 
         return ApexAdam(model, config)
     settings: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
     settings["capturable"] = device.type == "cuda"  # it may be recorded (graphs.py)
-    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True, **settings)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.zero:
+        return ShardedAdam(parameters, lr=config.lr, **settings)
+    return torch.optim.Adam(parameters, lr=config.lr, fused=True, **settings)
 
 
 class ApexAdam:

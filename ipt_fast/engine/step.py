@@ -107,9 +107,10 @@ class TrainStep:
         self.rain = StreakFolder(config.rain) if config.rain else None
         self.precision, self.recompute = resolve(config, dist_info)
         model.set_recompute(self.recompute)
-        self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(model) if config.compile else model
+        self.gradients = GradientAllReduce(model, dist_info.world_size, config.allreduce)
+        network = self.gradients.module
+        self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(network) if config.compile else network
         self.optimizer = make_optimizer(model, config)
-        self.gradients = GradientAllReduce(model, dist_info.world_size)
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.half = None if dtype is None else HalfWeights(model, dtype, by_layer=dist_info.world_size > 1)
         self.scale = LossScale(self.precision == "fp16", dist_info.device)
@@ -145,7 +146,6 @@ class TrainStep:
     def _compute(self, x: Tensor, target: Tensor, task: str, stop: Tensor) -> Tensor:
         """Take a step and return its numbers, as ``StepOutcome`` says; nothing here reads what depends on the batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.gradients.begin(self.model.task_index(task))
         config = self.config
         with nullcontext() if self.half is None else self.half.instead():
             y, feats = self.forward(x, task, return_features=True)
@@ -184,7 +184,7 @@ class TrainStep:
         for own, given in ((self.model, state["model"]), (self.ema, state.get("ema"))):
             if own is not None and given is not None:
                 check_weights(name, given, own.state_dict(), "holds another network", advice)
-        groups = (state["optimizer"]["param_groups"], self.optimizer.state_dict()["param_groups"])
+        groups = (state["optimizer"]["param_groups"], self.optimizer.param_groups)
         parameters, own_parameters = ([len(group["params"]) for group in part] for part in groups)
         if parameters != own_parameters:
             raise CheckpointError(f"{name}: its optimizer has {parameters} parameters, this run {own_parameters}")
@@ -197,7 +197,8 @@ class TrainStep:
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["model"] if state.get("ema") is None else state["ema"])
-        groups = self.optimizer.state_dict()["param_groups"]
+        (group,) = self.optimizer.param_groups
+        groups = [{**group, "params": list(range(len(group["params"])))}]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.scale.load_state_dict(state["scaler"])
         if self.graphs is not None:

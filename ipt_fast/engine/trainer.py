@@ -36,6 +36,7 @@ from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer
 from ipt_fast.engine.precision import matmul_arithmetic
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
 from ipt_fast.engine.terminal import StopRequest, TrainingProgress
+from ipt_fast.engine.zero import ShardedAdam
 from ipt_fast.io.atomic import atomic_write
 from ipt_fast.model import IPT
 from ipt_fast.ops import degrade as degrade_op
@@ -376,6 +377,8 @@ class Trainer:
 
     def _save(self, is_best: bool = False, alone: bool = False) -> str | None:
         """Write a checkpoint of this step. Returns the reason why there is none, the same on all ranks up to words."""
+        if alone and self.config.zero:
+            return "with zero=true the other ranks hold parts of it"
         self._begin_save(is_best, alone, last=True)
         reason = self.writer.wait()
         failed = reason is not None if alone else any_rank(reason is not None, self.dist_info)
@@ -401,6 +404,8 @@ class Trainer:
             dist.all_gather_object(rng, own)
         self.generators = own
         self.saved_at, self.saved_time = self.step, time.monotonic()
+        if isinstance(self.training.optimizer, ShardedAdam):
+            self.training.optimizer.consolidate_state_dict()
         if not self.dist_info.is_main:
             return
         step = self.step

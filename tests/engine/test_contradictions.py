@@ -30,6 +30,9 @@ def refused(*changes, name="base", ranks=1, pairs=False):
         (["batch_size=4", "contrastive_scope=local"], {"ranks": 4}, "needs at least 2, got 1 .*lam=0 to leave"),
         (["batch_size=1"], {}, "needs at least 2, got 1"),
         (["checkpoint_every=9", "checkpoint_minutes=5"], {}, "no effect beside checkpoint_minutes=5; give one of"),
+        (["allreduce=bf16"], {}, "allreduce=bf16 needs several ranks"),
+        (["zero=true"], {}, "zero=True needs several ranks"),
+        (["zero=true", "optimizer=apex"], {"ranks": 2}, "zero=True splits torch's Adam"),
     ],
 )
 def test_a_setting_without_effect_is_refused(changes, options, message):
@@ -54,6 +57,7 @@ def test_a_setting_without_effect_is_refused(changes, options, message):
         (["batch_size=1", "lam=0"], {}),
         (["compile=on", "recompute=on"], {}),
         (["checkpoint_minutes=5"], {"name": "tiny"}),
+        (["allreduce=bf16", "zero=true"], {"ranks": 2}),
     ],
 )
 def test_settings_that_go_together_are_taken(changes, options, caplog):

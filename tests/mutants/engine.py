@@ -11,6 +11,7 @@ _TEST_TRAINER, _TEST_PRECISION = "tests/engine/test_trainer.py", "tests/engine/t
 _HALF, _TEST_HALF = "ipt_fast/engine/half_weights.py", "tests/engine/test_half_weights.py"
 _GRAPHS, _TEST_GRAPHS = "ipt_fast/engine/graphs.py", "tests/engine/test_graphs.py"
 _TEST_RANKS = "tests/engine/test_processes.py::test_two_ranks_are_one_process_with_the_doubled_batch"
+_TEST_RANKS = "tests/engine/test_processes.py::test_ranks_are_one_process_with_the_whole_batch"
 
 # fmt: off
 MUTANTS = [
@@ -58,8 +59,10 @@ MUTANTS = [
     Mutant(_PRECISION, "torch.where(bad, 0.0, self.good + 1)", "self.good + 1", _TEST_PRECISION),
     Mutant(_PRECISION, "config.batch_size // dist_info.world_size", "config.batch_size", _TEST_PRECISION),
     # Ranks.
-    Mutant(_DISTRIBUTED, "            flat /= self.world_size\n", "", _TEST_RANKS),
-    Mutant(_DISTRIBUTED, "            work.wait()\n", "            work.wait()\n            continue\n", _TEST_RANKS),
+    Mutant(_DISTRIBUTED, "        flat /= self.world_size\n", "", _TEST_RANKS),
+    Mutant(_DISTRIBUTED, "        dist.all_reduce(flat)\n", "", _TEST_RANKS),
+    Mutant(_DISTRIBUTED, "        self._settle_buckets(ddp, model)\n", "",
+           "tests/engine/test_processes.py::test_ranks_stop_together_and_go_on_bit_equal"),
     Mutant(_STEP, "            numbers /= self.dist_info.world_size\n", "", _TEST_RANKS),
     # Counting, checkpoints, resume.
     Mutant(_TRAINER, "+ 1 if result.skipped and not result.rescaled else 0", "+ 1 if result.skipped else 0",
@@ -68,6 +71,9 @@ MUTANTS = [
            f"{_TEST_TRAINER}::test_resume_in_the_middle_is_bit_equal"),
     Mutant(_TRAINER, "        if failed:\n", "        if False:\n",
            f"{_TEST_TRAINER}::test_a_run_whose_last_checkpoint_is_missing_has_failed"),
+    Mutant("ipt_fast/engine/checkpoint_writer.py", "staged = stage(state)", "staged = dict(state)",
+           "tests/engine/test_checkpoint_writer.py::"
+           "test_training_goes_on_meanwhile_and_the_checkpoint_is_that_of_its_step"),
     Mutant(_TRAINER, "        request.hold_child_signal()\n", "",
            f"{_TEST_TRAINER}::test_a_killed_worker_ends_the_run_between_two_steps"),
     Mutant(_TRAINER, " or self._is_kept()\n", "\n",
