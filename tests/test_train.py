@@ -62,8 +62,16 @@ def test_dry_run_writes_nothing_and_says_everything(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run", "--dry-run", "--precision", "fp32") == 0
     said = capsys.readouterr().out
     texts = "6 photos, 1 refused", "3 steps of 4 patches", "cpu, 1 rank(s), fp32", "model.n_feats", "recomputation"
+    texts += "GFLOP a patch", "no peak is known for this device, so no MFU"
     assert all(text in said for text in (*texts, "parameters"))
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_tells_what_a_stated_peak_allows(photos, tmp_path, capsys):
+    assert train(photos, tmp_path / "run", "--dry-run", changes=[*MICRO, "peak_tflops=2"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    patch, rate = (float(re.search(p, said)[1].replace(",", "")) for p in (r"([\d.]+) GFLOP", r"most ([\d,]+) pat"))
+    assert rate == pytest.approx(2000 / patch, rel=0.01)
 
 
 def test_named_options_are_settings(photos, tmp_path, capsys):
@@ -83,6 +91,8 @@ def test_named_options_are_settings(photos, tmp_path, capsys):
         (["--tasks", "sr5"], MICRO[:3], "task 'sr5' is not known"),
         (["--tasks", "deblur"], MICRO[:3], "deblur: there is no synthetic blur"),
         (["--precision", "fp16"], MICRO, "precision fp16 needs a GPU"),
+        (["--nvtx"], MICRO, "--nvtx needs an NVIDIA GPU"),
+        ([], [*MICRO, "wandb=mine"], "wandb=mine: No module named"),
         (["--resume", "nowhere.pt"], MICRO, "nowhere.pt: no such checkpoint"),
         ([], ["batch_size=1"], "needs at least 2, got 1"),
         ([], [*MICRO, "contrastive=supcon", "lam=0"], "contrastive=supcon is a setting of the contrastive loss"),

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from ipt_fast.gpus import GPUS
+
 
 @dataclass(frozen=True)
 class Device:
@@ -30,19 +32,14 @@ class Device:
     host: float = 5e-6
 
 
-# Bandwidth and GEMM rates: what copies and cuBLAS are reported to reach (H100 SXM 798 TFLOP/s in bf16, V100 100 in
-# fp16, 85 to 90 % of the data sheet's bandwidth). Shares: estimates after published kernels of such shapes. Nothing
-# here was measured by this project.
+# GEMM rates are those of ``ipt_fast.gpus``. Bandwidth: what copies are reported to reach, 85 to 90 % of the data
+# sheet's. Shares: estimates after published kernels of such shapes. Nothing here was measured by this project.
 _SHARES = MappingProxyType({"gemm": 0.65, "convolution": 0.25, "patch_attention": 0.35, "patch_contrastive_loss": 0.45})
 _SHARES_V100 = MappingProxyType(
     {"gemm": 0.75, "convolution": 0.3, "patch_attention": 0.4, "patch_contrastive_loss": 0.6}
 )
 DEVICES = {
-    "v100": Device("V100", (7, 0), 32 << 30, 0.79e12, {"float16": 100e12, "float32": 14e12}, _SHARES_V100, 3e-6),
-    "a100": Device(
-        "A100", (8, 0), 80 << 30, 1.7e12, {"bfloat16": 270e12, "float16": 270e12, "float32": 18e12}, _SHARES
-    ),
-    "h100": Device(
-        "H100", (9, 0), 80 << 30, 2.9e12, {"bfloat16": 798e12, "float16": 798e12, "float32": 50e12}, _SHARES
-    ),
+    "v100": Device("V100", GPUS["v100"].capability, 32 << 30, 0.79e12, GPUS["v100"].gemm, _SHARES_V100, 3e-6),
+    "a100": Device("A100", GPUS["a100"].capability, 80 << 30, 1.7e12, GPUS["a100"].gemm, _SHARES),
+    "h100": Device("H100", GPUS["h100"].capability, 80 << 30, 2.9e12, GPUS["h100"].gemm, _SHARES),
 }

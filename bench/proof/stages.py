@@ -20,7 +20,8 @@ from bench.proof.csrc import passed
 from bench.proof.photos import write_photos
 from bench.proof.run import StageError, check, execute, last_line, pytest_files
 from bench.proof.training import heaviest, summarise
-from ipt_fast.cli.info import GPUS, OPS
+from ipt_fast.cli.info import OPS
+from ipt_fast.gpus import GPUS
 from ipt_fast.ops._registry import assume
 
 _WARM_UP_STEPS = 20  # the trace, kernels compiled, libraries choosing theirs
@@ -138,7 +139,7 @@ def v100_path(device: torch.device) -> dict[str, list[str]]:
     path = {}
     for op in OPS:
         status = importlib.import_module(f"ipt_fast.ops.{op}").backend_status
-        with assume(GPUS["v100"]):
+        with assume(GPUS["v100"].capability):
             there = status("cuda", torch.float16)
         here = status(device, torch.float16)
         path[op] = [name for name, why in there.items() if why is None and here[name] is None]

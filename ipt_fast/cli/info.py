@@ -13,6 +13,7 @@ import torch
 
 from ipt_fast import __version__, ops
 from ipt_fast.cli.tables import print_table
+from ipt_fast.gpus import GPUS
 from ipt_fast.ops._common import has_amx, has_fast_bf16
 from ipt_fast.ops._registry import assume, choose
 
@@ -22,7 +23,6 @@ EXAMPLE = """example:
   ipt-fast info --for v100 h100           what each op would take on those, wherever this runs"""
 OPS = tuple(name for name in ops.__all__ if find_spec(f"ipt_fast.ops.{name}"))
 PACKAGES = ("torch", "triton", "cuda-core", "xformers", "simplejpeg", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
-GPUS = {"v100": (7, 0), "t4": (7, 5), "a100": (8, 0), "h100": (9, 0)}  # name -> compute capability
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print versions, then for each device the backends of each op; or plans for other GPUs."""
     for gpu in args.gpus or ():
-        capability = "capability {}.{}".format(*GPUS[gpu])
+        capability = "capability {}.{}".format(*GPUS[gpu].capability)
         taken, refused = plan_rows(gpu)
         columns = ("op", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
         print_table(f"{gpu}, {capability}: what is taken (what impl= can ask for)", columns, taken)
@@ -80,7 +80,7 @@ def plan_rows(gpu: str) -> tuple[list[tuple[str, ...]], list[tuple[str, str, str
         (op, backend, reason) of those that no dtype can have.
     """
     taken, refused = [], []
-    with assume(GPUS[gpu]):
+    with assume(GPUS[gpu].capability):
         for op in OPS:
             status = importlib.import_module(f"ipt_fast.ops.{op}").backend_status
             by_dtype = [status("cuda", dtype) for dtype in DTYPES]

@@ -21,6 +21,8 @@ _FREE = {
     "workers", "prefetch", "loader", "checkpoint_every", "checkpoint_minutes", "keep_every", "log_every",
     "max_bad_steps", "preset", "compile", "graphs", "recompute", "model", "optimizer",
     "max_bad_steps", "preset", "compile", "recompute", "model", "optimizer", "zero",
+    "max_bad_steps", "preset", "compile", "recompute", "model", "optimizer", "zero", "peak_tflops",
+    "wandb",
 }  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -79,6 +81,9 @@ class TrainConfig:
         keep_every: epochs between checkpoints that are kept for good as checkpoint_epoch<N>.pt; 0 keeps the last two.
         log_every: steps between log lines.
         max_bad_steps: non-finite steps in a row after which the run stops.
+        peak_tflops: TFLOP/s of a large GEMM on one device, that the log's MFU is a share of; 0 takes the one reported
+            for the device, if it is a V100, A100 or H100, and tells no MFU on others.
+        wandb: project of Weights & Biases that the log goes to as well; None for none.
     """
 
     preset: str = "base"
@@ -120,6 +125,8 @@ class TrainConfig:
     keep_every: int = 0
     log_every: int = 20
     max_bad_steps: int = 10
+    peak_tflops: float = 0.0
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -130,7 +137,7 @@ class TrainConfig:
         at_least: dict[str, float] = {
             "batch_size": 1, "warmup_steps": 0, "clip_grad": 0, "lam": 0, "prefetch": 1, "crops_per_image": 1,
             "weight_decay": 0, "checkpoint_every": 1, "checkpoint_minutes": 0, "keep_every": 0, "log_every": 1,
-            "max_bad_steps": 1, "workers": 0,
+            "max_bad_steps": 1, "workers": 0, "peak_tflops": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

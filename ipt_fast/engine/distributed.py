@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
+from ipt_fast.engine.config import ConfigError
 from ipt_fast.model import IPT
 
 _COMPRESSION = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
@@ -112,6 +113,9 @@ class GradientAllReduce:
         model: on its device, with the same weights on all ranks, which all have to call.
         world_size: number of ranks; with one the module is the model.
         dtype: "bf16" or "fp16" send the body's gradients in 16 bits, "fp32" as they are.
+
+    Raises:
+        ConfigError: bf16 on CPUs.
     """
 
     def __init__(self, model: IPT, world_size: int, dtype: str = "fp32"):
@@ -120,6 +124,8 @@ class GradientAllReduce:
         self._apart = [p for part in (model.head, model.tail) for p in part.parameters()]
         if world_size == 1:
             return
+        if dtype == "bf16" and next(model.parameters()).device.type != "cuda":
+            raise ConfigError("allreduce=bf16 needs GPUs: the ranks of CPUs do not add in it; take fp16 or fp32")
         ddp = DistributedDataParallel(
             _Body(model), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
         )

@@ -1,8 +1,10 @@
-"""What a run leaves for later reading: sums over steps, log.jsonl and a TensorBoard log, a trace for Perfetto."""
+"""What a run leaves for later reading: sums over steps; log.jsonl, a TensorBoard log, and a run of Weights & Biases."""
 
+import importlib
 import json
 import logging
 import resource
+import secrets
 import sys
 import time
 from collections import defaultdict
@@ -11,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
 
 from ipt_fast.engine.step import StepResult
 from ipt_fast.io.atomic import atomic_write
 
 LOG = "log.jsonl"
-_TRACE_WARMUP = 2  # steps that the profiler needs before those of the trace
 _log = logging.getLogger(__name__)
 
 
 class Pace:
-    """Counts batches, patches and the seconds that the host waited for them, since it was made."""
+    """Counts batches, patches, FLOPs and the seconds that the host waited for batches, since it was made."""
 
     def __init__(self) -> None:
         self.begun = time.perf_counter()
-        self.batches = self.patches = 0
+        self.batches = self.patches = self.flops = 0
         self.waited = 0.0
 
     def rates(self) -> dict[str, float]:
@@ -37,10 +37,15 @@ class Pace:
 
 
 class Meter:
-    """Adds up losses, times and counts; ``skipped``, ``rescaled``, ``whole_run`` of the run, the rest since a line."""
+    """Adds up losses, times and counts; ``skipped``, ``rescaled``, ``whole_run`` of the run, the rest since a line.
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    Args:
+        device: whose memory is told.
+        peak: FLOP/s of all ranks' devices together that FLOPs are a share of; None where nobody knows.
+    """
+
+    def __init__(self, device: torch.device, peak: float | None = None):
+        self.device, self.peak = device, peak
         self.skipped = self.rescaled = 0
         self.whole_run = Pace()
         self._reset()
@@ -51,11 +56,12 @@ class Meter:
         self.results: list[StepResult] = []
         self.per_task: dict[str, list[float]] = defaultdict(list)
 
-    def batch(self, waited: float, patches: int) -> None:
-        """Count a batch, fetched in ``waited`` seconds; ``patches`` over all ranks."""
+    def batch(self, waited: float, patches: int, flops: int) -> None:
+        """Count a batch, fetched in ``waited`` seconds; ``patches`` and ``flops`` over all ranks."""
         for pace in (self.since, self.whole_run):
             pace.batches += 1
             pace.patches += patches
+            pace.flops += flops
             pace.waited += waited
 
     def result(self, result: StepResult, task: str, degraded: float) -> None:
@@ -72,10 +78,13 @@ class Meter:
         """Return the log record since the last one, and start anew."""
         rates = self.since.rates()
         ms_per_batch = 1000 / max(1, self.since.batches)
+        flops_per_s = self.since.flops / rates["seconds"]
         record = {
             "loss": _mean([r.total for r in self.results]),
             **{key: _mean([getattr(r, key) for r in self.results]) for key in ("l1", "contrastive", "grad_norm")},
             "patches_per_s": rates["patches_per_s"],
+            "tflops": flops_per_s / 1e12,
+            "mfu_pct": 100 * flops_per_s / self.peak if self.peak else None,
             "step_ms": ms_per_batch * rates["seconds"],
             "data_stall_pct": rates["data_stall_pct"],
             "degrade_ms": ms_per_batch * self.degraded,
@@ -127,9 +136,14 @@ class RunLog:
     Args:
         out: folder of the run.
         step: the step that the run goes on from; lines of later steps, from a run that was cut off, are dropped.
+        project: of Weights & Biases, to which the numbers go as well; None for none.
+        settings: what it is told of the run.
+
+    Raises:
+        ModuleNotFoundError: a project, and wandb is not installed.
     """
 
-    def __init__(self, out: Path, step: int):
+    def __init__(self, out: Path, step: int, project: str | None = None, settings: dict[str, Any] | None = None):
         self.path = out / LOG
         self._failed = False
         if self.path.exists():
@@ -140,6 +154,7 @@ class RunLog:
                         kept.append(line + "\n")
             with atomic_write(self.path, "w") as file:
                 file.writelines(kept)
+        self._wandb = _open_wandb(out, project, settings) if project else None
         self._board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -149,7 +164,7 @@ class RunLog:
             _log.info('no TensorBoard log: tensorboard is not installed (pip install "ipt-fast[train]")')
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write one line. Numbers also go to TensorBoard, nested ones as group/name."""
+        """Write one line. Numbers also go to TensorBoard and Weights & Biases, nested ones as group/name."""
         finite = json.loads(json.dumps(record), parse_constant=lambda name: None)  # JSON has no nan and inf
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -161,9 +176,13 @@ class RunLog:
             if not self._failed:
                 _log.warning("the log cannot be written (%s); training goes on", error)
             self._failed = True
+        if self._wandb is not None:
+            self._wandb.log(dict(_scalars(record)), step=record["step"])
 
     def close(self) -> None:
-        """Flush what TensorBoard holds back."""
+        """Flush what TensorBoard and Weights & Biases hold back."""
+        if self._wandb is not None:
+            self._wandb.finish()
         if self._board is None:
             return
         try:
@@ -180,25 +199,26 @@ def _scalars(record: dict[str, Any], prefix: str = "train/"):
             yield prefix + key, value
 
 
-def tracer(steps: int, left: int, out: Path, rank: int) -> profile | None:
-    """Return a profiler to be entered and stepped, None for 0 steps or, with a warning, too few steps ``left``.
+def import_wandb(project: str) -> Any:
+    """Return wandb, which a project needs.
 
-    It writes ``trace_rank<r>.json`` after ``steps`` steps, for https://ui.perfetto.dev or chrome://tracing.
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says what to do.
     """
-    if steps == 0:
-        return None
-    if steps + _TRACE_WARMUP > left:
-        _log.warning(
-            "no trace: one of %d steps needs %d, and the run has %d left; profile fewer, or train longer",
-            steps, steps + _TRACE_WARMUP, left,
-        )  # fmt: skip
-        return None
-    path = out / f"trace_rank{rank}.json"
+    try:
+        return importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'wandb={project}: {error}; pip install "ipt-fast[wandb]", or leave it out'
+        ) from error
 
-    def write(finished: profile) -> None:
-        finished.export_chrome_trace(str(path))
-        _log.info("trace of %d steps: %s (opens at https://ui.perfetto.dev)", steps, path)
 
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-    plan = schedule(wait=0, warmup=_TRACE_WARMUP, active=steps, repeat=1)
-    return profile(activities=activities, schedule=plan, on_trace_ready=write)
+def _open_wandb(out: Path, project: str, settings: dict[str, Any] | None) -> Any:
+    """Return the run of Weights & Biases that belongs to a folder; its name there is kept in ``wandb-id``."""
+    wandb = import_wandb(project)
+    path = out / "wandb-id"
+    if not path.exists():
+        with atomic_write(path, "w") as file:
+            file.write(secrets.token_hex(4))
+    name = path.read_text(encoding="utf-8")
+    return wandb.init(project=project, id=name, resume="allow", name=out.name, dir=str(out), config=settings)

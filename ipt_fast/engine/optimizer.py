@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ipt_fast.engine.config import ConfigError, TrainConfig
-from ipt_fast.engine.zero import ShardedAdam
 from ipt_fast.model import IPT
 
 _MOMENTS = "exp_avg", "exp_avg_sq"
@@ -56,6 +55,8 @@ def make_optimizer(model: IPT, config: TrainConfig) -> "torch.optim.Optimizer | 
     settings["capturable"] = device.type == "cuda"  # it may be recorded (graphs.py)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.zero:
+        from ipt_fast.engine.zero import ShardedAdam  # torch's own takes a while to import, and warns
+
         return ShardedAdam(parameters, lr=config.lr, **settings)
     return torch.optim.Adam(parameters, lr=config.lr, fused=True, **settings)
 

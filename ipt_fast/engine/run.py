@@ -25,11 +25,14 @@ from ipt_fast.engine.config import (
 )
 from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, destroy_process_group, init_distributed
+from ipt_fast.engine.flops import peak_flops, step_flops
 from ipt_fast.engine.memory import warn_of_memory
+from ipt_fast.engine.metrics import import_wandb
 from ipt_fast.engine.precision import resolve
 from ipt_fast.engine.recipe_file import read_changes
 from ipt_fast.engine.terminal import show_logs
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError, Trainer
+from ipt_fast.engine.watch import Watch
 from ipt_fast.io.signals import exit_code, sigterm_raises, stop_line
 from ipt_fast.model import IPT, PRESETS
 
@@ -70,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="loader processes or threads a rank (default: as many as cores)")
     add("--data-fraction", type=float, metavar="F", help="train on a fixed share of the photos, as in Figure 6")
     add("--profile", type=int, default=0, metavar="N", help="write a trace of N steps for Perfetto, one a rank")
+    add("--nvtx", action="store_true", help="mark the parts of a step as NVTX ranges, for nsys profile -t cuda,nvtx")
+    add("--memory-snapshot", type=int, default=0, metavar="N", help="write the GPU's allocations of the first N steps")
     add("--dry-run", action="store_true", help="check everything, print what would be done, and end")
 
 
@@ -187,6 +192,10 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
     given = {change.partition("=")[0].strip() for change in changes_of(args)}  # a file names all settings
     check(config, dist_info.world_size, pairs=bool(args.pairs), given=given)
     resolve(config, dist_info)
+    watch = Watch(args.profile, args.memory_snapshot, args.nvtx)
+    watch.check(dist_info.device)
+    if config.wandb:
+        import_wandb(config.wandb)
     if args.resume is None and not args.dry_run and (args.out / LATEST).exists():
         raise ConfigError(
             f"{args.out} holds a run already; give --resume auto to go on with it, or another folder with --out"
@@ -209,8 +218,8 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
         return None
     model, start = _initial_model(args, config, initial)
     trainer = Trainer(
-        config, loader, args.out, dist_info=dist_info, model=model, console=console, profile_steps=args.profile,
-        given=given, validate=validate,
+        config, loader, args.out, dist_info=dist_info, model=model, console=console, watch=watch, given=given,
+        validate=validate,
     )  # fmt: skip
     resumed = args.resume is not None and trainer.resume(args.resume)
     _log.info("%s; %s%s", photos, loader.description, "" if resumed else start)
@@ -256,6 +265,20 @@ def _initial_model(args: argparse.Namespace, config: TrainConfig, initial: IPT |
     return initial, f"; starts from {args.init}"
 
 
+def _work(config: TrainConfig, precision: str, dist_info: DistInfo) -> str:
+    """Return the FLOPs of a step, and what the device's peak allows."""
+    each = [step_flops(config.model, task, 1) for task in config.model.tasks]
+    patch = sum(each) / len(each)
+    said = f"{patch / 1e9:.3g} GFLOP a patch, {patch * config.batch_size / 1e12:.3g} TFLOP a step"
+    peak = peak_flops(config, precision, dist_info.device)
+    if peak is None:
+        return f"{said}; no peak is known for this device, so no MFU: state it with --set peak_tflops=N"
+    ranks = f", {dist_info.world_size} ranks" if dist_info.world_size > 1 else ""
+    return (
+        f"{said}; peak {peak / 1e12:.4g} TFLOP/s{ranks}: at most {peak * dist_info.world_size / patch:,.0f} patches/s"
+    )
+
+
 def _dry_run_table(config: TrainConfig, photos: str, loader: CropLoader, dist_info: DistInfo) -> Table:
     """Return what a run would do."""
     with torch.device("meta"):
@@ -269,6 +292,7 @@ def _dry_run_table(config: TrainConfig, photos: str, loader: CropLoader, dist_in
         "device": f"{dist_info.device}, {dist_info.world_size} rank(s), {precision}",
         "length": f"{steps:,} steps of {config.batch_size} patches, {loader.batches_per_epoch:,} steps an epoch",
         "memory": str(warn_of_memory(config, dist_info)),
+        "work": _work(config, precision, dist_info),
         "activation recomputation": "on" if recompute else "off",
     }
     settings = config.to_dict()

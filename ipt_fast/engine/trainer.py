@@ -7,7 +7,7 @@ import signal as signals
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,16 @@ from ipt_fast.checkpoint import (
 )
 from ipt_fast.data import Batch, CropLoader
 from ipt_fast.engine.checkpoint_writer import CheckpointWriter
-from ipt_fast.engine.config import ConfigError, TrainConfig, learning_rate, log_differences, total_steps
+from ipt_fast.engine.config import TrainConfig, learning_rate, log_differences, total_steps
 from ipt_fast.engine.contradictions import check, warn
 from ipt_fast.engine.distributed import DistInfo, any_rank, broadcast_parameters, lost_rank
+from ipt_fast.engine.flops import peak_flops, step_flops
 from ipt_fast.engine.memory import warn_of_memory
-from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog, tracer
+from ipt_fast.engine.metrics import DeviceTimer, Meter, RunLog
 from ipt_fast.engine.precision import matmul_arithmetic
 from ipt_fast.engine.step import Degrade, StepOutcome, TrainStep
 from ipt_fast.engine.terminal import StopRequest, TrainingProgress
-from ipt_fast.engine.zero import ShardedAdam
+from ipt_fast.engine.watch import Watch
 from ipt_fast.io.atomic import atomic_write
 from ipt_fast.model import IPT
 from ipt_fast.ops import degrade as degrade_op
@@ -105,7 +106,7 @@ class Trainer:
         model: the network to train; by default one initialised from ``config.seed``.
         degrade: crops to (input, target); by default ``ipt_fast.ops.degrade``.
         console: where a progress bar goes, if it is a terminal; by default there is none. Lines are log records.
-        profile_steps: write a trace of that many steps, for Perfetto (https://ui.perfetto.dev).
+        watch: traces, ranges and snapshots to record.
         given: names of settings that somebody asked for, also where they equal the default.
         validate: network -> task -> PSNR in dB, as ``ipt_fast.evaluation.validation`` does; called with each checkpoint
             that is due, on rank 0. The best one is kept as ``best.pt``.
@@ -124,7 +125,7 @@ class Trainer:
         model: IPT | None = None,
         degrade: Degrade = degrade_op,
         console: Console | None = None,
-        profile_steps: int = 0,
+        watch: Watch = Watch(),  # noqa: B008 (it cannot change)
         given: Collection[str] | None = None,
         validate: Callable[[IPT], Mapping[str, float]] | None = None,
     ):
@@ -134,8 +135,6 @@ class Trainer:
         check(config, self.dist_info.world_size)
         warn(config, self.total, loader.batches_per_epoch, given)
         warn_of_memory(config, self.dist_info)
-        if profile_steps < 0:
-            raise ConfigError(f"the number of steps to profile must be at least 0 (got {profile_steps})")
         if model is None:
             model = initial_model(config)
         model = model.to(self.dist_info.device).train()
@@ -147,9 +146,11 @@ class Trainer:
         self.writer = CheckpointWriter(self.dist_info.device)
         self.generators: dict[str, Any] | None = None  # where a resumed run goes on drawing
         self.stopping = False
-        self.meter = Meter(self.dist_info.device)
+        peak = peak_flops(config, self.training.precision, self.dist_info.device)
+        self.peak = None if peak is None else peak * self.dist_info.world_size
+        self.meter = Meter(self.dist_info.device, self.peak)
         self.last: dict[str, Any] = {}
-        self.profile_steps = profile_steps
+        self.watch = watch
         self.validate = validate if self.dist_info.is_main else None
         self.best = -math.inf  # PSNR of best.pt
         self.unread: tuple[StepOutcome, str, DeviceTimer] | None = None
@@ -208,7 +209,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         if self.training.precision == "fp32" and self.dist_info.device.type == "cuda" and not self.config.tf32:
             _log.info("fp32: TF32 is off; --set tf32=true switches it on, with 10 bits of mantissa in GEMMs' inputs")
-        self.meter = Meter(self.dist_info.device)
+        self.meter = Meter(self.dist_info.device, self.peak)
         self.saved_time = time.monotonic()
         with ExitStack() as stack:
             request = stack.enter_context(StopRequest())
@@ -224,7 +225,8 @@ class Trainer:
             log = None
             if self.dist_info.is_main:
                 self._write_config()
-                log = stack.enter_context(closing(RunLog(self.out, self.step)))
+                log = RunLog(self.out, self.step, self.config.wandb, self.config.to_dict())
+                stack.enter_context(closing(log))
             self._train(request, log)
         return Summary(
             step=self.step,
@@ -239,12 +241,11 @@ class Trainer:
 
     def _train(self, request: StopRequest, log: RunLog | None) -> None:
         batches = iter(self.loader)
-        trace = tracer(self.profile_steps, self.total - self.step, self.out, self.dist_info.rank)
-        with self.progress, trace or nullcontext():
+        recorded = self.watch.running(self.out, self.dist_info.rank, self.total - self.step)
+        with self.progress, recorded as record_step:
             while self.step < self.total and not self.stopping:
                 self._one_step(batches, request)
-                if trace:
-                    trace.step()
+                record_step()
                 self.progress.step(self.step, self.epoch)
                 if self.step % self.config.log_every == 0 or self.meter.whole_run.batches == 1:
                     self._log_record(log)
@@ -268,18 +269,23 @@ class Trainer:
     def _one_step(self, batches: Iterator[Batch], request: StopRequest) -> None:
         started = time.perf_counter()
         try:
-            batch = next(batches)
+            with self.watch.range("data"):
+                batch = next(batches)
         except Exception as error:  # of workers, DALI, a file system: whatever stands behind the loader
             raise self._loader_error(error) from error
         request.hold_child_signal()
-        self.meter.batch(time.perf_counter() - started, len(batch.gt) * self.dist_info.world_size)
+        patches = len(batch.gt) * self.dist_info.world_size
+        flops = step_flops(self.config.model, batch.task, patches)
+        self.meter.batch(time.perf_counter() - started, patches, flops)
         timer = DeviceTimer(self.dist_info.device)
         timer.mark()
-        x, target = self.training.prepare(batch)
+        with self.watch.range("degrade"):
+            x, target = self.training.prepare(batch)
         timer.mark()
         rate = learning_rate(self.config, self.step, self.total)
         try:
-            outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
+            with self.watch.range(f"step {batch.task}"):
+                outcome = self.training(x, target, batch.task, rate, stop=request.signal is not None)
         except RuntimeError as error:
             if not lost_rank(error):
                 raise
@@ -404,8 +410,8 @@ class Trainer:
             dist.all_gather_object(rng, own)
         self.generators = own
         self.saved_at, self.saved_time = self.step, time.monotonic()
-        if isinstance(self.training.optimizer, ShardedAdam):
-            self.training.optimizer.consolidate_state_dict()
+        if self.config.zero:
+            self.training.optimizer.consolidate_state_dict()  # type: ignore[union-attr]
         if not self.dist_info.is_main:
             return
         step = self.step
@@ -435,7 +441,8 @@ class Trainer:
             "epoch": self.epoch,
             "best": self.best,
         }
-        self.writer.start(state, write)
+        with self.watch.range("checkpoint"):
+            self.writer.start(state, write)
 
     def _write_config(self) -> None:
         """Write ``config.json``: the settings of the run, and what they came to on this machine."""

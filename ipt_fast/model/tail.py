@@ -6,7 +6,7 @@ from ipt_fast.model.layers import is_plain
 from ipt_fast.ops import pixelshuffle_tail
 
 # Of the PixelShuffles, by the scale of the task.
-_SCALES: dict[int, tuple[int, ...]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}
+SCALES: dict[int, tuple[int, ...]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}
 
 
 class Tail(nn.Sequential):
@@ -18,7 +18,7 @@ class Tail(nn.Sequential):
 
     def __init__(self, n_feats: int, scale: int):
         stages: list[nn.Module] = []
-        for r in (scales := _SCALES[scale]):
+        for r in (scales := SCALES[scale]):
             stages += [nn.Conv2d(n_feats, n_feats * r * r, 3, padding=1), nn.PixelShuffle(r)]
         super().__init__(nn.Sequential(*stages), nn.Conv2d(n_feats, 3, 3, padding=1))
         self.scales = scales

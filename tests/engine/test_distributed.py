@@ -8,7 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ipt_fast.engine.distributed import init_distributed
+from ipt_fast.engine.config import ConfigError
+from ipt_fast.engine.distributed import GradientAllReduce, init_distributed
+from ipt_fast.model import IPT
+from tests.engine.fakes import MICRO
 
 
 def torchrun(monkeypatch, port, restarts=0, machines=1):
@@ -47,3 +50,8 @@ def test_several_machines_and_restarts_are_refused_with_the_way_out(monkeypatch)
     torchrun(monkeypatch, 1, machines=2)
     with pytest.raises(RuntimeError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         init_distributed()
+
+
+def test_bf16_on_cpu_ranks_is_refused():
+    with pytest.raises(ConfigError, match=r"allreduce=bf16 needs GPUs: .* take fp16 or fp32"):
+        GradientAllReduce(IPT(MICRO), 2, "bf16")

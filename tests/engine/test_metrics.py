@@ -1,7 +1,8 @@
-"""log.jsonl, the TensorBoard log, and the sums in them."""
+"""log.jsonl, the TensorBoard log, Weights & Biases, and the sums in them."""
 
 import json
 import sys
+import types
 
 import pytest
 import torch
@@ -50,12 +51,53 @@ def test_the_meter_takes_means_of_good_steps_and_counts_the_others():
         (5.0, True, True),
         (3.0, False, False),
     ]:
-        meter.batch(0.0, 8)
+        meter.batch(0.0, 8, 10**12)
         meter.result(StepResult(l1 + 1, l1, 10.0, 0.5, skipped, rescaled, False), "sr2", 0.0)
     record = meter.record()
     assert (record["loss"], record["l1"], record["contrastive"], record["grad_norm"]) == (3.0, 2.0, 10.0, 0.5)
     assert (record["skipped"], record["rescaled"], record["l1_of_task"]) == (1, 1, {"sr2": 2.0})
-    meter.batch(0.0, 8)
+    meter.batch(0.0, 8, 10**12)
     meter.result(StepResult(9.0, 8.0, 10.0, 0.5, False, False, False), "sr2", 0.0)
     record = meter.record()
+    assert record["mfu_pct"] is None
     assert (record["l1"], record["skipped"]) == (8.0, 1)  # means since the last line, counts of the whole run
+
+
+def test_flops_a_second_and_their_share_of_the_peak(monkeypatch):
+    meter = Meter(torch.device("cpu"), peak=4e12)
+    for _ in range(3):
+        meter.batch(0.0, 8, 10**12)
+    begun = meter.since.begun
+    monkeypatch.setattr("ipt_fast.engine.metrics.time.perf_counter", lambda: begun + 2.0)
+    record = meter.record()
+    assert (record["tflops"], record["mfu_pct"], record["patches_per_s"]) == (1.5, 37.5, 12.0)
+
+
+def test_weights_and_biases_gets_the_numbers_and_a_resumed_run_is_the_same_there(tmp_path, monkeypatch):
+    begun, logged = [], []
+
+    class Run:
+        def log(self, numbers, step):
+            logged.append((step, numbers))
+
+        def finish(self):
+            logged.append("finished")
+
+    wandb = types.SimpleNamespace(init=lambda **options: begun.append(options) or Run())
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for step in (0, 1):
+        log = RunLog(tmp_path, step, "ipt", {"lr": 1e-3})
+        log.write({"step": step + 1, "loss": 2.5, "l1_of_task": {"sr2": 3.0}, "mfu_pct": None})
+        log.close()
+    numbers = {"train/loss": 2.5, "l1_of_task/sr2": 3.0}
+    assert logged == [(1, numbers), "finished", (2, numbers), "finished"]
+    assert begun[0] == begun[1] and begun[0]["project"] == "ipt" and begun[0]["config"] == {"lr": 1e-3}
+    assert begun[0]["resume"] == "allow" and begun[0]["name"] == tmp_path.name
+    RunLog(tmp_path / "..", 0).close()
+    assert len(begun) == 2  # not without a project
+
+
+def test_weights_and_biases_that_is_not_installed_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ModuleNotFoundError, match=r'wandb=ipt: .*pip install "ipt-fast\[wandb\]"'):
+        RunLog(tmp_path, 0, "ipt")

@@ -177,9 +177,8 @@ def test_moments_split_over_the_ranks_change_no_bit_and_resume_with_and_without(
     assert all(torch.equal(mine[i][key], theirs[i][key]) for i in mine for key in ("step", "exp_avg", "exp_avg_sq"))
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_gradients_sent_in_16_bits_are_close(tmp_path, start, dtype):
-    processes = start(tmp_path / "sixteen", 1, 4, f"allreduce={dtype}", ranks=2)
+def test_gradients_sent_in_16_bits_are_close(tmp_path, start):
+    processes = start(tmp_path / "sixteen", 1, 4, "allreduce=fp16", ranks=2)
     end(start(tmp_path / "plain", 1, 4, ranks=2))
     end(processes)
     plain, sixteen = (load_training_state(tmp_path / name / "checkpoint.pt") for name in ("plain", "sixteen"))

@@ -13,7 +13,8 @@ from ipt_fast.engine.terminal import StopRequest, TrainingProgress, describe, se
 
 RECORD = {
     "step": 1200, "epoch": 3, "loss": 12.25, "l1": 12.0, "contrastive": 2.5, "patches_per_s": 532.4,
-    "data_stall_pct": 0.31, "memory_gib": 1.26, "skipped": 0, "bad_files": 0, "eta_s": 3725.0,
+    "tflops": 106.48, "mfu_pct": 13.34, "data_stall_pct": 0.31, "memory_gib": 1.26, "skipped": 0,
+    "bad_files": 0, "eta_s": 3725.0,
 }  # fmt: skip
 
 
@@ -27,9 +28,11 @@ def test_seconds(seconds, text):
 def test_the_line_has_both_losses_speed_waiting_and_memory():
     line = describe(RECORD, 0.1)
     assert line == (
-        "loss 12.250 = L1 12.000 + 0.1 × contrastive 2.500 · 532 patches/s · data wait 0.3 % · memory 1.3 GiB"
+        "loss 12.250 = L1 12.000 + 0.1 × contrastive 2.500 · 532 patches/s · 106 TFLOP/s, MFU 13.3 % · "
+        "data wait 0.3 % · memory 1.3 GiB"
     )
     assert describe(RECORD, 0).startswith("loss 12.250 (L1) · 532")
+    assert "· 0.0532 TFLOP/s · data" in describe({**RECORD, "tflops": 0.05324, "mfu_pct": None}, 0)
     assert describe({**RECORD, "skipped": 2, "bad_files": 1}, 0.1).endswith("2 steps skipped · 1 bad photos")
 
 

@@ -18,6 +18,7 @@ from ipt_fast.engine.config import ConfigError
 from ipt_fast.engine.distributed import DistInfo
 from ipt_fast.engine.precision import LossScale
 from ipt_fast.engine.trainer import DivergedError, LoaderError, NotSavedError
+from ipt_fast.engine.watch import Watch
 from ipt_fast.model import IPT
 from tests.engine.fakes import FakeLoader, fake_degrade, make_trainer, micro_config, wait_until
 
@@ -316,7 +317,7 @@ def test_a_given_model_is_trained(tmp_path):
 
 
 def test_profile_writes_a_trace(tmp_path):
-    make_trainer(tmp_path, micro_config(steps=4), profile_steps=2).train()
+    make_trainer(tmp_path, micro_config(steps=4), watch=Watch(trace_steps=2)).train()
     trace = json.loads((tmp_path / "trace_rank0.json").read_text())
     assert any("adam" in str(event.get("name", "")).lower() for event in trace["traceEvents"])
 
@@ -335,11 +336,11 @@ def test_checkpoints_are_kept_at_their_epochs_whatever_the_steps_between(tmp_pat
 
 
 def test_a_trace_that_the_run_is_too_short_for_is_warned_of(tmp_path, said):
-    make_trainer(tmp_path, micro_config(steps=4), profile_steps=3).train()
+    make_trainer(tmp_path, micro_config(steps=4), watch=Watch(trace_steps=3)).train()
     assert "no trace: one of 3 steps needs 5, and the run has 4 left" in said()
     assert not (tmp_path / "trace_rank0.json").exists()
     with pytest.raises(ConfigError, match="to profile must be at least 0"):
-        make_trainer(tmp_path, micro_config(), profile_steps=-1)
+        Watch(trace_steps=-1)
 
 
 def test_the_average_of_the_weights_follows_them(tmp_path):
