@@ -74,7 +74,7 @@ class TrainConfig:
         zero: ZeRO-1: each rank keeps the moments of its share of the parameters alone, and updates these. A checkpoint
             holds all, for which the ranks wait; a run resumes with and without.
         allreduce: in what the ranks send each other the gradients of the body; 16 bits halve the bytes and round once
-            more, "fp32" sends them as they are. Head and tail, 2 % of them, always go in float32.
+            more, "fp32" sends them as they are. Head and tail, 3 % of them, always go in float32.
         checkpoint_every: steps between checkpoints; there is always one at the end.
         checkpoint_minutes: minutes between checkpoints, in place of ``checkpoint_every``; the clock is looked at with
             each log line. 0 leaves it to the steps.

@@ -2,7 +2,7 @@
 
 One task a batch means that most heads and tails have no gradient in a step, and Adam leaves those alone. Which ones is
 known from the task, so that nothing searches the graph for them: DistributedDataParallel has the body, which every
-batch uses and which is 98 % of ``base``, and the head and tail of the task follow it.
+batch uses and which is 97 % of ``base``, and the head and tail of the task follow it.
 """
 
 import os
