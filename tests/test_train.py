@@ -60,7 +60,7 @@ def test_a_run_and_its_resumption(photos, tmp_path, capsys):
 
 def test_dry_run_writes_nothing_and_says_everything(photos, tmp_path, capsys):
     assert train(photos, tmp_path / "run", "--dry-run", "--precision", "fp32") == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     texts = "6 photos, 1 refused", "3 steps of 4 patches", "cpu, 1 rank(s), fp32", "model.n_feats", "recomputation"
     texts += "GFLOP a patch", "no peak is known for this device, so no MFU"
     assert all(text in said for text in (*texts, "parameters"))

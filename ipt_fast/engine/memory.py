@@ -55,7 +55,8 @@ def step_memory(config: TrainConfig, dist_info: DistInfo) -> StepMemory:
     half = precision != "fp32"
     element = 2 if half else 4
     # float32: weight, gradient, two moments, average; and the 16-bit copies of the step
-    weights = parameters * (16 + 4 * (config.ema > 0) + 2 * half)
+    weights = parameters * (8 + 4 * (config.ema > 0) + 2 * half)
+    weights += 8 * parameters // (dist_info.world_size if config.zero else 1)
     enlarged = max(_ENLARGED[get_task(task).scale] for task in model.tasks)
     kept = 17 * model.num_layers + 2 * model.mlp + _HEAD_AND_TAIL + enlarged
     token_bytes = model.num_tokens * model.embed_dim * element  # bytes of one sample's [N, D]

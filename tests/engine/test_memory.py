@@ -30,6 +30,12 @@ def test_weights_gradients_and_moments():
         assert step_memory(recipe("tiny", changes), DistInfo()).weights == each * parameters
 
 
+def test_moments_that_are_split_over_the_ranks():
+    config, ranks = recipe("tiny", ["precision=fp32", "zero=true"]), DistInfo(world_size=4)
+    parameters = sum(p.numel() for p in IPT(preset("tiny")).parameters())
+    assert step_memory(config, ranks).weights == 10 * parameters
+
+
 def test_the_dense_loss_grows_with_the_square_and_with_the_ranks(monkeypatch):
     base = recipe("base", ["precision=fp32"])
     bounded = step_memory(base, DistInfo())

@@ -194,13 +194,14 @@ def test_a_bad_sample_on_one_rank_is_skipped_by_both(tmp_path, start):
     assert all(value.isfinite().all() for value in model_of(tmp_path).values())
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_loader_that_fails_on_one_rank_ends_both_with_a_message(tmp_path, start, rank):
-    end(start(tmp_path, 6, 4, ranks=2, trouble=("loader", 4, rank)), 4)
+@pytest.mark.parametrize("rank, zero", [(0, False), (1, False), (0, True)])
+def test_a_loader_that_fails_on_one_rank_ends_both_with_a_message(tmp_path, start, rank, zero):
+    end(start(tmp_path, 6, 4, f"zero={zero}", ranks=2, trouble=("loader", 4, rank)), 4)
     own, other = ((tmp_path / f"error{r}").read_text() for r in (rank, 1 - rank))
     assert "loader failed after step 3 of 6: OSError: the disk is gone" in own
     assert "another rank has left the run after step 3 of 6" in other and len(other.splitlines()) == 1
-    assert load_training_state(tmp_path / "checkpoint.pt")["step"] == (3 if rank == 0 else 2)
+    assert ("no checkpoint: with zero=true the other ranks hold parts of it" in own) == zero
+    assert load_training_state(tmp_path / "checkpoint.pt")["step"] == (3 if rank == 0 and not zero else 2)
 
 
 def test_ranks_end_quietly_whatever_is_imported_meanwhile(tmp_path):
