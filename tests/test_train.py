@@ -68,8 +68,9 @@ def test_dry_run_writes_nothing_and_says_everything(photos, tmp_path, capsys):
 
 
 def test_dry_run_tells_what_a_stated_peak_allows(photos, tmp_path, capsys):
-    assert train(photos, tmp_path / "run", "--dry-run", changes=[*MICRO, "peak_tflops=2"]) == 0
+    assert train(photos, tmp_path / "run", "--dry-run", changes=[*MICRO, "peak_tflops=2", "rain=in[red]"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "rain in[red]" in said  # not markup
     patch, rate = (float(re.search(p, said)[1].replace(",", "")) for p in (r"([\d.]+) GFLOP", r"most ([\d,]+) pat"))
     assert rate == pytest.approx(2000 / patch, rel=0.01)
 

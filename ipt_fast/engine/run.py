@@ -213,7 +213,7 @@ def _prepare(args: argparse.Namespace, dist_info: DistInfo, console: Console) ->
         steps_per_epoch = loader.batches_per_epoch
         warn(config, total_steps(config, steps_per_epoch), steps_per_epoch, given)
         if dist_info.is_main:
-            Console(highlight=False).print(_dry_run_table(config, photos, loader, dist_info))
+            Console(markup=False, emoji=False, highlight=False).print(_dry_run_table(config, photos, loader, dist_info))
         loader.close()
         return None
     model, start = _initial_model(args, config, initial)

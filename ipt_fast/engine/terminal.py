@@ -60,10 +60,12 @@ def seconds_text(seconds: float) -> str:
 def describe(record: dict[str, Any], lam: float) -> str:
     """Return a log record as one line: loss and its parts, speed, share of the peak, waiting, memory."""
     terms = f"= L1 {record['l1']:.3f} + {lam:g} × contrastive {record['contrastive']:.3f}" if lam else "(L1)"
+    tflops, mfu = record["tflops"], record["mfu_pct"]
+    work = f"{tflops:.3g} TFLOP/s" if tflops >= 0.1 else f"{1e3 * tflops:.3g} GFLOP/s"
     parts = [
         f"loss {record['loss']:.3f} {terms}",
         f"{record['patches_per_s']:.0f} patches/s",
-        f"{record['tflops']:.3g} TFLOP/s" + (f", MFU {mfu:.1f} %" if (mfu := record["mfu_pct"]) is not None else ""),
+        work if mfu is None else f"{work}, MFU {mfu:.1f} %",
         f"data wait {record['data_stall_pct']:.1f} %",
         f"memory {record['memory_gib']:.1f} GiB",
     ]

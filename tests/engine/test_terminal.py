@@ -32,7 +32,7 @@ def test_the_line_has_both_losses_speed_waiting_and_memory():
         "data wait 0.3 % · memory 1.3 GiB"
     )
     assert describe(RECORD, 0).startswith("loss 12.250 (L1) · 532")
-    assert "· 0.0532 TFLOP/s · data" in describe({**RECORD, "tflops": 0.05324, "mfu_pct": None}, 0)
+    assert "· 53.2 GFLOP/s · data" in describe({**RECORD, "tflops": 0.05324, "mfu_pct": None}, 0)
     assert describe({**RECORD, "skipped": 2, "bad_files": 1}, 0.1).endswith("2 steps skipped · 1 bad photos")
 
 
