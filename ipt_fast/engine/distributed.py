@@ -6,6 +6,7 @@ batch uses and which is 97 % of ``base``, and the head and tail of the task foll
 """
 
 import os
+import weakref
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from ipt_fast.engine.config import ConfigError
 from ipt_fast.model import IPT
 
 _COMPRESSION = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+_USERS: "weakref.WeakSet[DistributedDataParallel]" = weakref.WeakSet()  # of the process group
 # The other ranks wait while rank 0 checks every image of a new data folder.
 _TIMEOUT = timedelta(hours=1)
 
@@ -87,17 +89,23 @@ def _join(backend: str, device: torch.device | None) -> None:
 
 
 def destroy_process_group() -> None:
-    """End the process group, if there is one."""
+    """End the process group, if there is one; what averages gradients by it does so no more.
+
+    The reducers have to let go of it first. One that outlives it would end it while holding Python's lock, which a
+    thread of the group may be waiting for, and wait for that thread for ever.
+    """
     if dist.is_available() and dist.is_initialized():
+        for ddp in _USERS:
+            ddp.reducer = ddp.logger = ddp.process_group = None  # type: ignore[assignment]
         dist.destroy_process_group()
 
 
 class _Body(nn.Module):
-    """The network for DistributedDataParallel, as if it had no parameters but those of its body."""
+    """The network for DistributedDataParallel, as if it had nothing but the parameters of its body."""
 
     def __init__(self, model: IPT):
         super().__init__()
-        self.body = model.body
+        self.parameters_of_all_tasks = nn.ParameterList(model.body.parameters())
         self._network = (model,)  # a tuple, so that heads and tails are not registered
 
     def forward(self, *args: Any, **options: Any) -> Any:
@@ -126,9 +134,8 @@ class GradientAllReduce:
             return
         if dtype == "bf16" and next(model.parameters()).device.type != "cuda":
             raise ConfigError("allreduce=bf16 needs GPUs: the ranks of CPUs do not add in it; take fp16 or fp32")
-        ddp = DistributedDataParallel(
-            _Body(model), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
-        )
+        ddp = DistributedDataParallel(_Body(model), init_sync=False, gradient_as_bucket_view=True)
+        _USERS.add(ddp)
         if dtype != "fp32":
             ddp.register_comm_hook(None, _COMPRESSION[dtype])
         self.module = ddp

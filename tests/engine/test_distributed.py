@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from ipt_fast.engine.config import ConfigError
-from ipt_fast.engine.distributed import GradientAllReduce, init_distributed
+from ipt_fast.engine.distributed import GradientAllReduce, destroy_process_group, init_distributed
 from ipt_fast.model import IPT
 from tests.engine.fakes import MICRO
 
@@ -44,6 +45,19 @@ def test_ranks_started_again_do_not_call_dead_ones(monkeypatch):
             process.join(30)
             process.kill()
         assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def threads():
+    return [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+def test_the_group_ends_with_its_threads_though_a_network_lives_on(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    gradients = GradientAllReduce(IPT(MICRO), 2)
+    assert any("runloop" in name for name in threads())
+    destroy_process_group()
+    assert not any("runloop" in name for name in threads()) and gradients.module is not None
 
 
 def test_several_machines_and_restarts_are_refused_with_the_way_out(monkeypatch):
