@@ -19,9 +19,7 @@ from ipt_fast.tasks import get_task
 # its weights.
 _FREE = {
     "workers", "prefetch", "loader", "checkpoint_every", "checkpoint_minutes", "keep_every", "log_every",
-    "max_bad_steps", "preset", "compile", "graphs", "recompute", "model", "optimizer",
-    "max_bad_steps", "preset", "compile", "recompute", "model", "optimizer", "zero",
-    "max_bad_steps", "preset", "compile", "recompute", "model", "optimizer", "zero", "peak_tflops",
+    "max_bad_steps", "preset", "compile", "graphs", "recompute", "model", "optimizer", "zero", "peak_tflops",
     "wandb",
 }  # fmt: skip
 _log = logging.getLogger(__name__)

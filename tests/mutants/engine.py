@@ -10,7 +10,6 @@ _TEST_CONFIG, _TEST_LOSSES = "tests/engine/test_config.py", "tests/test_losses.p
 _TEST_TRAINER, _TEST_PRECISION = "tests/engine/test_trainer.py", "tests/engine/test_precision.py"
 _HALF, _TEST_HALF = "ipt_fast/engine/half_weights.py", "tests/engine/test_half_weights.py"
 _GRAPHS, _TEST_GRAPHS = "ipt_fast/engine/graphs.py", "tests/engine/test_graphs.py"
-_TEST_RANKS = "tests/engine/test_processes.py::test_two_ranks_are_one_process_with_the_doubled_batch"
 _TEST_RANKS = "tests/engine/test_processes.py::test_ranks_are_one_process_with_the_whole_batch"
 
 # fmt: off
