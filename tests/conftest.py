@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure():
+    """Take Ctrl-C again where the shell ignores it, as it does for a background job: children would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
