@@ -137,7 +137,7 @@ def _fill(features: nn.Sequential, path: Path, weights: dict[str, Tensor]) -> nn
     """Load ``features.0.weight`` and the like of a released file; its classifier is left out."""
     given = {key.removeprefix("features."): v for key, v in weights.items() if key.startswith("features.")}
     check_weights(path, given, features.state_dict(), "does not fit the network that its first convolution is of")
-    features.load_state_dict(given)
+    features.load_state_dict(given, assign=True)  # they are on the meta device, so that no weight was drawn for them
     return features
 
 
@@ -169,7 +169,8 @@ def load_lpips(path: Path) -> LPIPS:
     """
     zoo = {11: "alexnet-owt-7be5be79.pth", 3: "vgg16-397923af.pth"}  # by the side of the first convolution
     weights, side = _read_backbone(path, "lpips", zoo)
-    features, taps = alexnet() if side == 11 else vgg16()
+    with torch.device("meta"):
+        features, taps = alexnet() if side == 11 else vgg16()
     fitted = _fitted("lpips", f"lpips_models/{'alex' if side == 11 else 'vgg'}.pth")
     return LPIPS(_fill(features, path, weights), taps, [fitted[f"lin{k}.model.1.weight"] for k in range(5)])
 
@@ -183,6 +184,7 @@ def load_dists(path: Path) -> DISTS:
         CheckpointError: not that network's weights, or torchmetrics is not installed.
     """
     weights, _ = _read_backbone(path, "dists", {3: "vgg16-397923af.pth"})
-    features, taps = vgg16()
+    with torch.device("meta"):
+        features, taps = vgg16()
     fitted = _fitted("dists", "dists_models/weights.pt")
     return DISTS(_fill(features, path, weights), taps, fitted["alpha"], fitted["beta"])

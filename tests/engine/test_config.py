@@ -93,7 +93,7 @@ def test_errors_name_the_key(change, message):
 
 
 def test_unknown_presets_and_lengths():
-    with pytest.raises(ConfigError, match="choose one of tiny, small, base, deblur"):
+    with pytest.raises(ConfigError, match="choose one of tiny, pocket, small, base, deblur"):
         recipe("huge")
     with pytest.raises(ConfigError, match="one of them"):
         recipe("base", ["steps=3", "epochs=4"])
