@@ -74,7 +74,6 @@ def pretend_cuda(capability: tuple[int, int], memory: int) -> Iterator[None]:
         "is_available": lambda: True, "is_bf16_supported": lambda *a, **k: capability >= (8, 0),
         "current_device": lambda: 0, "device_count": lambda: 1, "get_device_capability": lambda device=None: capability,
         "get_device_properties": lambda device=None: SimpleNamespace(total_memory=memory),
-        "is_current_stream_capturing": lambda: False,
         "Event": lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
     }  # fmt: skip
     with ExitStack() as stack:
@@ -83,6 +82,9 @@ def pretend_cuda(capability: tuple[int, int], memory: int) -> Iterator[None]:
             stack.enter_context(mock.patch(f"torch.cuda.{name}", answer))
         # PyTorch 2.10 would make a real tensor there before the first fake one.
         stack.enter_context(mock.patch("torch._subclasses.fake_tensor.init_gpu_context"))
+        # Adam asks whether a graph is being recorded; the names are of PyTorch 2.10 and of later ones.
+        for name in ("_cuda_graph_capture_health_check", "_accelerator_graph_capture_health_check"):
+            stack.enter_context(mock.patch.object(torch.optim.Optimizer, name, return_value=None, create=True))
         stack.enter_context(mock.patch.object(Tensor, "_make_subclass", _made))
         stack.enter_context(mock.patch.object(FakeTensor, "is_cuda", property(lambda x: x.device.type == "cuda")))
         # The norm of the gradients is one call for all, for the types and devices that PyTorch lists.
