@@ -22,6 +22,7 @@ from ipt_fast.checkpoint.pretrained import SUM
 from ipt_fast.cli.tables import markdown_table
 from ipt_fast.io.atomic import atomic_write
 from ipt_fast.model import IPT
+from ipt_fast.tasks import get_task
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "docs" / "model_card.md"
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     notes = {
         "task": ", ".join(tasks),
-        "scale": ", ".join(str(r) for r in (2, 3, 4, 1, 1, 1)),
+        "scale": ", ".join(str(get_task(task).scale) for task in tasks),
         "preset": config["preset"],
         "range": "RGB 0..255 in and out",
         "training_data": TRAINED_ON,

@@ -1,6 +1,6 @@
 """The weights that a run of few CPU hours starts from: a network that hands the photo on, enlarged pixel by pixel.
 
-    python -m bench.weights.start configs/pocket.yaml runs/pocket/start.pt
+    python -m bench.weights.start configs/pretrain_pocket.yaml runs/pocket/start.pt
 
 PyTorch's own start is a network that maps a photo to noise, and a small budget goes by until it maps it to itself. Here
 the last layer of every residual branch is zero, so that each adds nothing at first, and three of the features are the

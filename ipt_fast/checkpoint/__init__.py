@@ -1,8 +1,9 @@
 """Files that hold weights or training state: the released ones, our own, and safetensors."""
 
+from ipt_fast.checkpoint.errors import CheckpointError
 from ipt_fast.checkpoint.load import keep_one_task, load_checkpoint, nearest_task
 from ipt_fast.checkpoint.pretrained import PRETRAINED
-from ipt_fast.checkpoint.read import FORMAT, CheckpointError, check_weights, read_notes
+from ipt_fast.checkpoint.read import FORMAT, check_weights, read_notes
 from ipt_fast.checkpoint.training_state import (
     BEST,
     LATEST,

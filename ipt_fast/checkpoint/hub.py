@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ipt_fast.checkpoint.read import CheckpointError
+from ipt_fast.checkpoint.errors import CheckpointError
 
 HUB_FILE = "model.safetensors"
 NO_HUB = "needs huggingface_hub; pip install 'ipt-fast[hub]'"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ipt_fast.arguments import checked
-from ipt_fast.checkpoint.hub import fetch_from_hub, is_on_hub
-from ipt_fast.checkpoint.pretrained import located
-from ipt_fast.checkpoint.read import CheckpointError, check_weights, read_weights
+from ipt_fast.checkpoint.errors import CheckpointError
+from ipt_fast.checkpoint.locate import located
+from ipt_fast.checkpoint.read import check_weights, read_weights
 from ipt_fast.model import IPT, IPTConfig
 from ipt_fast.model.ipt import MeanShift
 from ipt_fast.tasks import TASKS, get_task
@@ -49,11 +49,9 @@ def load_checkpoint(path: str | Path, task: str | None = None, *, num_heads: int
             the file, the first keys that do not fit and what was expected.
         ValueError: the file has no such task, or says another number of heads.
     """
-    path = located(path)
     if task is not None:
         get_task(task)
-    if is_on_hub(path):
-        path = fetch_from_hub(path)
+    path = located(path)
     weights, stated = read_weights(path)
     if stated is None:
         try:

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from ipt_fast.checkpoint.read import CheckpointError
+from ipt_fast.checkpoint.errors import CheckpointError
 
 # Stands for it wherever a checkpoint is named.
 PRETRAINED = "pretrained"
@@ -12,15 +12,13 @@ FOLDER = Path(__file__).parents[1] / "weights"
 SUM = FOLDER / "pretrained.sha256"
 
 
-def located(path: str | Path) -> Path:
-    """Return the path; of "pretrained" that of the file in the package, once its sum is what it should be.
+def pretrained_file() -> Path:
+    """Return the path of the file in the package, once its sum is what it should be.
 
     Raises:
         FileNotFoundError: the package was installed without it.
         CheckpointError: it is not the file that was packed.
     """
-    if str(path) != PRETRAINED:
-        return Path(path)
     for needed in (SUM, SUM.with_suffix(".safetensors")):
         if not needed.is_file():
             raise FileNotFoundError(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from ipt_fast.checkpoint.errors import CheckpointError
 from ipt_fast.checkpoint.hub import HUB_FILE, NO_HUB
-from ipt_fast.checkpoint.read import CheckpointError
 from ipt_fast.checkpoint.write import save_network
 from ipt_fast.model import IPT
 

@@ -13,15 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ipt_fast.arguments import checked
+from ipt_fast.checkpoint.errors import CheckpointError
+from ipt_fast.checkpoint.locate import located
 
 FORMAT = "ipt-fast/1"
 # Where projects put the weights inside a file; the averaged weights first, as they are the better ones.
 _CONTAINERS = ("ema", "params_ema", "params", "state_dict", "model_state_dict", "model", "net", "net_g", "generator")
 _FIRST = re.compile(r"((?:(?:module|model|net|net_g|generator|_orig_mod)\.)*)head\.0\.0\.weight")
-
-
-class CheckpointError(RuntimeError):
-    """A file that cannot be used; the message names it."""
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -102,8 +100,6 @@ def _check_kind(path: Path) -> None:
 @checked
 def read_notes(path: str | Path) -> dict[str, str]:
     """Return the header of a safetensors file beside its sizes; of other files nothing. Raises as ``read_weights``."""
-    from ipt_fast.checkpoint.pretrained import located  # it raises errors of this module
-
     path = located(path)
     if path.suffix.lower() != ".safetensors":
         return {}

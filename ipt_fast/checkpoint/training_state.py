@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ipt_fast.arguments import checked
-from ipt_fast.checkpoint.read import FORMAT, CheckpointError, read_torch_file
+from ipt_fast.checkpoint.errors import CheckpointError
+from ipt_fast.checkpoint.read import FORMAT, read_torch_file
 from ipt_fast.io.atomic import atomic_path, atomic_write
 
 LATEST = "checkpoint.pt"

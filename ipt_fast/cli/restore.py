@@ -119,7 +119,7 @@ def _restore_one(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         out = restore(network, image.pixels, task, progress=advance, **window_options(args))
-    said = [str(w.message).removeprefix("restore: ") for w in caught if "out of memory" in str(w.message)]
+    said = [str(w.message) for w in caught if "out of memory" in str(w.message)]
     (height, width), (high, wide) = image.pixels.shape[:2], out.shape[:2]
     out = with_alpha(out, image.alpha if image.alpha is None else enlarge_alpha(image.alpha, (wide, high)))
     job.target.parent.mkdir(parents=True, exist_ok=True)

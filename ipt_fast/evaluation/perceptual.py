@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipt_fast.arguments import checked
-from ipt_fast.checkpoint.read import CheckpointError, check_weights, read_torch_file
+from ipt_fast.checkpoint.errors import CheckpointError
+from ipt_fast.checkpoint.read import check_weights, read_torch_file
 from ipt_fast.evaluation.metrics import as_scored
 
 MIN_SIDE = {"lpips": 31, "dists": 16}  # AlexNet, the stricter backbone of LPIPS, and VGG-16 have no pixel left of less

@@ -269,12 +269,6 @@ def to_uint8(image: Annotated[Tensor, Shape("3 H W", held=True)]) -> np.ndarray:
 
 
 @checked
-def to_uint16(image: Annotated[Tensor, Shape("3 H W", held=True)]) -> np.ndarray:
-    """Convert a float tensor [3, H, W], 0..255, to uint16 [H, W, 3], 0..65535: clamped and rounded."""
-    return (image.clamp(0, 255) * 257).round().permute(1, 2, 0).cpu().numpy().astype(np.uint16)
-
-
-@checked
 def read_rgb(path: str | Path) -> Tensor:
     """Read one image file as uint8 [3, H, W], upright, without alpha."""
     return read_image(path, alpha="drop").tensor()

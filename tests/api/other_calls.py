@@ -77,7 +77,6 @@ OTHER_CALLS = {
         "image": Image.fromarray(photo()), "path": w.new("image.png"), "force": True, "quality": 90,
     },
     "array_to_tensor": lambda w: {"image": photo()},
-    "to_uint16": lambda w: {"image": uniform(3, 4, 5, scale=255.0)},
     "to_uint8": lambda w: {"image": uniform(3, 4, 5, scale=255.0)},
     "build_index": lambda w: {
         "paths": [w.photos / "GT"], "index_file": w.new("index"), "workers": 1, "min_size": 12, "progress": False,

@@ -61,6 +61,15 @@ def test_the_commands(hub, tmp_path, checkpoint_file, capsys):
     assert load_checkpoint(tmp_path / "own.pt").config.tasks == ("sr2",)
 
 
+def test_notes_come_from_there_too(hub, tmp_path):
+    from ipt_fast.checkpoint import read_notes, save_network
+
+    path = save_network(network(), tmp_path / "net.safetensors", notes={"by": "me"})
+    push_network(network(), "me/tiny")
+    hub.repos["me/tiny"]["model.safetensors"] = path.read_bytes()
+    assert read_notes("hf://me/tiny") == read_notes("hf://me/tiny/model.safetensors") == {"by": "me"}
+
+
 @pytest.fixture
 def checkpoint_file(tmp_path):
     from ipt_fast.checkpoint import save_network
