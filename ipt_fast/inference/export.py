@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ipt_fast import __version__
 from ipt_fast.arguments import Shape, checked
 from ipt_fast.inference.prepare import PreparedIPT, prepare_for_inference
 from ipt_fast.io.atomic import atomic_path
@@ -112,7 +111,7 @@ def export_network(
     about = {
         "task": task, "scale": get_task(task).scale, "window": size, "range": value_range,
         "dtype": str(dtype).removeprefix("torch."), "config": json.dumps(network.config.to_dict()),
-        "package": f"ipt-fast {__version__}",
+        "package": "ipt-fast",
     }  # fmt: skip
     metadata = {key: str(about[key]) for key in METADATA}
     part = Program(prepare_for_inference(model, task, dtype), value_range)
