@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ipt_fast.evaluation.metrics import finite_mean, psnr_rgb, psnr_y
 from ipt_fast.evaluation.score import INPUT, Method, mean_scores, score_set
-from ipt_fast.evaluation.test_sets import find_set, read_pair
+from ipt_fast.evaluation.test_sets import Pair, find_set, read_pair
 from ipt_fast.inference import prepare_for_inference, restore
 from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.model import IPT
@@ -53,12 +54,17 @@ def all_scores(model: IPT, sets: Path, limit: int | None = None) -> Iterator[Set
             yield _unclipped(network, task, sets / folder, limit)
 
 
+def unclipped_pair(pair: Pair, task: Task, seed: int) -> tuple[Tensor, Tensor]:
+    """Return (lq, gt), float [1, 3, H, W]; the noise, of ``torch.Generator().manual_seed(seed)``, leaves 0..255."""
+    gt = read_pair(pair, task)[0][None].float()
+    return gt + task.sigma * torch.randn(gt.shape, generator=torch.Generator().manual_seed(seed)), gt
+
+
 def _unclipped(network: PreparedIPT, task: Task, folder: Path, limit: int | None) -> SetScore:
-    """Score with noise that leaves 0..255; image n has the noise of ``torch.Generator().manual_seed(n)``."""
+    """Score with noise that leaves 0..255."""
     values: list[tuple[float, ...]] = []
     for number, pair in enumerate(find_set(folder, task).pairs[:limit]):
-        gt = read_pair(pair, task)[0][None].float()  # [1, 3, H, W]
-        lq = gt + task.sigma * torch.randn(gt.shape, generator=torch.Generator().manual_seed(number))
+        lq, gt = unclipped_pair(pair, task, number)
         output = restore(network, lq, task.name)
         values.append(tuple(psnr(x, gt).item() for psnr in (psnr_y, psnr_rgb) for x in (lq, output)))
     means = [finite_mean(column) for column in zip(*values, strict=True)]
