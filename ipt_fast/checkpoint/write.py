@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ipt_fast.arguments import checked
 from ipt_fast.checkpoint.load import RELEASED_HEADS
 from ipt_fast.checkpoint.read import FORMAT
-from ipt_fast.io.atomic import atomic_path, atomic_write
+from ipt_fast.io.atomic import atomic_write
 from ipt_fast.model import IPT
 from ipt_fast.tasks import TASKS
 
@@ -51,15 +50,11 @@ def save_network(
     if layout == "released":
         _check_released(model)
     weights = {key: _as(value, dtype) for key, value in model.state_dict().items()}
-    if layout == "safetensors":
-        header = {**(notes or {}), "format": "pt", "config": json.dumps(model.config.to_dict())}
-        with atomic_path(path) as temporary:
-            try:
-                save_file(weights, str(temporary), metadata=header)
-            except SafetensorError as error:
-                raise OSError(f"{path} cannot be written: {error}") from error
-    else:
-        with atomic_write(path) as file:
+    with atomic_write(path) as file:
+        if layout == "safetensors":
+            header = {**(notes or {}), "format": "pt", "config": json.dumps(model.config.to_dict())}
+            file.write(save(weights, header))  # its save_file would let nobody but the owner read the file
+        else:
             own = {"format": FORMAT, "config": model.config.to_dict(), "model": weights}
             torch.save(own if layout == "own" else weights, file)
     return path

@@ -42,6 +42,13 @@ def test_the_name_decides_the_layout(six, name, keys, tmp_path):
             assert IPTConfig.from_dict(json.loads(file.metadata()["config"])) == SIX
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_may_be_read_by_those_who_may_read_any_new_file(six, layout, tmp_path):
+    (tmp_path / "any").touch()
+    path = save_network(six, tmp_path / "a", layout)
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_sizes_that_weights_do_not_tell_are_kept(tmp_path):
     """Heads, names of tasks, and where the contrastive features are taken."""
     config = IPTConfig(n_feats=4, num_heads=3, num_layers=1, tasks=("derain", "denoise70"), features_from="decoder")
