@@ -1,0 +1,160 @@
+"""Bounds of every kernel: what each pipe of a GPU needs at its peak rate, which one limits. Nothing runs on a GPU.
+
+    python -m bench.bounds [--only OP] [--device v100 a100 h100] [--batch-size 8 64 256] [--out DIR]
+
+Compiles for the devices asked for, so Triton's interpreter must be off; a minute or two the first time. Peak rates are
+in bench/count/rates.py, the arithmetic of a kernel in bench/bounds/<op>.py.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.bounds.launch import Launch
+from bench.bounds.model import PIPES, pipe_seconds, resident_blocks, waves
+from bench.count.rates import DEVICES, PEAKS
+from bench.offline_cases import OfflineCase
+from bench.ptx_facts import PtxFacts, compile_case
+from bench.results_io import Run, read_run
+from ipt_fast.cli.tables import markdown_table, print_table
+from ipt_fast.gpus import GPUS, find_gpu
+from ipt_fast.ops._registry import module_missing
+
+RESULTS = Path(__file__).parent.parent / "results"
+OPS = ("patch_attention", "csrc", "patch_contrastive_loss", "pixelshuffle_tail", "norm_passes", "degrade")
+COLUMNS = ("kernel", "shape", "B", "registers", "shared bytes", "warps an SM", "waves", *PIPES, "limit", "bound, µs",
+           "no overlap, µs", "measured, µs")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A launch on a device: the seconds of each pipe, what it was compiled to, what was measured."""
+
+    launch: Launch
+    device: str
+    facts: PtxFacts
+    seconds: dict[str, float]
+    measured: float | None
+
+    @property
+    def limit(self) -> str:
+        """The pipe that takes longest; "launch" where starting the kernel does."""
+        pipe = max(self.seconds, key=lambda name: self.seconds[name])
+        return pipe if self.seconds[pipe] > self.started else "launch"
+
+    @property
+    def started(self) -> float:
+        """Seconds that its launches take however little they do."""
+        return DEVICES[self.device].launch * self.launch.times
+
+    @property
+    def bound(self) -> float:
+        """Seconds that no schedule can beat."""
+        return max(self.started, *self.seconds.values())
+
+    def row(self) -> tuple[str, ...]:
+        """Return the cells of ``COLUMNS``."""
+        a, peak = self.launch, PEAKS[self.device]
+        blocks = resident_blocks(self.facts, a.warps, peak)
+        pipes = [micro(self.seconds[name]) for name in PIPES]
+        name = a.kernel + (f" ({a.times} launches)" if a.times > 1 else "")
+        found = "not measured" if self.measured is None else micro(self.measured)
+        fits = f"{blocks * a.warps} ({blocks} x {a.warps})"
+        return (
+            f"{a.op}: {name}", a.shape, str(a.B), str(self.facts.registers), f"{self.facts.shared:,}", fits,
+            f"{waves(a, blocks, peak):.2f}", *pipes, self.limit, micro(self.bound),
+            micro(max(self.started, sum(self.seconds.values()))), found,
+        )  # fmt: skip
+
+
+def micro(seconds: float) -> str:
+    """Return microseconds in three digits."""
+    return f"{1e6 * seconds:,.0f}" if seconds >= 1e-4 else f"{1e6 * seconds:.3g}"
+
+
+def launches(op: str, B: int, device: str) -> list[Launch]:
+    """Return what ``bench/bounds/<op>.py`` launches."""
+    return importlib.import_module(f"bench.bounds.{op}").launches(B, device)
+
+
+def bounds(ops: Sequence[str], batch_sizes: Sequence[int], device: str, runs: Sequence[Run]) -> Iterator[Bound]:
+    """Yield kernel by kernel, and of each one batch size after the other."""
+    compiled: dict[int | str, PtxFacts] = {}
+    for op in ops:
+        by_batch = [launches(op, B, device) for B in batch_sizes]
+        for a in (launch for same in zip(*by_batch, strict=True) for launch in same):
+            key = f"{a.op} {a.kernel} {a.code.describe()}" if isinstance(a.code, OfflineCase) else a.kernel
+            if key not in compiled:
+                compiled[key] = _facts(a, device)
+            yield Bound(a, device, compiled[key], pipe_seconds(a, PEAKS[device]), measured(a, device, runs))
+
+
+def _facts(a: Launch, device: str) -> PtxFacts:
+    major, minor = GPUS[device].capability
+    return a.code if isinstance(a.code, PtxFacts) else compile_case(a.code, 10 * major + minor)
+
+
+def measured(a: Launch, device: str, runs: Sequence[Run]) -> float | None:
+    """Return the committed median of the op's own backend at that shape on that device, or None."""
+    words = {f"B={a.B}", *a.shape.split()}
+    for run in runs:
+        if run.environment["device"] == "cuda" and find_gpu(run.ceilings.device) is GPUS[device]:
+            for r in run.results:
+                if (r.op, r.direction, r.contender) == (a.op, a.direction, "triton") and words <= {*r.shape.split()}:
+                    return r.median
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; write them and a plot a device where asked. Exit code 2 where nothing can be compiled."""
+    parser = argparse.ArgumentParser(prog="python -m bench.bounds", description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=OPS, nargs="+", default=OPS, metavar="OP", help=f"of {', '.join(OPS)}")
+    parser.add_argument("--device", choices=tuple(PEAKS), nargs="+", default=list(PEAKS))
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[8, 64, 256], metavar="B")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write bounds.md and a plot a device there")
+    args = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        print("bench.bounds: TRITON_INTERPRET is set; unset it, the interpreter cannot compile", file=sys.stderr)
+        return 2
+    if reason := module_missing("triton"):
+        print(f"bench.bounds: {reason}; pip install triton", file=sys.stderr)
+        return 2
+    runs = [read_run(path.parent) for path in sorted(RESULTS.glob("*/results.json"))]
+    text = [_HEAD]
+    for device in args.device:
+        found = list(bounds(args.only, args.batch_size, device, runs))
+        rows = [bound.row() for bound in found]
+        print_table(f"{device}: bounds, in µs; {_NOTE}", COLUMNS, rows, COLUMNS[2:])
+        if args.out:
+            from bench.bounds.plot import draw
+
+            args.out.mkdir(parents=True, exist_ok=True)
+            draw(found, args.out / f"{device}.png")
+            table = markdown_table(COLUMNS, rows, COLUMNS[2:])
+            text.append(f"## {device}\n\n![each pipe's time by kernel on {device}]({device}.png)\n\n{table}")
+    if args.out:
+        (args.out / "bounds.md").write_text("\n".join(text))
+    return 0
+
+
+_NOTE = "arithmetic, nothing was measured"
+_HEAD = """# Bounds of the kernels
+
+`python -m bench.bounds --out bench/results/bounds`. **Arithmetic: nothing here ran on a GPU.** Shapes of the `base`
+network, both embeddings, 16-bit inputs. Registers and shared memory are what the kernels compile to.
+
+- The five pipes: microseconds that each needs at the peak rate of `bench/count/rates.py` for the work that
+  `bench/bounds/` states beside each kernel. What belongs to an SM takes as long as the busiest one: that is the last
+  wave. L2 is the larger of all SMs together and of the port of the busiest one.
+- Bound: the largest of them, or the least time of a launch. No schedule is faster. No overlap: their sum; slower means
+  that latency shows, or that instructions are not counted: addresses, waits, exchange between threads, shared memory.
+- Waves: programs over those that fit at the same time, by registers, shared memory and warps.
+- Measured: the median in a committed run on that device.
+"""
+
+if __name__ == "__main__":
+    sys.exit(main())
