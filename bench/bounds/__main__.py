@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.bounds import csrc
 from bench.bounds.launch import Launch
 from bench.bounds.model import PIPES, pipe_seconds, resident_blocks, waves
 from bench.count.rates import DEVICES, PEAKS
@@ -83,7 +84,7 @@ def launches(op: str, B: int, device: str) -> list[Launch]:
 
 def bounds(ops: Sequence[str], batch_sizes: Sequence[int], device: str, runs: Sequence[Run]) -> Iterator[Bound]:
     """Yield kernel by kernel, and of each one batch size after the other."""
-    compiled: dict[int | str, PtxFacts] = {}
+    compiled: dict[str, PtxFacts] = {}
     for op in ops:
         by_batch = [launches(op, B, device) for B in batch_sizes]
         for a in (launch for same in zip(*by_batch, strict=True) for launch in same):
@@ -95,7 +96,7 @@ def bounds(ops: Sequence[str], batch_sizes: Sequence[int], device: str, runs: Se
 
 def _facts(a: Launch, device: str) -> PtxFacts:
     major, minor = GPUS[device].capability
-    return a.code if isinstance(a.code, PtxFacts) else compile_case(a.code, 10 * major + minor)
+    return compile_case(a.code, 10 * major + minor) if isinstance(a.code, OfflineCase) else csrc.facts(a.code)
 
 
 def measured(a: Launch, device: str, runs: Sequence[Run]) -> float | None:

@@ -23,15 +23,15 @@ def launches(B: int, device: str) -> list[Launch]:
     kernels = [kernel_of(direction, d, 70) for direction in ("forward", "backward")]
     return [
         Launch("patch_attention", f"csrc {k.direction}", f"N={N}", B, B * H * (tiles(N, k.rows)), k.threads // 32,
-               csrc_work(B, k.direction, tiles(N, k.rows)), _facts(k))
+               csrc_work(B, k.direction, tiles(N, k.rows)), k)
         for k in kernels
     ]  # fmt: skip
 
 
 def csrc_work(B: int, direction: str, blocks: int) -> Work:
-    """HBM: each tensor once. L2 forward: q, q_embed, out once, k, k_embed, v once a block of a head; backward: q,
-    q_embed, grad, out, k, k_embed, v, dq, dk, dv.
-    """
+    """Return the work of a direction; ``blocks``: of a head."""
+    # HBM: each tensor once. L2 forward: q, q_embed, out once, k, k_embed, v once a block of a head; backward: q,
+    # q_embed, grad, out, k, k_embed, v, dq, dk, dv.
     head, row = N * d * 2, 4 * N
     asked = 3 * head + blocks * 3 * head if direction == "forward" else 10 * head
     return Work(
@@ -43,7 +43,8 @@ def csrc_work(B: int, direction: str, blocks: int) -> Work:
     )
 
 
-def _facts(kernel: Kernel) -> PtxFacts:
+def facts(kernel: Kernel) -> PtxFacts:
+    """Compile for sm_70 where NVRTC 12 is installed; otherwise return what is known."""
     if csrc_facts.nvrtc_folder() is not None:
         return csrc_facts.compile_nvrtc(kernel.source, 70, kernel.expression)
     return PtxFacts("sm_70", REGISTERS[kernel.direction], kernel.shared, 0, 0)

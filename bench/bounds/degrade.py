@@ -58,9 +58,10 @@ def rain_work(B: int, tile: int) -> Work:
 
 
 def shrink_work(B: int, scale: int) -> tuple[int, Work]:
-    """The crop in, and once more from L2 for the target; both results out. For each phase and tap of a column a load,
-    a conversion and a product with its sum, for each phase five more with the rounding; a lane for each of
-    ``BLOCK_W`` columns.
+    """Read the crop, and once more from L2 for the target; write both results.
+
+    For each phase and tap of a column a load, a conversion and a product with its sum, for each phase nine more with
+    the rounding; a lane for each of ``BLOCK_W`` columns.
     """
     sizes, taps = kernels.shrink_plan(scale), 4 * scale - scale % 2
     programs = 3 * B * tiles(S, sizes["BLOCK_H"]) * tiles(S, sizes["BLOCK_W"] - 3)

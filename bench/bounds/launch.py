@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.offline_cases import OfflineCase
-from bench.ptx_facts import PtxFacts
+from ipt_fast.cuda.kernels import Kernel
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Work:
 class Launch:
     """A kernel at a shape: ``programs`` do ``work`` together, ``times`` times in a call of the op.
 
-    ``code``: what to compile, or what it is known to compile to. ``direction``: of the measurement to compare with, or
+    ``code``: what to compile. ``direction``: of the measurement to compare with, or
     "" where a benchmark times more than this kernel.
     """
 
@@ -41,7 +41,7 @@ class Launch:
     programs: int
     warps: int
     work: Work
-    code: OfflineCase | PtxFacts
+    code: OfflineCase | Kernel
     times: int = 1
     direction: str = ""
 

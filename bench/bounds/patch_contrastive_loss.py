@@ -38,7 +38,7 @@ def unit_work(B: int, p: Plan) -> Work:
 
 
 def forward_work(B: int, p: Plan) -> tuple[int, Work]:
-    """A program takes a tile of j with each of B - 1 images k: both tiles of u from L2 for each. HBM: u once, S.
+    """Let a program take a tile of j with each of B - 1 images k, both tiles of u from L2 for each. HBM: u once, S.
     Cosine: scale and sum.
     """
     programs, cosines = B * tiles(N, p.block) ** 2, B * (B - 1) * p.NP**2

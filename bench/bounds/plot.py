@@ -31,7 +31,7 @@ def draw(bounds: Sequence["Bound"], path: Path) -> None:
         axes.plot([1e6 * bound.bound] * 2, [place - 0.45, place + 0.45], color="black", lw=1.5)
     labels = [f"{b.launch.op}: {b.launch.kernel}, {b.launch.shape}" for b in shown]
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.set_xlim(left=0.1)
     axes.set_xlabel("µs at the peak rate of each pipe; the black line is the bound (arithmetic, not measured)")

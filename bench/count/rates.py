@@ -1,4 +1,4 @@
-"""What devices reach, for the prediction, and what they cannot exceed, for the bounds; each with where it comes from."""
+"""What devices reach, for the prediction, and what they cannot exceed, for the bounds; each with its source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
