@@ -118,11 +118,12 @@ def pixelshuffle_tail_forward(x: Tensor, kernels: Tensor, bias: Tensor, scale: i
     rows, columns, block = H - 2 * frame_y, W - 2 * frame_x, sizes["BLOCK_M"]
     classes = (2 * frame_y + 1) * (2 * frame_x + 1)
     tiles = triton.cdiv(B * rows * columns, block) + (classes - 1) * triton.cdiv(B * max(rows, columns), block)
-    tail_kernel[(tiles, triton.cdiv(P, sizes["BLOCK_P"]))](
-        x, kernels, bias, out,
-        x.stride(0), x.stride(1), x.stride(2), B, H, W, C, P,
-        FRAME_Y=frame_y, FRAME_X=frame_x, REACH_Y=reach_y, REACH_X=reach_x, R=scale,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        **sizes,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        tail_kernel[(tiles, triton.cdiv(P, sizes["BLOCK_P"]))](
+            x, kernels, bias, out,
+            x.stride(0), x.stride(1), x.stride(2), B, H, W, C, P,
+            FRAME_Y=frame_y, FRAME_X=frame_x, REACH_Y=reach_y, REACH_X=reach_x, R=scale,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+            **sizes,
+        )  # fmt: skip
     return out
