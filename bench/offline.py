@@ -5,8 +5,8 @@ CUDA C++ kernels join where a compiler for them is installed (bench/csrc_facts.p
     python -m bench.offline            table on the screen and in bench/results/offline.md
     python -m bench.offline --check    table and exit code only
 
-A kernel passes where it has tensor-core instructions (if it must), no register spills, and shared memory within
-what a block of that GPU can have. Exit code 1 where any fails.
+A kernel passes where it has tensor-core instructions (if it must), no register spills, shared memory within what a
+block of that GPU can have, and 64-bit offsets into every tensor that may be large. Exit code 1 where any fails.
 """
 
 import argparse
@@ -48,8 +48,17 @@ class Outcome:
 
     def row(self) -> tuple[object, ...]:
         """Return the cells under ``COLUMNS``."""
-        facts = astuple(self.facts) if self.facts else (f"sm_{self.capability}" if self.capability else "", *[""] * 4)
-        return (self.op, self.kernel_name, self.label, *facts, self.problem or "ok")
+        facts = (
+            astuple(self.facts)[:5] if self.facts else (f"sm_{self.capability}" if self.capability else "", *[""] * 4)
+        )
+        spilled = self.facts is not None and self.facts.spills > 0
+        return (
+            self.op,
+            self.kernel_name,
+            self.label,
+            *facts,
+            self.problem or ("ok, known to spill" if spilled else "ok"),
+        )
 
 
 def case_modules() -> list[str]:
@@ -57,15 +66,19 @@ def case_modules() -> list[str]:
     return [f"bench.offline_cases.{path.stem}" for path in sorted(CASES.glob("*.py")) if path.stem != "__init__"]
 
 
-def judge(facts: PtxFacts, shared_limit: int, needs_tensor_cores: bool) -> str | None:
-    """Return why the compiled kernel fails the gate, or None."""
+def judge(
+    facts: PtxFacts, shared_limit: int, needs_tensor_cores: bool, small: Sequence[str] = (), spills: int = 0
+) -> str | None:
+    """Return why the compiled kernel fails the gate, or None; ``small`` and ``spills``: as ``OfflineCase`` has them."""
     problems = []
-    if facts.spills:
+    if facts.spills > spills:
         problems.append(f"spills {facts.spills} bytes")
     if facts.shared > shared_limit:
         problems.append(f"shared memory over the limit of {shared_limit}")
     if needs_tensor_cores and not facts.mma:
         problems.append("no tensor-core instruction")
+    if narrow := [name for name in facts.narrow if name not in small]:
+        problems.append(f"32-bit offsets into {', '.join(narrow)}")
     return "; ".join(problems) or None
 
 
@@ -101,7 +114,8 @@ def _check_job(job: tuple[str, int, int]) -> Outcome:
         facts = compile_case(case, capability)
     except Exception as error:  # the compiler raises many types; the table must show every kernel
         return Outcome(*name, None, f"does not compile: {type(error).__name__}: {str(error).strip()[:300]}")
-    return Outcome(*name, facts, judge(facts, SHARED_LIMIT[capability], case.needs_tensor_cores))
+    allowed = {"small": case.small, "spills": case.spills.get(capability, 0)}
+    return Outcome(*name, facts, judge(facts, SHARED_LIMIT[capability], case.needs_tensor_cores, **allowed))
 
 
 def check_csrc() -> list[Outcome]:

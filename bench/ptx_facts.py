@@ -7,26 +7,32 @@ functions that cannot be compiled.
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.offline_cases import OfflineCase
+from bench.offsets import narrow_pointers
 
 # Shared memory that one block can opt in to, bytes (CUDA C++ Programming Guide, table of compute capabilities).
-SHARED_LIMIT = {70: 98_304, 75: 65_536, 80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
+SHARED_LIMIT = {70: 98_304, 75: 65_536, 80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 
-_TENSOR_CORE = re.compile(r"(?<![\w.])(?:mma\.sync|wgmma\.mma_async\.sync)\.aligned\.m\d+n\d+k\d+")
+_TENSOR_CORE = re.compile(
+    r"(?<![\w.])(?:(?:mma\.sync|wgmma\.mma_async\.sync)\.aligned\.m\d+n\d+k\d+|tcgen05\.mma\.cta_group)"
+)
 
 
 @dataclass(frozen=True)
 class PtxFacts:
-    """What a compiled kernel uses. ``shared`` and ``spills`` in bytes; ``mma`` counts tensor-core instructions."""
+    """What a compiled kernel uses. ``shared`` and ``spills`` in bytes; ``mma`` counts tensor-core instructions;
+    ``narrow`` names the pointers that are reached by 32-bit offsets alone.
+    """
 
     arch: str
     registers: int
     shared: int
     mma: int
     spills: int
+    narrow: tuple[str, ...] = ()
 
 
 def compile_case(case: OfflineCase, capability: int) -> PtxFacts:
@@ -60,7 +66,8 @@ def compile_case(case: OfflineCase, capability: int) -> PtxFacts:
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": case.fp_fusion}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return read_ptx(compiled.asm["ptx"], compiled.metadata.shared, Path(triton.__file__).parent)
+    facts = read_ptx(compiled.asm["ptx"], compiled.metadata.shared, Path(triton.__file__).parent)
+    return replace(facts, narrow=tuple(sorted(narrow_pointers(compiled.asm["ttir"]))))
 
 
 def read_ptx(ptx: str, dynamic_shared: int, triton_root: Path) -> PtxFacts:

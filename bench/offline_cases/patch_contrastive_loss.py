@@ -1,5 +1,6 @@
 """patch_contrastive_loss's kernels at IPT's shape and at those of other networks, as the launchers start them."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ FEATURES = ("U", "X", "W", "OUT")  # pointers of the features' dtype; all others
 def offline_cases() -> list[OfflineCase]:
     cases = [case for shape in SHAPES for dtype in ("fp16", "bf16") for case in _gemms(shape, dtype, "ieee")]
     cases += _gemms(SHAPES[0], "fp32", "ieee") + _gemms(SHAPES[0], "fp32", "tf32")
-    return cases + [case for shape in SHAPES[::2] for dtype in ("bf16", "fp32") for case in _norms(shape, dtype)]
+    cases += [case for shape in SHAPES[::2] for dtype in ("bf16", "fp32") for case in _norms(shape, dtype)]
+    others = _norms(SHAPES[0], "bf16")[0]
+    types = {a: kind for a, kind in others.types.items() if a != "SUMS"}
+    label = others.label + ", of other ranks"
+    return [*cases, replace(others, types=types, consts={**others.consts, "SUMS": None}, label=label)]
 
 
 def _gemms(shape: tuple[int, int, int], dtype: str, precision: str) -> list[OfflineCase]:
@@ -26,7 +31,8 @@ def _gemms(shape: tuple[int, int, int], dtype: str, precision: str) -> list[Offl
     tf32 = precision == "tf32"
     return [
         _case(name, fn, shape, dtype, consts, " tf32" * tf32, num_warps=p.num_warps, num_stages=p.num_stages,
-              needs_tensor_cores=dtype != "fp32" or tf32)
+              needs_tensor_cores=dtype != "fp32" or tf32, small=("LOGS",),
+              targets=(80, 90, 100, 120) if dtype == "bf16" and shape[1:] == (256, 576) else (80, 90))
         for name, fn in (("forward", sums_kernel), ("backward weights", weights_kernel))
     ]  # fmt: skip
 

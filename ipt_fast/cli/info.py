@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend
 
 from ipt_fast import __version__, ops
 from ipt_fast.cli.tables import print_table
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         columns = ("op", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
         print_table(f"{gpu}, {capability}: what is taken (what impl= can ask for)", columns, taken)
         print_table(f"{gpu}: what cannot be had", ("op", "backend", "why"), refused)
+        print(f'{gpu}: impl="sdpa" has PyTorch try {", ".join(sdpa_order(GPUS[gpu].capability))}')
     if args.gpus:
         print("as if every optional package were installed; shapes count too: see the ops' descriptions")
         return 0
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"IPT_FAST_IMPL={choice} decides below where an op has a backend of that name")
     for device in [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]:
         print_table(_title(device), ("op", "backend", "on this machine"), backend_rows(device))
+        if device.type == "cuda":
+            print(f'{device}: impl="sdpa" of patch_attention is PyTorch\'s kernel "{sdpa_kernel_of(device)}"')
     return 0
 
 
@@ -87,6 +91,24 @@ def plan_rows(gpu: str) -> tuple[list[tuple[str, ...]], list[tuple[str, str, str
             taken.append((op, *(_cell(op, reasons) for reasons in by_dtype)))
             refused += [(op, name, why) for name, why in by_dtype[0].items() if all(r[name] for r in by_dtype) and why]
     return taken, refused
+
+
+def sdpa_order(capability: tuple[int, int]) -> list[str]:
+    """Return the kernels of ``scaled_dot_product_attention`` in 16 bits, in the order in which PyTorch tries them.
+
+    Left as PyTorch has it (2.10 to 2.14, ``sdp_utils.cpp``): it puts cuDNN first itself, and not before a fault of
+    cuDNN with lengths that are no multiple of 128 was mended in 9.15.1; torch 2.10 brings an older one. An order set
+    here would be one of the whole process.
+    """
+    first = ["cudnn (from 9.15.1 on)"] if capability in ((9, 0), (10, 0)) else []
+    return [*first, *(["flash"] if capability >= (8, 0) else []), "efficient", "math"]
+
+
+def sdpa_kernel_of(device: torch.device) -> str:
+    """Return the kernel that PyTorch takes on ``device`` for the attention of IPT in training: d = 48, 16 bits."""
+    dtype = torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported(False) else torch.float16
+    q = torch.empty(1, 12, 256, 48, dtype=dtype, device=device, requires_grad=True)  # [B, H, N, d]
+    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.lower().removesuffix("_attention")
 
 
 def _cell(op: str, reasons: dict[str, str | None]) -> str:

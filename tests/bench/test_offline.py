@@ -37,6 +37,7 @@ def test_good_kernels_pass(fixture_outcomes, kernel, capability):
     "kernel, reason",
     [
         ("spilling", "spills"),
+        ("narrow", "32-bit offsets into Y"),
         ("no tensor cores", "no tensor-core instruction"),
         ("too much shared", "shared memory over the limit of 166912"),
         ("misnamed", r"without a type or constant: ['K']"),
@@ -44,6 +45,19 @@ def test_good_kernels_pass(fixture_outcomes, kernel, capability):
 )
 def test_the_gate_has_teeth(fixture_outcomes, kernel, reason):
     assert reason in fixture_outcomes[kernel, 80].problem
+
+
+def test_wide_offsets_pass_also_where_a_loop_carries_the_pointer(fixture_outcomes):
+    assert fixture_outcomes["wide", 80].problem is None
+    assert fixture_outcomes["wide", 80].facts.narrow == ()
+    assert fixture_outcomes["narrow", 80].facts.narrow == ("X", "Y")  # of which one is said to be small
+
+
+def test_bytes_that_are_known_to_spill_pass_and_more_do_not():
+    spilling = PtxFacts("sm_120a", 255, 0, 1, 64)
+    assert offline.judge(spilling, 1024, True, spills=64) is None
+    assert offline.judge(spilling, 1024, True, spills=48) == offline.judge(spilling, 1024, True) == "spills 64 bytes"
+    assert offline.Outcome("op", "k", "", 120, spilling, None).row()[-1] == "ok, known to spill"
 
 
 def test_interpreter_in_the_environment_does_not_reach_the_compiler(monkeypatch):
@@ -66,7 +80,7 @@ def test_markdown_holds_every_kernel(fixture_outcomes, tmp_path):
     offline.write_markdown(list(fixture_outcomes.values()), path)
     text = path.read_text()
     assert "triton" in text
-    assert text.count("| fixture |") == len(fixture_outcomes) == 8
+    assert text.count("| fixture |") == len(fixture_outcomes) == 10
 
 
 def test_cuda_kernels_are_judged_by_the_same_measure(monkeypatch, tmp_path):
@@ -88,11 +102,11 @@ def test_cuda_kernels_are_judged_by_the_same_measure(monkeypatch, tmp_path):
 
 def test_a_long_reason_is_printed_once_below_the_table(fixture_outcomes):
     rows, notes = offline.shortened([*fixture_outcomes.values()] * 2)
-    assert len(rows) == 16
+    assert len(rows) == 20
     assert len(notes) == len(set(notes)) >= 1
     assert "without a type or constant" in notes[-1]
     assert sum(str(row[-1]) == f"fails, see [{len(notes)}]" for row in rows) == 2
-    assert sum(row[-1] == "ok" for row in rows) == 8
+    assert sum(row[-1] == "ok" for row in rows) == 10
 
 
 def test_label_is_made_from_types_and_constants():

@@ -71,6 +71,25 @@ def test_a_plan_for_a_gpu_that_is_not_here(gpu, attention, contrastive, monkeypa
     assert (("patch_attention", "triton") in {row[:2] for row in refused}) == (attention == "cuda")
 
 
+def test_the_order_of_sdpa_is_pytorchs_own(capsys):
+    assert info.sdpa_order((7, 0)) == ["efficient", "math"]
+    assert info.sdpa_order((8, 0)) == info.sdpa_order((12, 0)) == ["flash", "efficient", "math"]
+    assert info.sdpa_order((9, 0))[0].startswith("cudnn") and info.sdpa_order((9, 0))[1:] == info.sdpa_order((8, 0))
+    assert main(["info", "--for", "h100"]) == 0
+    assert 'h100: impl="sdpa" has PyTorch try cudnn (from 9.15.1 on), flash, efficient, math' in capsys.readouterr().out
+
+
+def test_the_kernel_of_sdpa_is_what_pytorch_answers():
+    assert info.sdpa_kernel_of(torch.device("cpu")) == "flash"
+
+
+@pytest.mark.gpu
+def test_the_kernel_of_sdpa_on_a_gpu_is_the_first_of_its_order_that_serves():
+    found = info.sdpa_kernel_of(torch.device("cuda"))
+    first, second = (info.sdpa_order(torch.cuda.get_device_capability()) * 2)[:2]
+    assert found in (first.split()[0], second)  # the second where cuDNN is too old
+
+
 def test_a_plan_is_what_the_registry_says_for_each_dtype(monkeypatch):
     monkeypatch.delenv("IPT_FAST_IMPL", raising=False)
     (cells,) = (cells for op, *cells in info.plan_rows("v100")[0] if op == "patch_attention")
