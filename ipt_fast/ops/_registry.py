@@ -21,6 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ipt_fast.ops._common import any_requires_grad, check_type, forward_mode
 
 _VARIABLE = "IPT_FAST_IMPL"
+_NAMESPACE = "ipt_fast"  # of the operators
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -152,15 +153,15 @@ class Backends:
 
 
 def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    torch.library.define(f"ipt_fast::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(f"ipt_fast::{name}", "CompositeExplicitAutograd")(function)
-    torch.library.register_fake(f"ipt_fast::{name}")(fake)
+    torch.library.define(f"{_NAMESPACE}::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"{_NAMESPACE}::{name}", "CompositeExplicitAutograd")(function)
+    torch.library.register_fake(f"{_NAMESPACE}::{name}")(fake)
 
     def refuse(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(f"ipt_fast::{name} has no gradient of its own; call the function in ipt_fast.ops")
+        raise RuntimeError(f"{_NAMESPACE}::{name} has no gradient of its own; call the function in ipt_fast.ops")
 
-    torch.library.register_autograd(f"ipt_fast::{name}", refuse)  # otherwise a gradient would be dropped
-    op = getattr(torch.ops.ipt_fast, name)
+    torch.library.register_autograd(f"{_NAMESPACE}::{name}", refuse)  # otherwise a gradient would be dropped
+    op = getattr(getattr(torch.ops, _NAMESPACE), name)
 
     def one_by_one(info: Any, in_dims: Any, *args: Any) -> Any:  # what vmap does; it would warn of its own loop
         dims = zip(args, in_dims, strict=True)
@@ -171,7 +172,7 @@ def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable
         stacked = tuple(torch.stack(each) for each in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
 
-    torch.library.register_vmap(f"ipt_fast::{name}", one_by_one)
+    torch.library.register_vmap(f"{_NAMESPACE}::{name}", one_by_one)
 
     def call(*args: Any) -> Any:
         return op(*args)
