@@ -16,8 +16,14 @@ FLOPS = {"base": 66.6e9, "tiny": 1.09e9}
 KEPT = "ipt_fast, hidden layers kept"
 PREPARED = "ipt_fast, prepared"
 PAIRS = [(dtype, contender) for dtype in DTYPES for contender in ("plain", "ipt_fast")]
-FORWARD = [*PAIRS, ("bfloat16", "plain, weights cast"), *((dtype, PREPARED) for dtype in DTYPES)]
-TRAINING = [*PAIRS, *((dtype, KEPT) for dtype in DTYPES)]
+COMPILED = "plain, torch.compile"  # last: compiling takes longer than measuring
+FORWARD = [
+    *PAIRS,
+    ("bfloat16", "plain, weights cast"),
+    *((dtype, PREPARED) for dtype in DTYPES),
+    ("bfloat16", COMPILED),
+]
+TRAINING = [*PAIRS, *((dtype, KEPT) for dtype in DTYPES), ("bfloat16", COMPILED)]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +41,13 @@ def plain(network):
     return plain_copy(network)
 
 
+def compiled(network, device):
+    if device.type == "cpu":
+        pytest.skip("compiling the network for a CPU takes longer than measuring it")
+    torch.compiler.reset()
+    return torch.compile(network)
+
+
 def autocast(device, dtype):
     return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")
 
@@ -47,6 +60,8 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
     x = torch.rand(B, 3, 48, 48, device=device) * 255
     if cast:
         model, x = copy.deepcopy(model).to(DTYPES[dtype]), x.to(DTYPES[dtype])
+    if contender == COMPILED:
+        model = compiled(model, device)
     if contender == PREPARED:
         model = prepare_for_inference(model, "sr2", DTYPES[dtype])
 
@@ -61,7 +76,8 @@ def bench_forward(measure, device, preset, network, plain, contender, dtype):
 @pytest.mark.parametrize("dtype, contender", TRAINING)
 def bench_training_step(measure, device, preset, network, plain, contender, dtype):
     """Time a training step with hidden activations recomputed, or kept as the plain network's are."""
-    model = (plain if contender == "plain" else network).train()
+    model = (plain if contender.startswith("plain") else network).train()
+    model = compiled(model, device) if contender == COMPILED else model
     network.set_recompute(contender != KEPT)
     B = 32 if device.type == "cuda" and preset == "base" else 2
     x = torch.rand(B, 3, 48, 48, device=device) * 255

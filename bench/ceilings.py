@@ -39,12 +39,12 @@ class Ceilings:
     steady: float = 1.0
 
 
-def measure_ceilings(device: torch.device, seconds: float = 1.0) -> Ceilings:
-    """Measure median rates, each of about ``seconds`` of running."""
+def measure_ceilings(device: torch.device, seconds: float = 1.0, side: int | None = None) -> Ceilings:
+    """Measure median rates, each of about ``seconds`` of running; ``side``: of the matmul, where not the usual one."""
     source = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device, seconds)
-    n, rates = _SIDE[device.type], {}
+    n, rates = side or _SIDE[device.type], {}
     for dtype in _DTYPES[device.type]:
         a = torch.randn(n, n, device=device).to(dtype)
         took = _median_seconds(partial(torch.matmul, a, a), device, seconds)
@@ -85,9 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; write the rates where asked."""
     parser = argparse.ArgumentParser(prog="python -m bench.ceilings", description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--small", action="store_true", help="a small matmul: does it run at all?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write them to FILE")
     args = parser.parse_args(argv)
-    ceilings = measure_ceilings(torch.device(args.device))
+    ceilings = measure_ceilings(torch.device(args.device), *((0.1, 512) if args.small else ()))
     rows = [("copy", f"{ceilings.copy_bandwidth / 1e9:.1f} GB/s")]
     rows += [(f"matmul {dtype}", f"{rate / 1e9:.0f} GFLOP/s") for dtype, rate in ceilings.matmul_rate.items()]
     print_table(f"ceilings of {ceilings.device}, {ceilings.threads} threads", ("what", "measured"), rows, ("measured",))

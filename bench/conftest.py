@@ -15,6 +15,7 @@ def pytest_addoption(parser):
     default = "cuda" if torch.cuda.is_available() else "cpu"
     group.addoption("--device", default=default, help="cpu or cuda (default: cuda where there is one)")
     group.addoption("--small", action="store_true", help="few rounds; a bench may leave out its large shapes")
+    group.addoption("--lines", type=Path, default=None, help="append each result as a line of JSON, as it comes")
     group.addoption("--skipped-json", type=Path, default=None, help="write what was not measured, with the reasons")
 
 
@@ -31,10 +32,15 @@ def small(request) -> bool:
 
 
 @pytest.fixture
-def measure(benchmark, device, small):
+def measure(request, benchmark, device, small):
     """Return ``measure(call, op=, contender=, shape=, dtype=, work=, ...)``; see bench/case.py."""
     torch.manual_seed(0)
-    return functools.partial(measure_call, benchmark, device=device, small=small)
+    yield functools.partial(measure_call, benchmark, device=device, small=small)
+    path = request.config.getoption("--lines")
+    if path is not None and benchmark.stats is not None:
+        case = {"extra_info": benchmark.extra_info, "stats": {"data": list(benchmark.stats.stats.data)}}
+        with path.open("a") as file:
+            file.write(json.dumps(case) + "\n")
 
 
 SKIPPED: list[dict[str, str]] = []

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The proof on a machine with a GPU and this repository, in under ten minutes: tests, ceilings, all benchmarks, a trace
-# of a training step, a short training on photos, decoding. Nothing is fetched. Results: bench/results/<device>/.
-#   bash bench/gpu_proof.sh          on the GPU
-#   bash bench/gpu_proof.sh --cpu    all of it small on the CPU, in under four minutes, into runs/proof
+# The proof on a machine with a GPU and this repository, in two commands of at most ten minutes. Nothing is fetched.
+#   bash bench/gpu_proof.sh correctness    is every result right? It also fills Triton's cache for the second
+#   bash bench/gpu_proof.sh speed          ceilings, every contender, training
+#   bash bench/gpu_proof.sh                one after the other
+#   ... --cpu                              small, on the CPU, into runs/proof: does the proof itself work?
+# Results: bench/results/<device>/proof.md. What tells most comes first, and is written when it is there.
 # The Python is $PYTHON, or the first of .venv/bin/python, python3 and python whose torch sees the GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

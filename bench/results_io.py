@@ -78,9 +78,9 @@ class Run:
 
 
 def read_benchmarks(path: Path, ceilings: Ceilings) -> list[Result]:
-    """Return the results in pytest-benchmark's JSON file, compared with their baselines and the ceilings."""
+    """Return the results in a file of JSON lines (``--lines``), compared with their baselines and the ceilings."""
     results = []
-    for case in json.loads(path.read_text())["benchmarks"]:
+    for case in map(json.loads, path.read_text().splitlines()):
         info = case["extra_info"]
         if "op" not in info:
             continue

@@ -15,7 +15,7 @@ import torch
 from bench import ROOT, child_environment
 from bench.ceilings import Ceilings, device_name, highest, measure_ceilings
 from bench.report import print_run, write_run
-from bench.results_io import Result, Run, compare, environment, read_benchmarks
+from bench.results_io import Result, Run, compare, environment, read_benchmarks, read_run
 from ipt_fast.cli.bench import EXAMPLE, add_arguments
 from ipt_fast.ops._registry import module_missing
 
@@ -39,6 +39,7 @@ def run_suite(
     small: bool = False,
     folder: Path | None = None,
     budget: float | None = None,
+    add: bool = False,
 ) -> int:
     """Run each benchmark file in a process of its own and the ceilings around them, print and write the report.
 
@@ -48,15 +49,18 @@ def run_suite(
         folder: of the report.
         budget: seconds for all files, shared out evenly among those still to come; what does not begin in its share
             is reported as not measured.
+        add: keep the results that are in the folder, whose ceilings serve for all, and draw nothing.
 
     Returns:
         0; 1 where a benchmark failed (the report holds the others and names it).
     """
     folder = folder or default_folder(device)
     end = None if budget is None else time.monotonic() + budget
-    measured = [measure_ceilings(device, seconds=0.2 if small else 1.0)]
-    results: list[Result] = []
-    not_measured: list[dict[str, str]] = []
+    before = read_run(folder) if add else None
+    measured = [before.ceilings if before else measure_ceilings(device, seconds=0.2 if small else 1.0)]
+    results: list[Result] = before.results if before else []
+    not_measured: list[dict[str, str]] = before.not_measured if before else []
+    known = len(results)
     failed = []
     names = list(only or bench_names())
     for place, name in enumerate(names):
@@ -66,15 +70,18 @@ def run_suite(
         not_measured += skipped
         if code:
             failed.append(name)
-        measured.append(measure_ceilings(device, seconds=0.1 if small else 0.5))
+        if not add:
+            measured.append(measure_ceilings(device, seconds=0.1 if small else 0.5))
         run = Run(environment(device), highest(measured), results, not_measured)
         compare(results, run.ceilings)
-        if results:
+        if results or add:
             write_run(run, folder)  # after each file: a run that is cut off leaves what it has
-    if not results:
+    if len(results) == known:
         print("bench: no benchmark gave a result", file=sys.stderr)
         return 1
     print_run(run)
+    if add:
+        return 1 if failed else 0
     from bench.plots import draw_run  # needs matplotlib, which main() asks for
 
     draw_run(run, folder)
@@ -94,13 +101,13 @@ def run_file(
     """
     print(f"bench_{name}.py", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        times, skipped = Path(temporary) / "times.json", Path(temporary) / "skipped.json"
+        times, skipped = Path(temporary) / "times.jsonl", Path(temporary) / "skipped.json"
         options = ["addopts=", "python_files=bench_*.py", "python_functions=bench_* test_*"]
         command = [
             *(sys.executable, "-m", "pytest", str(BENCH / f"bench_{name}.py"), "-q", "--no-header", "--tb=short"),
             *("-p", "no:cacheprovider", "-p", "bench.deadline", "--benchmark-quiet"),
             *(part for option in options for part in ("-o", option)),
-            *("--device", device.type, "--benchmark-json", str(times), "--skipped-json", str(skipped)),
+            *("--device", device.type, "--lines", str(times), "--skipped-json", str(skipped)),
             *(["--small"] if small else []),
             *([f"--deadline={0.75 * seconds:.0f}"] if seconds is not None else []),
         ]
@@ -110,7 +117,7 @@ def run_file(
             code = subprocess.run(command, cwd=ROOT, env=child_environment(), timeout=limit).returncode
         except subprocess.TimeoutExpired:
             code = -1
-        results = read_benchmarks(times, ceilings) if times.exists() and times.stat().st_size else []
+        results = read_benchmarks(times, ceilings) if times.exists() else []  # also of a process that was cut off
         if skipped.exists():
             return code, results, json.loads(skipped.read_text())
     reason = "out of time" if code == -1 else f"the process ended with {code} before its results were written"
@@ -124,12 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_arguments(parser)
+    parser.add_argument("--add", action="store_true", help="to the results that are in --out, with their ceilings")
     args = parser.parse_args(argv)
     if problem := _problem(args):
         print(f"bench: {problem}", file=sys.stderr)
         return 2
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return run_suite(device, only=args.only, small=args.small, folder=args.out, budget=args.budget)
+    return run_suite(device, only=args.only, small=args.small, folder=args.out, budget=args.budget, add=args.add)
 
 
 def _problem(args: argparse.Namespace) -> str | None:
@@ -142,6 +150,8 @@ def _problem(args: argparse.Namespace) -> str | None:
         return f"--only {unknown[0]}: no such benchmark; choose from {', '.join(bench_names())}"
     if args.budget is not None and args.budget <= 0:
         return f"--budget must be more than 0 seconds, got {args.budget:g}"
+    if args.add and not (args.out is not None and (args.out / "results.json").exists()):
+        return "--add needs --out DIR with the results.json of an earlier run"
     if args.small and args.out is None:
         return "--small needs --out DIR: its few rounds are no result to keep in bench/results"
     return None

@@ -8,18 +8,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import ROOT
-from bench.ceilings import device_name
+from bench.ceilings import Ceilings, device_name
+from bench.proof.check import read_rows
 from bench.proof.csrc import passed
 from bench.proof.photos import write_photos
 from bench.proof.run import StageError, check, execute, last_line, pytest_files
 from bench.proof.training import heaviest, summarise
+from bench.results_io import Run, read_run, save_run
+from bench.results_io import environment as machine
 from ipt_fast.cli.info import OPS
 from ipt_fast.gpus import GPUS
 from ipt_fast.ops._registry import assume
@@ -61,7 +64,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Stage:
-    """``seconds`` are its budget, and ``run`` keeps to it: on a GPU and, in small, on a CPU."""
+    """``what`` it asks, as a question of the report; ``seconds`` are its budget: on a GPU and, in small, on a CPU."""
 
     name: str
     what: str
@@ -180,33 +183,93 @@ def decoding(proof: Proof, seconds: float) -> str:
     )
 
 
-def benchmarks(proof: Proof, seconds: float) -> str:
-    """Measure the ceilings, then run every benchmark under them."""
-    log = proof.log("benchmarks")
-    command = [sys.executable, "-m", "bench.suite", "--device", proof.device.type, "--out", str(proof.folder)]
-    command += ["--budget", f"{0.75 * seconds:.0f}", *(["--small"] if proof.small else [])]
-    results = proof.folder / "results.json"
-    results.unlink(missing_ok=True)  # of an earlier proof
-    code = execute(command, log, seconds)
-    if not results.exists():
+def check_of(name: str) -> Callable[[Proof, float], str]:
+    """Return the stage that runs a check of bench/proof/check.py and judges its rows."""
+
+    def stage(proof: Proof, seconds: float) -> str:
+        log, path = proof.log(name), proof.folder / f"{name}.jsonl"
+        path.unlink(missing_ok=True)  # of an earlier proof
+        command = [sys.executable, "-m", "bench.proof.check", name, "--device", proof.device.type, f"--rows={path}"]
+        code = execute([*command, *(["--small"] if proof.small else [])], log, seconds)
+        rows = read_rows(path)
+        proof.found.setdefault("checks", {})[name] = [asdict(row) for row in rows]
+        failed = [row for row in rows if row.passed is False]
+        late = ", then out of time" if code is None else ""
+        if failed:
+            raise StageError(f"{len(failed)} of {len(rows)} failed{late}: {failed[0].case}: {failed[0].found}")
+        if not rows or code not in (0, None):
+            check(code, log)
+        if code is None:
+            raise StageError(f"out of time after {len(rows)} results, all of them good")
+        idle = [row for row in rows if row.passed is None]
+        more = f"; {len(idle)} not run: {idle[0].case}: {idle[0].found}" if idle else ""
+        return f"{len(rows) - len(idle)} results, all good{more}"
+
+    return stage
+
+
+def warm(proof: Proof, seconds: float) -> str:
+    """Make every kernel's call once, in up to twelve processes, so that Triton's cache holds them all."""
+    log, path = proof.log("warm"), proof.folder / "logs" / "warm.json"
+    command = [sys.executable, "-m", "bench.proof.calls", "--device", proof.device.type, f"--json={path}"]
+    path.unlink(missing_ok=True)
+    code = execute([*command, *(["--small"] if proof.small else [])], log, seconds)
+    if not path.exists():
         check(code, log)
-    content = json.loads(results.read_text())
-    proof.found["ceilings"] = content["ceilings"]
-    line = f"{len(content['results'])} results, {len(content['not_measured'])} not measured"
-    if code is None:
-        raise StageError(f"{line}; out of time: the files after these are missing, and the plots")
-    if code != 0:
-        raise StageError(f"{line}; a benchmark failed: {last_line(log, 'FAILED|ERROR|bench:')}")
-    return line
+    done = json.loads(path.read_text())
+    if failed := [f"{name}: {error}" for name, _, error in done if error]:
+        raise StageError(f"{len(failed)} of {len(done)} calls failed: {failed[0]}")
+    return f"{len(done)} calls, {sum(took for _, took, _ in done):.0f} s of them side by side"
 
 
-STAGES = (
-    Stage("environment", "versions, driver, backends", 20, 15, environment),
-    Stage("tests", "tests that need a GPU", 70, 25, tests_on_gpu),
-    Stage("kernels", "kernel tests", 130, 50, kernel_tests),
-    Stage("csrc", "CUDA C++ attention against float64", 30, 20, csrc),
-    Stage("training", "train.py on photos, one step traced", 90, 45, training),
-    Stage("v100", "a few steps forced onto a V100's path", 60, 45, v100),
-    Stage("decoding", "loaders, DALI against PyTorch", 50, 20, decoding),
-    Stage("benchmarks", "ceilings and all benchmarks", 140, 80, benchmarks),
-)
+def sanitizer(proof: Proof, seconds: float) -> str:
+    """Call every kernel once under NVIDIA's compute-sanitizer: memory out of bounds, then races."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if tool is None:
+        return "not run: compute-sanitizer is not installed (it comes with the CUDA toolkit)"
+    log, lines = proof.log("sanitizer"), []
+    command = [sys.executable, "-m", "bench.proof.calls", "--once", "--device", proof.device.type]
+    command += ["--small"] * proof.small
+    for name in ("memcheck", "racecheck"):
+        # Without PyTorch's own pool every tensor has an end that can be overrun.
+        options = [f"--tool={name}", "--error-exitcode=9", "--kernel-name=kernel_substring=_kernel"]
+        code = execute([tool, *options, *command], log, seconds / 2, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        if code is None and lines:
+            return f"{'; '.join(lines)}; {name} not run to its end: out of time"
+        check(code, log, f"{name}: ")
+        lines.append(f"{name}: {last_line(log, 'SUMMARY') or 'nothing found'}")
+    return "; ".join(lines)
+
+
+def ceilings(proof: Proof, seconds: float) -> str:
+    """Measure once what all benchmarks are a share of, and begin their results."""
+    log, path = proof.log("ceilings"), proof.work / "ceilings.json"
+    command = [sys.executable, "-m", "bench.ceilings", "--device", proof.device.type, f"--json={path}"]
+    check(execute([*command, *(["--small"] if proof.small else [])], log, seconds), log)
+    measured = Ceilings(**json.loads(path.read_text()))
+    save_run(Run(machine(proof.device), measured, [], []), proof.folder)
+    rates = ", ".join(f"{name} {rate / 1e12:,.2f} TFLOP/s" for name, rate in measured.matmul_rate.items())
+    return f"copy {measured.copy_bandwidth / 1e9:,.0f} GB/s; matmul {rates}"
+
+
+def bench_of(*names: str) -> Callable[[Proof, float], str]:
+    """Return the stage that adds the results of some benchmark files."""
+
+    def stage(proof: Proof, seconds: float) -> str:
+        log, results = proof.log(f"bench_{names[0]}"), proof.folder / "results.json"
+        if not results.exists():  # this stage alone was asked for
+            ceilings(proof, seconds / 4)
+        known = read_run(proof.folder)
+        command = [sys.executable, "-m", "bench.suite", "--device", proof.device.type, "--out", str(proof.folder)]
+        command += ["--add", "--budget", f"{0.85 * seconds:.0f}", *(f"--only={name}" for name in names)]
+        code = execute([*command, *(["--small"] if proof.small else [])], log, seconds)
+        run = read_run(proof.folder)
+        new, not_measured = run.results[len(known.results) :], run.not_measured[len(known.not_measured) :]
+        line = f"{len(new)} results, {len(not_measured)} not measured"
+        if code is None:
+            raise StageError(f"{line}; out of time")
+        if code != 0:
+            raise StageError(f"{line}; a benchmark failed: {last_line(log, 'FAILED|ERROR|bench:')}")
+        return line
+
+    return stage

@@ -1,4 +1,4 @@
-"""From pytest-benchmark's times to shares, factors and files."""
+"""From a benchmark's times to shares, factors and files."""
 
 import csv
 import json
@@ -33,8 +33,8 @@ def case(contender, data, dtype="float32", shape="N=4", **changes):
 @pytest.fixture
 def read(tmp_path):
     def read(*cases):
-        path = tmp_path / "times.json"
-        path.write_text(json.dumps({"benchmarks": cases}))
+        path = tmp_path / "times.jsonl"
+        path.write_text("".join(json.dumps(case) + "\n" for case in cases))
         return results_io.read_benchmarks(path, CEILINGS)
 
     return read
@@ -60,8 +60,8 @@ def test_a_dtype_without_a_ceiling_has_no_share(read):
 
 
 def test_gemms_in_another_dtype_count_against_their_own_ceiling(tmp_path):
-    path = tmp_path / "times.json"
-    path.write_text(json.dumps({"benchmarks": [case("eager", [0.2], gemm_dtype="bfloat16")]}))
+    path = tmp_path / "times.jsonl"
+    path.write_text(json.dumps(case("eager", [0.2], gemm_dtype="bfloat16")))
     both = Ceilings("Test CPU", 2, 1e9, {"float32": 1e11, "bfloat16": 4e11})
     assert results_io.read_benchmarks(path, both)[0].matmul == pytest.approx(0.125)
 
