@@ -32,10 +32,11 @@ SMALL = IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=1)
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a check runs; ``small``: so little that a CPU does it in seconds."""
+    """Where a check runs; ``small``: so little that a CPU does it in seconds; ``only``: in these dtypes."""
 
     device: torch.device
     small: bool = False
+    only: tuple[torch.dtype, ...] = ()
 
     @property
     def network(self) -> IPTConfig:
@@ -45,6 +46,8 @@ class Setting:
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """The 16-bit dtypes that the device computes in; on a CPU float32 stands in for float16."""
+        if self.only:
+            return self.only
         if self.device.type == "cpu":
             return torch.bfloat16, torch.float32
         has_bf16 = torch.cuda.get_device_capability(self.device) >= (8, 0)

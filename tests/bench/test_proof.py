@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from bench import ROOT
+from bench.ceilings import Ceilings
 from bench.proof import __main__ as proof_main
 from bench.proof import photos, report, run, stages, training
 from bench.proof.run import StageError
+from bench.results_io import Result, Run
 
 CPU = torch.device("cpu")
 
@@ -220,7 +222,7 @@ def test_the_exit_code_says_whether_all_passed(failing, code, tmp_path, monkeypa
 
         return stages.Stage(name, "", 1, 1, body)
 
-    monkeypatch.setattr(proof_main, "STAGES", tuple(stage(name) for name in ("training", "decoding")))
+    monkeypatch.setattr(proof_main, "PARTS", {"correctness": (stage("decoding"),), "speed": (stage("training"),)})
     assert proof_main.main(["--cpu", "--out", str(tmp_path)]) == code
     assert capsys.readouterr().out.splitlines()[-1].endswith("failed: decoding" if failing else "all passed")
 
@@ -338,20 +340,75 @@ def test_stage_v100(proof, monkeypatch, code, losses, skipped, failure):
     assert "patch_attention=sdpa" in impl and "patch_contrastive_loss=" in impl and "degrade=eager" in impl
 
 
-def test_report_of_a_whole_proof():
+def result(contender, ms, dtype="bfloat16", shape="B=64", op="patch_attention"):
+    return Result(
+        op, "forward", shape, contender, dtype, "eager", 1e-3 * ms, 0.99e-3 * ms, 1.01e-3 * ms, 9, 1.0, 1.0, True, None
+    )
+
+
+def page(**changes):
+    ceilings = Ceilings("X", 2, 2e12, {"bfloat16": 8e14})
+    results = [result("eager", 9), result("torch cudnn", 2), result("triton", 1), result("cpu", 5)]
+    results += [result(name, ms, shape="B=1") for name, ms in (("eager", 1), ("triton", 2))]
+    results += [result(name, ms, shape="B=2") for name, ms in (("eager", 1), ("triton", 1.01))]
     found = {
         "photos": "4 JPEG files",
-        "ceilings": {"device": "X", "threads": 2, "copy_bandwidth": 2e12, "matmul_rate": {"bfloat16": 8e14}},
         "training": {"steps": 100, "patches_per_s": 1234.5, "data_stall_pct": 0.126},
         "trace": [("gemm", 3, 1.5, 0.75)],
         "decoding": [{"loader": "torch loader", "crops_per_s": 900.0}, {"loader": "DALI loader", "why_not": "absent"}],
+        "checks": {"throughput": [
+            {"case": "a", "passed": True, "found": "", "values":
+             {"contender": "ipt_fast", "B": 64, "patches_per_s": 900.0, "step_ms": 71.0, "mfu": 0.41, "busy": 0.93}},
+            {"case": "b", "passed": True, "found": "", "values":
+             {"contender": "official network", "B": 64, "patches_per_s": 450.0, "step_ms": 142.0}},
+            {"case": "c", "passed": None, "found": "does not fit", "values": None},
+        ]},
+    }  # fmt: skip
+    parts = {
+        "correctness": [
+            report.Outcome("ops", "Is every op right?", False, 3, "1 of 9 failed: ffn"),
+            report.Outcome("sanitizer", "Any race?", True, 0, "not run: compute-sanitizer is not installed"),
+        ],
+        "speed": [report.Outcome("attention", "Is attention faster?", True, 9, "8 results")],
     }
-    text = report.markdown("X", {"device": "cuda", "torch": "2"}, found, [])
+    run = Run({"device": "cuda"}, ceilings, results, [{"case": "x::bench[flex]", "reason": "out of time"}])
+    return report.Page(**{"title": "X", "machine": {"device": "cuda", "torch": "2"}, "parts": parts, "found": found,
+                          "run": run, **changes})  # fmt: skip
+
+
+def test_the_page_says_what_was_asked_who_won_and_what_was_not_measured(tmp_path):
+    report.write_page(page(), tmp_path)
+    text = (tmp_path / "proof.md").read_text()
+    assert (tmp_path / "verdicts.png").stat().st_size > 5000 and (tmp_path / "throughput.png").stat().st_size > 5000
+    assert "0 of 2 stages passed, 1 could not be run here. **Failed: Is every op right? 1 of 9 failed: ffn**" in text
+    assert "of 3 comparisons ours won 1, lost 1; 1 are level. The widest loss: attention, forward, B=1" in text
+    assert "| attention, forward, B=64 | bfloat16 | triton, 1 ms | torch cudnn, 2 ms | **ours, 2.00x** |" in text
+    assert "other, by 2.00x" in text and "level (0.99x)" in text
+    assert "ipt_fast 900.0 patches/s, 2.00x of official network 450.0 patches/s, 41.0%" in text
+    assert "the GPU busy 93% of the time" in text
+    not_measured = text.partition("## Not measured")[2].partition("## ")[0]
+    for what in ("out of time", "does not fit", "compute-sanitizer is not installed", "absent"):
+        assert what in not_measured
     assert "copy 2,000.0 GB/s; matmul bfloat16 800,000 GFLOP/s" in text
     assert "| data stall, % of the time | 0.13 |" in text
     assert "| gemm | 3 | 1.50 | 75.0% |" in text
-    assert "| DALI loader | not measured: absent |" in text
     assert "No GPU" not in text
+
+
+def test_the_page_of_a_part_alone_says_what_is_still_to_be_asked():
+    text = report.markdown(page(parts={"correctness": page().parts["correctness"], "speed": []}, run=None, found={}))
+    assert "Is it fast? Not asked yet: `bash bench/gpu_proof.sh speed`." in text
+    assert "Who won" not in text
+
+
+def test_each_command_keeps_what_the_other_found(proof, monkeypatch):
+    made = {name: stages.Stage(name, f"{name}?", 9, 9, lambda proof, seconds: "yes") for name in ("ops", "attention")}
+    monkeypatch.setattr(proof_main, "PARTS", {"correctness": (made["ops"],), "speed": (made["attention"],)})
+    for part in ("correctness", "speed"):
+        assert proof_main.main([part, "--cpu", "--out", str(proof.folder)]) == 0
+    text = (proof.folder / "proof.md").read_text()
+    assert text.index("| ops |") < text.index("| attention |")
+    assert proof_main.main(["speed", "--cpu", "--only", "ops", "--out", str(proof.folder)]) == 2
 
 
 def test_the_script_finds_no_python_and_says_what_to_do():
