@@ -36,15 +36,14 @@ def run_stages(proof: Proof, stages: Sequence[Stage], limit: float, part: str = 
         print(f"{stage.name}: {stage.what} Up to {budget:.0f} s", flush=True)
         start = time.monotonic()
         try:
-            passed, line = True, stage.run(proof, budget) if budget > 1 else "not run: no time was left"
+            passed, line = True, stage.run(proof, budget) if budget > 0 else "not run: no time was left"
         except StageError as error:
             passed, line = False, str(error)
         except Exception as error:  # a fault in one stage must not cost the results of the others
             passed, line = False, f"{type(error).__name__}: {error}"
         outcomes.append(Outcome(stage.name, stage.what, passed, time.monotonic() - start, line))
         print(f"  {outcomes[-1].answer} after {outcomes[-1].seconds:.0f} s: {line}", flush=True)
-        fresh = {outcome.name for outcome in outcomes}
-        before[part] = [o for o in before.get(part, []) if o.name not in fresh] + [outcomes[-1]]
+        before[part] = [o for o in before.get(part, []) if o.name != stage.name] + [outcomes[-1]]
         write(proof, before)
     return outcomes
 
