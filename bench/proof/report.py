@@ -32,6 +32,8 @@ _THROUGHPUT = {
     "memory_gib": ("peak GiB", "{:.1f}"),
 }
 _TITLES = {"correctness": "Is it right?", "speed": "Is it fast?"}
+_DONE = {"correctness": "passed", "speed": "measured"}
+_MANY = 4  # cases of one reason that the page names
 _STYLE = """<style>body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.25em .6em;text-align:left}
 img{max-width:100%}</style>"""
@@ -122,7 +124,7 @@ def _in_short(page: Page) -> list[str]:
             lines.append(f"- {_TITLES[name]} Not asked yet: `bash bench/gpu_proof.sh {name}`.")
             continue
         answers = [o.answer for o in outcomes]
-        line = f"- {_TITLES[name]} {answers.count('passed')} of {len(answers)} stages passed"
+        line = f"- {_TITLES[name]} {answers.count('passed')} of {len(answers)} stages {_DONE[name]}"
         line += f", {idle} could not be run here" if (idle := answers.count("not run")) else ""
         bad = [f"{o.what} {o.line}" for o in outcomes if not o.passed]
         lines.append(line + (f". **Failed: {'; '.join(bad)}**" if bad else "."))
@@ -174,12 +176,19 @@ def _speed(page: Page) -> list[str]:
 
 def _not_measured(page: Page) -> list[str]:
     """Return a table of what was not measured, by reason."""
-    rows = skipped_rows(page.run) if page.run else []
+    rows = [(_shortened(cases), reason) for cases, reason in skipped_rows(page.run)] if page.run else []
     for listed in page.found.get("checks", {}).values():
         rows += [(row["case"], row["found"]) for row in listed if row["passed"] is None]
     rows += [(o.what, o.line) for outcomes in page.parts.values() for o in outcomes if o.answer == "not run"]
     rows += [(row["loader"], row["why_not"]) for row in page.found.get("decoding", []) if "why_not" in row]
     return ["## Not measured\n", markdown_table(("what", "why"), rows)] if rows else []
+
+
+def _shortened(cases: str) -> str:
+    """Return the names of a few cases without that of their function, and how many more there are."""
+    names = [name.removesuffix("]").partition("[")[2] or name for name in cases.split(", bench_")]
+    more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
+    return "; ".join(names[:_MANY]) + more
 
 
 def _details(found: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from bench.results_io import Result
 
@@ -19,6 +19,7 @@ TITLES = {
     "layernorm_linear": "LayerNorm, linear", "ffn": "feed-forward", "degrade": "degradation", "model": "network",
     "restore": "restoring",
 }  # fmt: skip
+_TICKS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100)
 _WON, _LEVEL, _LOST = "#228833", "#999999", "#ee6677"
 
 
@@ -105,6 +106,7 @@ def draw_verdicts(found: Sequence[Verdict], path: Path) -> None:
         axis.text(end * 1.02, place, f"{v.factor:.2f}x {v.other.contender}", fontsize=7, va="center")
     axis.set_xscale("log")
     axis.set_xlim(min(0.5, *factors) / 1.1, max(2.0, *factors) * 2.2)
+    axis.xaxis.set_major_locator(FixedLocator(_TICKS))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.axvline(1, color="black", lw=1)
