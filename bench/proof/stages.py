@@ -53,7 +53,7 @@ class Proof:
     def photos(self) -> Path:
         """Return the folder of photos, made when first asked for."""
         folder = self.work / "photos"
-        if "photos" not in self.found:
+        if not folder.exists():  # what an earlier command found says nothing about this one's folder
             self.found["photos"] = write_photos(folder, 48 if self.small else 480)
         return folder
 

@@ -199,6 +199,11 @@ def test_on_a_gpu_the_last_stage_gets_the_time_that_is_left(tmp_path):
     made.close()
 
 
+def test_photos_are_made_by_each_command(proof):
+    proof.found["photos"] = "of an earlier command"
+    assert any(proof.photos().iterdir()) and proof.found["photos"].startswith("48 JPEG files")
+
+
 def test_no_stage_gets_more_than_what_is_left(tmp_path):
     made = stages.Proof(CPU, tmp_path, small=False)
 
