@@ -21,24 +21,35 @@ class NoSuchTaskError(CommandError):
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> None:
-    """Options of the way an image goes through a network; ``precision`` is the default."""
-    add = parser.add_argument_group("how images go through the network").add_argument
-    add("--overlap", type=int, default=10, metavar="PX", help="least overlap of windows (default 10)")
+def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> argparse._ArgumentGroup:
+    """Add options of the way an image goes through a network, and return their group; ``precision`` is the default."""
+    group = parser.add_argument_group("how images go through the network")
+    add = group.add_argument
+    add(
+        "--overlap", "--tile-overlap", "--tile_overlap", type=int, default=10, metavar="PX",
+        help="least overlap of windows (default 10)",
+    )  # fmt: skip
     add(
         "--stitch", choices=("blend", "official"), default="blend",
         help="blend windows (default), or the reference code's stitching, 8 times the work",
     )  # fmt: skip
     add("--self-ensemble", action="store_true", help="mean over 8 flips and transposes, 8 times the work")
     add("--batch-size", type=int, metavar="N", help="windows at once (default: what memory allows)")
-    add(
+    one_of = group.add_mutually_exclusive_group()
+    one_of.add_argument(
         "--precision", choices=("auto", *PRECISIONS), default=precision,
         help=f"of the arithmetic (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
     )  # fmt: skip
+    for name in PRECISIONS:
+        one_of.add_argument(
+            f"--{name}", dest="precision", action="store_const", const=name, default=argparse.SUPPRESS,
+            help=f"short for --precision {name}",
+        )  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     add(
         "--max-pixels", type=int, metavar="N", help="refuse images of more (default 178,956,970, against hostile files)"
     )
+    return group
 
 
 def load_network(

@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quality", type=int, metavar="N", help="1 to 100, of JPEG (default 95), AVIF (90) and WebP (without loss)")
     add("--force", action="store_true", help="overwrite files that are there")
     add("--skip-existing", action="store_true", help="leave out images whose output is there")
-    add_network_arguments(parser, precision="auto")
+    group = add_network_arguments(parser, precision="auto")
+    group.add_argument("--tile", type=int, metavar="PX", help="side of a window: the network's own, it has no other")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(line)
     if plan.jobs:
         network, name, task = prepare(args.checkpoint, args.task and pick_task(args.task), args)
+        _check_tile(args.tile, network)
         where = f"{next(network.parameters()).device.type}, {str(network.dtype).removeprefix('torch.')}"
         said = f"{count}, {task.name}, {where}, {args.stitch}"
         if args.checkpoint == Path(PRETRAINED):
@@ -108,6 +110,15 @@ def _naming(args: argparse.Namespace) -> Naming:
     if args.force and args.skip_existing:
         raise CommandError("--force overwrites what --skip-existing leaves alone; give one of them")
     return Naming(args.suffix, ext, args.compare)
+
+
+def _check_tile(tile: int | None, network: PreparedIPT) -> None:
+    size = network.config.patch_size
+    if tile not in (None, size):
+        raise CommandError(
+            f"--tile {tile}: this network takes windows of {size}x{size} pixels and no others, as its position "
+            f"embedding belongs to them; give --tile {size} or none, for less memory a --batch-size"
+        )
 
 
 def _restore_one(

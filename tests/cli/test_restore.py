@@ -64,15 +64,24 @@ def test_kinds_of_images(mode, kept, tmp_path, checkpoint, capsys):
     assert ("16 bits" in capsys.readouterr().err) == (mode == "I;16")
 
 
-@pytest.mark.parametrize("options", [["--precision", "bf16"], ["--precision", "fp16"], ["--self-ensemble"],
-                                     ["--stitch", "official"], ["--overlap", "0", "--batch-size", "1"]])  # fmt: skip
-def test_options(options, tmp_path, checkpoint):
+@pytest.mark.parametrize("options", [["--bf16", "--tile", "48"], ["--fp16"], ["--self-ensemble"],
+                                     ["--stitch", "official"], ["--tile_overlap", "0", "--batch-size", "1"]])  # fmt: skip
+def test_options(options, tmp_path, checkpoint, capsys):
     path, plain, other = photo(tmp_path / "a.png", (60, 50)), tmp_path / "plain.png", tmp_path / "other.png"
     common = ["--task", "derain", "--checkpoint", checkpoint]
     assert restore(path, "-o", plain, *common, "--precision", "fp32") == 0
     assert restore(path, "-o", other, *common, *options) == 0
+    short = {"--bf16": "bfloat16", "--fp16": "float16"}.get(options[0], "cpu")
+    assert short in capsys.readouterr().err.splitlines()[-2]
     difference = np.array(Image.open(plain)).astype(int) - np.array(Image.open(other))
     assert np.abs(difference).mean() < 40
+
+
+@pytest.mark.parametrize("pair", [["--fp16", "--bf16"], ["--fp16", "--precision", "fp32"]])
+def test_two_precisions_are_refused(pair, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        restore(photo(tmp_path / "a.png"), "-o", tmp_path / "c.png", *pair)
+    assert stop.value.code == 2 and "not allowed with argument --fp16" in capsys.readouterr().err
 
 
 def test_exif_rotation_and_alpha_in_a_jpeg(tmp_path, checkpoint, capsys):
@@ -306,6 +315,8 @@ def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys
         ({"--checkpoint": "none.pt"}, "none.pt: no such checkpoint"),
         ({"--checkpoint": "A"}, "not a checkpoint, or a damaged one"),
         ({"--overlap": "48"}, "--overlap must be 0 to 47"),
+        ({"--tile-overlap": "48"}, "--overlap must be 0 to 47"),
+        ({"--tile": "64"}, "windows of 48x48 pixels and no others, as its position embedding belongs to them"),
         ({"--batch-size": "0"}, "--batch-size must be at least 1"),
         ({"--device": "cuda:99"}, "CUDA devices; give cpu"),
         ({"--device": "abacus"}, "is not a device"),
