@@ -1,5 +1,7 @@
 """A valid call of every public function that has nothing to do with networks: name -> its arguments, by name."""
 
+from fractions import Fraction
+
 import torch
 from PIL import Image
 
@@ -39,6 +41,7 @@ OTHER_CALLS = {
     "imresize": lambda w: {"image": uniform(3, 12, 12, scale=255.0), "scale": 0.5},
     "bicubic_down": lambda w: {"image": uniform(3, 12, 12, scale=255.0), "scale": 2},
     "bicubic_up": lambda w: {"image": uniform(3, 12, 12, scale=255.0), "scale": 2},
+    "resize_array": lambda w: {"image": photo(), "scale": Fraction(3, 4)},
     "add_noise": lambda w: {"clean": (uniform(2, 3, 6, 6) * 255).byte(), "seeds": torch.arange(2), "sigma": 5.0},
     "rain_layers": lambda w: {"seeds": torch.arange(2), "height": 12, "width": 14},
     "add_rain": lambda w: {"clean": (uniform(2, 3, 6, 6) * 255).byte(), "layers": uniform(2, 6, 6, scale=9.0)},

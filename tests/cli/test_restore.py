@@ -2,6 +2,7 @@
 
 import os
 import signal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image, ImageCms
 from ipt_fast import IPT, IPTConfig
 from ipt_fast.checkpoint import save_network
 from ipt_fast.cli import main
+from ipt_fast.degradations.resize import resize_array
 from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.io.images import read_image
 from ipt_fast.io.metadata import Metadata
@@ -65,7 +67,7 @@ def test_kinds_of_images(mode, kept, tmp_path, checkpoint, capsys):
 
 
 @pytest.mark.parametrize("options", [["--bf16", "--tile", "48"], ["--fp16"], ["--self-ensemble"],
-                                     ["--stitch", "official"], ["--tile_overlap", "0", "--batch-size", "1"]])  # fmt: skip
+                                     ["--stitch", "official"], ["--tile_overlap", "0"]])  # fmt: skip
 def test_options(options, tmp_path, checkpoint, capsys):
     path, plain, other = photo(tmp_path / "a.png", (60, 50)), tmp_path / "plain.png", tmp_path / "other.png"
     common = ["--task", "derain", "--checkpoint", checkpoint]
@@ -75,6 +77,13 @@ def test_options(options, tmp_path, checkpoint, capsys):
     assert short in capsys.readouterr().err.splitlines()[-2]
     difference = np.array(Image.open(plain)).astype(int) - np.array(Image.open(other))
     assert np.abs(difference).mean() < 40
+
+
+@pytest.mark.parametrize("text", ["0", "17", "x2", "1/0", "nan", "-2"])
+def test_an_output_scale_that_is_none(text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        restore(photo(tmp_path / "a.png"), "-o", tmp_path / "c.png", f"--outscale={text}")
+    assert stop.value.code == 2 and f"{text} is no scale; give a number from 0.1 to 16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pair", [["--fp16", "--bf16"], ["--fp16", "--precision", "fp32"]])
@@ -236,6 +245,21 @@ def test_sixteen_bits_profile_and_exif_go_with_an_image(tmp_path, checkpoint, ca
         assert Image.open(tmp_path / f"out.{kind}").getexif()[0x010F] == "Maker"
     assert restore(tmp_path / "deep.tif", "-o", tmp_path / "out.jpg", *common) == 0
     assert "rounded to 8 bits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("outscale, size", [("2.5", (75, 50)), ("8/3", (80, 54)), ("0.5", (15, 10)), ("4", (120, 80))])
+def test_an_output_scale_other_than_the_networks(outscale, size, tmp_path, checkpoint, capsys):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    write_image(values, tmp_path / "a.png", metadata=Metadata(profile))
+    common = [tmp_path / "a.png", "--task", "sr4", "--checkpoint", checkpoint]
+    assert restore(*common, "-o", tmp_path / "plain.png") == 0
+    assert restore(*common, "-o", tmp_path / "b.png", "--outscale", outscale, "--compare") == 0
+    said = capsys.readouterr().err
+    out, plain = Image.open(tmp_path / "b.png"), np.array(Image.open(tmp_path / "plain.png"))
+    assert out.size == size and out.mode == "RGBA" and out.info["icc_profile"] == profile
+    assert np.array_equal(np.array(out)[..., :3], resize_array(plain[..., :3], Fraction(outscale) / 4))
+    assert ("resized bicubically from x4 to x" in said) == (outscale != "4")
 
 
 def test_the_task_of_a_file_that_has_one(tmp_path, checkpoint, capsys):

@@ -1,0 +1,102 @@
+"""One photo of ``ipt-fast restore`` in three steps: read, through the network, written."""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ipt_fast.cli._network import window_options
+from ipt_fast.cli._restore_plan import Job
+from ipt_fast.degradations.resize import resize_array
+from ipt_fast.inference import restore
+from ipt_fast.inference.prepare import PreparedIPT
+from ipt_fast.inference.restoration import enlarge_alpha
+from ipt_fast.io.images import LoadedImage, array_to_pil, read_image, with_alpha
+from ipt_fast.io.write import write_image
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image file that was read, and how long that took."""
+
+    job: Job
+    image: LoadedImage
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network made of a photo, [rH, rW, 3], and how long it and the reading took."""
+
+    photo: Photo
+    pixels: np.ndarray
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def read(job: Job) -> Photo:
+    """Read the image of a job."""
+    start = time.perf_counter()
+    image = read_image(job.source, deep=True)
+    return Photo(job, image, time.perf_counter() - start)
+
+
+def through_network(
+    photo: Photo, network: PreparedIPT, task: str, args: argparse.Namespace, progress: Callable[[float], None]
+) -> Output:
+    """Restore it."""
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        pixels = restore(network, photo.image.pixels, task, progress=progress, **window_options(args))
+    said = tuple(str(w.message) for w in caught if "out of memory" in str(w.message))
+    return Output(photo, pixels, said, photo.seconds + time.perf_counter() - start)
+
+
+def write(output: Output, task: str, scale: int, outscale: Fraction, args: argparse.Namespace) -> str:
+    """Bring it from the network's scale to ``outscale``, write it, and return the line that says so."""
+    start = time.perf_counter()
+    job, image, pixels, notes = output.photo.job, output.photo.image, output.pixels, output.notes
+    if outscale != scale:
+        pixels = resize_array(pixels, outscale / scale)
+        notes = *notes, f"resized bicubically from x{scale} to x{float(outscale):g}"
+    (height, width), (high, wide) = image.pixels.shape[:2], pixels.shape[:2]
+    pixels = with_alpha(pixels, image.alpha if image.alpha is None else enlarge_alpha(image.alpha, (wide, high)))
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    saved = write_image(pixels, job.target, force=args.force, metadata=image.metadata, quality=args.quality)
+    if job.compare is not None:
+        compared = comparison(image.pil(), array_to_pil(pixels), task, outscale)
+        write_image(compared, job.compare, force=args.force, metadata=image.metadata)
+    seconds = output.seconds + time.perf_counter() - start
+    line = f"{job.source} {width}x{height} -> {job.target} {wide}x{high}, {seconds:.1f} s"
+    notes = *image.notes, *notes, *saved
+    return line + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def comparison(before: Image.Image, out: Image.Image, task: str, scale: Fraction) -> Image.Image:
+    """Draw input | output in one picture, the input resized bicubically to the size of the output."""
+    left, right = (_on_white(image) for image in (before, out))
+    caption = "input"
+    if scale != 1:
+        left = Image.fromarray(resize_array(np.array(left), scale))
+        caption = f"input, bicubic x{float(scale):g}"
+    captions, font = (caption, task), ImageFont.load_default(15)
+    gap, top = 8, 26
+    step = max(out.width, *(round(font.getlength(text)) for text in captions)) + gap
+    picture = Image.new("RGB", (gap + 2 * step, out.height + top + gap), (255, 255, 255))
+    draw = ImageDraw.Draw(picture)
+    for x, text, side in ((gap, captions[0], left), (gap + step, captions[1], right)):
+        draw.text((x, 4), text, (30, 30, 30), font)
+        picture.paste(side, (x, top))
+    return picture
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
