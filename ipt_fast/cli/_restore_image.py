@@ -18,6 +18,7 @@ from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.inference.restoration import enlarge_alpha
 from ipt_fast.io.images import LoadedImage, array_to_pil, read_image, with_alpha
 from ipt_fast.io.write import write_image
+from ipt_fast.tasks import get_task
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,21 @@ class Output:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Way:
+    """How all photos go: the prepared network, its task, and how many times larger outputs are than inputs."""
+
+    network: PreparedIPT
+    task: str
+    outscale: Fraction
+    args: argparse.Namespace
+
+    @property
+    def scale(self) -> int:
+        """Return how many times larger the network's outputs are."""
+        return get_task(self.task).scale
+
+
 def read(job: Job) -> Photo:
     """Read the image of a job."""
     start = time.perf_counter()
@@ -46,32 +62,30 @@ def read(job: Job) -> Photo:
     return Photo(job, image, time.perf_counter() - start)
 
 
-def through_network(
-    photo: Photo, network: PreparedIPT, task: str, args: argparse.Namespace, progress: Callable[[float], None]
-) -> Output:
+def through_network(photo: Photo, way: Way, progress: Callable[[float], None]) -> Output:
     """Restore it."""
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        pixels = restore(network, photo.image.pixels, task, progress=progress, **window_options(args))
+        pixels = restore(way.network, photo.image.pixels, way.task, progress=progress, **window_options(way.args))
     said = tuple(str(w.message) for w in caught if "out of memory" in str(w.message))
     return Output(photo, pixels, said, photo.seconds + time.perf_counter() - start)
 
 
-def write(output: Output, task: str, scale: int, outscale: Fraction, args: argparse.Namespace) -> str:
-    """Bring it from the network's scale to ``outscale``, write it, and return the line that says so."""
+def write(output: Output, way: Way) -> str:
+    """Bring it from the network's scale to the one asked for, write it, and return the line that says so."""
     start = time.perf_counter()
     job, image, pixels, notes = output.photo.job, output.photo.image, output.pixels, output.notes
-    if outscale != scale:
-        pixels = resize_array(pixels, outscale / scale)
-        notes = *notes, f"resized bicubically from x{scale} to x{float(outscale):g}"
+    if way.outscale != way.scale:
+        pixels = resize_array(pixels, way.outscale / way.scale)
+        notes = *notes, f"resized bicubically from x{way.scale} to x{float(way.outscale):g}"
     (height, width), (high, wide) = image.pixels.shape[:2], pixels.shape[:2]
     pixels = with_alpha(pixels, image.alpha if image.alpha is None else enlarge_alpha(image.alpha, (wide, high)))
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    saved = write_image(pixels, job.target, force=args.force, metadata=image.metadata, quality=args.quality)
+    saved = write_image(pixels, job.target, force=way.args.force, metadata=image.metadata, quality=way.args.quality)
     if job.compare is not None:
-        compared = comparison(image.pil(), array_to_pil(pixels), task, outscale)
-        write_image(compared, job.compare, force=args.force, metadata=image.metadata)
+        compared = comparison(image.pil(), array_to_pil(pixels), way.task, way.outscale)
+        write_image(compared, job.compare, force=way.args.force, metadata=image.metadata)
     seconds = output.seconds + time.perf_counter() - start
     line = f"{job.source} {width}x{height} -> {job.target} {wide}x{high}, {seconds:.1f} s"
     notes = *image.notes, *notes, *saved

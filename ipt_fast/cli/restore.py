@@ -2,15 +2,17 @@
 
 import argparse
 import os
+from collections.abc import Callable
+from concurrent.futures import Future
 from fractions import Fraction
 from pathlib import Path
 
 from ipt_fast.checkpoint import PRETRAINED
 from ipt_fast.cli import CommandError, user_errors
 from ipt_fast.cli._network import add_network_arguments, pick_task, prepare
-from ipt_fast.cli._restore_image import read, through_network, write
-from ipt_fast.cli._restore_plan import Naming, make_plan
-from ipt_fast.inference.prepare import PreparedIPT
+from ipt_fast.cli._restore_image import Output, Photo, Way, read, through_network, write
+from ipt_fast.cli._restore_pipeline import in_three_steps
+from ipt_fast.cli._restore_plan import Job, Naming, make_plan
 from ipt_fast.io.images import pillow_set
 from ipt_fast.io.progress import message_console, progress_bar
 from ipt_fast.io.write import WRITABLE
@@ -52,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip-existing", action="store_true", help="leave out images whose output is there")
     group = add_network_arguments(parser, precision="auto")
     group.add_argument("--tile", type=int, metavar="PX", help="side of a window: the network's own, it has no other")
+    group.add_argument(
+        "--jobs", type=int, default=1, metavar="N",
+        help="threads that read photos ahead, and as many that write (default 1; 0: one photo after the other)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,33 +72,31 @@ def run(args: argparse.Namespace) -> int:
     for line in [*plan.notes, *(f"failed: {line}" for line in failed)]:
         console.print(line)
     if plan.jobs:
-        network, name, task = prepare(args.checkpoint, args.task and pick_task(args.task), args)
-        _check_tile(args.tile, network)
-        scale = get_task(name).scale
-        outscale = args.outscale or Fraction(scale)
-        where = f"{next(network.parameters()).device.type}, {str(network.dtype).removeprefix('torch.')}"
-        said = f"{count}, {task.name}, {where}, {args.stitch}"
-        if outscale != scale:
-            said += f", x{scale} and then resized to x{float(outscale):g}"
-        if args.checkpoint == Path(PRETRAINED):
-            said += ", with the network that comes with ipt-fast (--checkpoint takes another)"
-        if name != task.name:
-            said += f"; the network was not trained for {task.name}, its nearest task is {name}"
-        console.print(said)
+        way, said = _way(args)
+        console.print(f"{count}, {said}")
     done = 0
+
+    def report(job: Job, outcome: "Future[str]") -> None:
+        nonlocal done
+        try:
+            console.print(outcome.result())
+            done += 1
+        except (OSError, RuntimeError, MemoryError) as error:
+            text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            failed.append(text if str(job.source) in text else f"{job.source}: {text}")
+            console.print(f"failed: {failed[-1]}")
+
     try:
         with pillow_set(args.max_pixels), progress_bar("", len(plan.jobs), console) as advance:
-            for job in plan.jobs:
+
+            def work(job: Job, photo: Callable[[], Photo]) -> Output:
                 advance(0, job.source.name)
                 try:
-                    output = through_network(read(job), network, name, args, advance)
-                    console.print(write(output, name, scale, outscale, args))
-                    done += 1
-                except (OSError, RuntimeError, MemoryError) as error:
-                    text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                    failed.append(text if str(job.source) in text else f"{job.source}: {text}")
-                    console.print(f"failed: {failed[-1]}")
-                advance(to_whole=True)
+                    return through_network(photo(), way, advance)
+                finally:
+                    advance(to_whole=True)
+
+            in_three_steps(plan.jobs, read, work, lambda output: write(output, way), report, args.jobs)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{done} of {count} restored") from None
     if failed and len(plan.jobs) > 1:
@@ -111,6 +115,8 @@ def _naming(args: argparse.Namespace) -> Naming:
         raise CommandError(f"--suffix {args.suffix} holds a {os.sep}; it is the end of a file's name")
     if args.quality is not None and not 1 <= args.quality <= 100:
         raise CommandError(f"--quality must be 1 to 100, got {args.quality}")
+    if not 0 <= args.jobs <= 64:
+        raise CommandError(f"--jobs must be 0 to 64 threads, got {args.jobs}")
     if args.force and args.skip_existing:
         raise CommandError("--force overwrites what --skip-existing leaves alone; give one of them")
     return Naming(args.suffix, ext, args.compare)
@@ -126,10 +132,21 @@ def _outscale(text: str) -> Fraction:
     return scale
 
 
-def _check_tile(tile: int | None, network: PreparedIPT) -> None:
-    size = network.config.patch_size
-    if tile not in (None, size):
+def _way(args: argparse.Namespace) -> tuple[Way, str]:
+    """Return the prepared network with what is done to each photo, and say it."""
+    network, name, task = prepare(args.checkpoint, args.task and pick_task(args.task), args)
+    size, scale = network.config.patch_size, get_task(name).scale
+    if args.tile not in (None, size):
         raise CommandError(
-            f"--tile {tile}: this network takes windows of {size}x{size} pixels and no others, as its position "
+            f"--tile {args.tile}: this network takes windows of {size}x{size} pixels and no others, as its position "
             f"embedding belongs to them; give --tile {size} or none, for less memory a --batch-size"
         )
+    where = f"{next(network.parameters()).device.type}, {str(network.dtype).removeprefix('torch.')}"
+    said = f"{task.name}, {where}, {args.stitch}"
+    if args.outscale not in (None, scale):
+        said += f", x{scale} and then resized to x{float(args.outscale):g}"
+    if args.checkpoint == Path(PRETRAINED):
+        said += ", with the network that comes with ipt-fast (--checkpoint takes another)"
+    if name != task.name:
+        said += f"; the network was not trained for {task.name}, its nearest task is {name}"
+    return Way(network, name, args.outscale or Fraction(scale), args), said

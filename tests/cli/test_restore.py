@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -282,23 +283,28 @@ def test_an_image_over_the_limit_is_named_with_the_way_on(tmp_path, checkpoint, 
     assert restore(path, "-o", tmp_path / "b.png", *common, "600") == 0
 
 
+@pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("number, code, name", [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
-def test_a_signal_ends_it_in_one_line(number, code, name, tmp_path, checkpoint, monkeypatch, capsys):
-    for stem in "abc":
+def test_a_signal_ends_it_in_one_line(number, code, name, threads, tmp_path, checkpoint, monkeypatch, capsys):
+    for stem in "abcd":
         photo(tmp_path / "in" / f"{stem}.png")
-    forward = PreparedIPT.forward
+    forward, calls = PreparedIPT.forward, []
 
     def stopped(self, x, task):
-        if (tmp_path / "out/a.png").exists():
+        calls.append(task)
+        if len(calls) == 3:
             os.kill(os.getpid(), number)
         return forward(self, x, task)
 
     monkeypatch.setattr(PreparedIPT, "forward", stopped)
-    handler = signal.getsignal(signal.SIGTERM)
-    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--task", "derain", "--checkpoint", checkpoint) == code
-    assert capsys.readouterr().err.splitlines()[-1] == f"ipt-fast restore: stopped by {name}; 1 of 3 images restored"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
-    assert signal.getsignal(signal.SIGTERM) is handler
+    handler, others = signal.getsignal(signal.SIGTERM), threading.active_count()
+    arguments = ["--task", "derain", "--checkpoint", checkpoint, "--jobs", threads]
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", *arguments) == code
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"ipt-fast restore: stopped by {name}; 2 of 4 images restored"
+    assert [line.split("/")[-1].split()[0] for line in said[-3:-1]] == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert signal.getsignal(signal.SIGTERM) is handler and threading.active_count() == others
 
 
 def test_names_are_data(tmp_path, checkpoint, capsys):
@@ -341,6 +347,7 @@ def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys
         ({"--overlap": "48"}, "--overlap must be 0 to 47"),
         ({"--tile-overlap": "48"}, "--overlap must be 0 to 47"),
         ({"--tile": "64"}, "windows of 48x48 pixels and no others, as its position embedding belongs to them"),
+        ({"--jobs": "-1"}, "--jobs must be 0 to 64 threads, got -1"),
         ({"--batch-size": "0"}, "--batch-size must be at least 1"),
         ({"--device": "cuda:99"}, "CUDA devices; give cpu"),
         ({"--device": "abacus"}, "is not a device"),

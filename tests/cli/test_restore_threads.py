@@ -1,0 +1,72 @@
+"""``ipt-fast restore --jobs``: threads change nothing but the time."""
+
+import threading
+import time
+
+import pytest
+
+from ipt_fast.cli import main
+from ipt_fast.cli._restore_pipeline import in_three_steps
+from tests.cli.test_restore import photo
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_outputs_and_messages_are_those_of_one_photo_after_the_other(threads, tmp_path, checkpoint, capsys):
+    for number, size in enumerate(((70, 50), (9, 7), (20, 90), (48, 48))):
+        photo(tmp_path / f"in/{number}.png", size)
+    (tmp_path / "in/1b.png").write_bytes(b"no image")
+    said, written = [], []
+    for jobs in (0, threads):
+        out = tmp_path / f"out{jobs}"
+        arguments = [tmp_path / "in", "-o", out, "--task", "sr2", "--checkpoint", checkpoint, "--jobs", jobs]
+        assert main(["restore", *map(str, arguments), "--compare"]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        said.append([line.split(" -> ")[0] for line in lines if " s: " not in line])
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert said[0] == said[1] and len(said[0]) == 8 and "1b.png: not an image" in said[0][3]
+    assert written[0] == written[1] and len(written[0]) == 8
+
+
+@pytest.mark.parametrize("threads, ahead, behind", [(0, 1, 0), (1, 2, 1), (3, 4, 3)])
+def test_few_photos_are_held_at_a_time(threads, ahead, behind):
+    begun, reported, most, held = [], [], 0, 0
+    second_is_read = threading.Event()
+
+    def read(job):
+        begun.append(job)
+        if job == 1:
+            second_is_read.set()
+        return job
+
+    def work(job, result):
+        nonlocal most, held
+        assert not threads or second_is_read.wait(60)  # while this thread works
+        time.sleep(0.02)  # for readers that do not know where to stop
+        most = max(most, len(begun) - job)
+        held = max(held, job - len(reported))
+        return result()
+
+    in_three_steps(range(12), read, work, str, lambda job, outcome: reported.append(outcome.result()), threads)
+    assert reported == [str(job) for job in range(12)]
+    assert most <= ahead and held <= behind
+
+
+def test_an_error_of_one_step_is_that_jobs_outcome_and_goes_no_further():
+    def step(number):
+        def call(job, result=lambda: 0):
+            result()
+            if job % 10 == number:
+                raise OSError(f"{job} in step {number}")
+            return job
+
+        return call
+
+    said, worked = [], []
+
+    def work(job, result):
+        worked.append(job)
+        return step(2)(job, result)
+
+    in_three_steps([0, 1, 2, 3, 4], step(1), work, step(3), lambda job, done: said.append(done.exception()), 2)
+    assert [str(error) for error in said] == ["None", "1 in step 1", "2 in step 2", "3 in step 3", "None"]
+    assert worked == [0, 1, 2, 3, 4]
