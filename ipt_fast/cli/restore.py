@@ -11,6 +11,7 @@ from ipt_fast.checkpoint import PRETRAINED
 from ipt_fast.cli import CommandError, user_errors
 from ipt_fast.cli._network import add_network_arguments, pick_task, prepare
 from ipt_fast.cli._restore_image import Output, Photo, Way, read, through_network, write
+from ipt_fast.cli._restore_pace import Pace
 from ipt_fast.cli._restore_pipeline import in_three_steps
 from ipt_fast.cli._restore_plan import Job, Naming, make_plan
 from ipt_fast.io.images import pillow_set
@@ -88,17 +89,26 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         with pillow_set(args.max_pixels), progress_bar("", len(plan.jobs), console) as advance:
+            pace = Pace()
 
-            def work(job: Job, photo: Callable[[], Photo]) -> Output:
+            def work(job: Job, read_photo: Callable[[], Photo]) -> Output:
                 advance(0, job.source.name)
                 try:
-                    return through_network(photo(), way, advance)
+                    photo = read_photo()
+
+                    def progress(share: float) -> None:
+                        pace.add(share, photo.image.pixels[..., 0].size)
+                        advance(share, note=pace.rate())
+
+                    return through_network(photo, way, progress)
                 finally:
                     advance(to_whole=True)
 
             in_three_steps(plan.jobs, read, work, lambda output: write(output, way), report, args.jobs)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{done} of {count} restored") from None
+    if done > 1:
+        console.print(pace.total())
     if failed and len(plan.jobs) > 1:
         console.print(f"{len(failed)} of {len(plan.jobs) + len(plan.unreadable)} images failed:")
         for line in failed:

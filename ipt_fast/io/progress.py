@@ -10,9 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Advance(Protocol):
-    """Advance a bar by ``items``, parts of one too, or to the next whole one; ``title`` is shown from now on."""
+    """Advance a bar by ``items``, parts of one too, or to the next whole one.
 
-    def __call__(self, items: float = 1, title: str | None = None, *, to_whole: bool = False) -> None: ...
+    ``title`` and ``note`` are shown from now on.
+    """
+
+    def __call__(
+        self, items: float = 1, title: str | None = None, *, to_whole: bool = False, note: str | None = None
+    ) -> None: ...
 
 
 def message_console() -> Console:
@@ -27,16 +32,19 @@ def progress_bar(title: str | None, total: int, console: Console | None = None) 
     What is printed to ``console`` meanwhile stays above the bar.
     """
     console = console or message_console()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    texts = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}")]
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *texts)
     off = title is None or not total or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=off) as bar:
-        job = bar.add_task(title or "", total=total)
+        job = bar.add_task(title or "", total=total, note="")
         done = 0.0
 
-        def advance(items: float = 1, title: str | None = None, *, to_whole: bool = False) -> None:
+        def advance(
+            items: float = 1, title: str | None = None, *, to_whole: bool = False, note: str | None = None
+        ) -> None:
             nonlocal done
             # Shares of an image add up to a whole one but for rounding.
             done = math.floor(done - 1e-6) + 1 if to_whole else done + items
-            bar.update(job, completed=done, description=title)
+            bar.update(job, completed=done, description=title, **({} if note is None else {"note": note}))
 
         yield advance

@@ -214,6 +214,9 @@ def test_what_is_there_can_be_skipped(tmp_path, checkpoint, capsys):
     assert restore(tmp_path / "in", *common) == 0
     assert (tmp_path / "out/a.png").read_text() == "precious" and Image.open(tmp_path / "out/b.jpg").format == "JPEG"
     assert "skipped: 1 image" in capsys.readouterr().err
+    (tmp_path / "out/b.jpg").rename(tmp_path / "out/.b.0a1b2c3d.part.jpg")  # as a run leaves it that was killed
+    assert restore(tmp_path / "in", *common) == 0 and (tmp_path / "out/b.jpg").exists()
+    assert "skipped: 1 image" in capsys.readouterr().err
     assert restore(tmp_path / "in", *common) == 0
     assert "skipped: 2 images" in capsys.readouterr().err
 

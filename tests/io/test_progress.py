@@ -15,13 +15,20 @@ def test_names_are_data_and_messages_stay_above_the_bar():
     console = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False, emoji=False, color_system=None)
     with progress_bar("[red]a[/]:dog:", 3, console) as advance:
         advance(0.3)
-        advance(0.6, "b[bold]")
+        advance(0.6, "b[bold]", note="2 [i]/s")
         advance(to_whole=True)
         advance(1 / 3)
         advance(to_whole=True)
         console.print("said")
     text = shown(console)
-    assert "[red]a[/]:dog:" in text and "b[bold]" in text and "0/3" in text and "2/3" in text and "said" in text
+    assert (
+        "[red]a[/]:dog:" in text
+        and "b[bold]" in text
+        and "2 [i]/s" in text
+        and "0/3" in text
+        and "2/3" in text
+        and "said" in text
+    )
 
 
 def test_no_bar_without_a_title_or_a_terminal(capsys):
