@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ipt_fast.cli._network import window_options
@@ -16,6 +17,7 @@ from ipt_fast.degradations.resize import resize_array
 from ipt_fast.inference import restore
 from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.inference.restoration import enlarge_alpha
+from ipt_fast.io.float_tiff import read_float_tiff
 from ipt_fast.io.images import LoadedImage, array_to_pil, read_image, with_alpha
 from ipt_fast.io.write import write_image
 from ipt_fast.tasks import get_task
@@ -58,7 +60,7 @@ class Way:
 def read(job: Job) -> Photo:
     """Read the image of a job."""
     start = time.perf_counter()
-    image = read_image(job.source, deep=True)
+    image = read_float_tiff(job.source) or read_image(job.source, deep=True)
     return Photo(job, image, time.perf_counter() - start)
 
 
@@ -67,9 +69,18 @@ def through_network(photo: Photo, way: Way, progress: Callable[[float], None]) -
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        pixels = restore(way.network, photo.image.pixels, way.task, progress=progress, **window_options(way.args))
+        pixels = _restored(photo.image.pixels, way, progress)
     said = tuple(str(w.message) for w in caught if "out of memory" in str(w.message))
     return Output(photo, pixels, said, photo.seconds + time.perf_counter() - start)
+
+
+def _restored(pixels: np.ndarray, way: Way, progress: Callable[[float], None]) -> np.ndarray:
+    """[H, W, 3] -> [rH, rW, 3] of the same dtype; floats are 0..1."""
+    options = {"task": way.task, "progress": progress, **window_options(way.args)}
+    if pixels.dtype != np.float32:
+        return restore(way.network, pixels, **options)
+    out = restore(way.network, torch.from_numpy(pixels * 255).permute(2, 0, 1), **options)
+    return np.ascontiguousarray((out / 255).permute(1, 2, 0).numpy())
 
 
 def write(output: Output, way: Way) -> str:
@@ -80,7 +91,10 @@ def write(output: Output, way: Way) -> str:
         pixels = resize_array(pixels, way.outscale / way.scale)
         notes = *notes, f"resized bicubically from x{way.scale} to x{float(way.outscale):g}"
     (height, width), (high, wide) = image.pixels.shape[:2], pixels.shape[:2]
-    pixels = with_alpha(pixels, image.alpha if image.alpha is None else enlarge_alpha(image.alpha, (wide, high)))
+    if image.alpha is not None:
+        pixels = with_alpha(pixels, _alpha(image.alpha, (wide, high)))
+    if pixels.dtype == np.float32:
+        pixels = pixels.clip(0, 1)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     saved = write_image(pixels, job.target, force=way.args.force, metadata=image.metadata, quality=way.args.quality)
     if job.compare is not None:
@@ -90,6 +104,12 @@ def write(output: Output, way: Way) -> str:
     line = f"{job.source} {width}x{height} -> {job.target} {wide}x{high}, {seconds:.1f} s"
     notes = *image.notes, *notes, *saved
     return line + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if alpha.dtype != np.float32:
+        return enlarge_alpha(alpha, size)
+    return np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BICUBIC))
 
 
 def comparison(before: Image.Image, out: Image.Image, task: str, scale: Fraction) -> Image.Image:

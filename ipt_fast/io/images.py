@@ -41,7 +41,7 @@ DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
     RuntimeError, MemoryError, SystemError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -62,8 +62,8 @@ class ImageError(OSError):
 class LoadedImage:
     """One image file.
 
-    ``pixels`` uint8 or uint16 [H, W, 3]; ``alpha`` [H, W] of the same dtype or None; ``notes`` say what was changed on
-    the way in; ``metadata`` belongs to the image as it is now.
+    ``pixels`` uint8 or uint16 [H, W, 3], float32 0..1 from ``read_float_tiff``; ``alpha`` [H, W] of the same dtype or
+    None; ``notes`` say what was changed on the way in; ``metadata`` belongs to the image as it is now.
     """
 
     pixels: np.ndarray
@@ -178,7 +178,7 @@ def from_pil(
         notes.append("its colour profile is not one of RGB and is left out")
     turn = kept = None
     try:
-        turn = _UPRIGHT.get(orientation(image)) if exif else None
+        turn = UPRIGHT.get(orientation(image)) if exif else None
         kept = kept_exif(image) if exif else None
     except DECODE_ERRORS:
         notes.append("its EXIF data are damaged and left out" + "" if turn else ", so it is taken as stored")
@@ -237,7 +237,9 @@ def with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
 
 
 def array_to_pil(image: np.ndarray) -> Image.Image:
-    """Convert uint8 or uint16 [H, W, 3 or 4] to a PIL image of 8 bits."""
+    """Convert uint8, uint16 or float32 0..1 [H, W, 3 or 4] to a PIL image of 8 bits."""
+    if image.dtype == np.float32:
+        return Image.fromarray(np.rint(image * 255).astype(np.uint8))
     return Image.fromarray(np.rint(image / 257).astype(np.uint8) if image.dtype == np.uint16 else image)
 
 

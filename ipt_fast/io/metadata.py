@@ -14,6 +14,8 @@ _KEPT = (
 )  # fmt: skip
 # The old size, and what holds places in the old file.
 _DROPPED = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight, ExifTags.Base.MakerNote, ExifTags.IFD.Interop)
+# How tifffile, ImageJ and OME begin descriptions of the old file's shape.
+_OLD_LAYOUT = ('{"shape"', "ImageJ=", "<?xml")
 _HOLD_BOTH = ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")  # kinds of files
 _NAMES = {"icc_profile": "colour profile", "exif": "EXIF data"}
 _JPEG_SEGMENT = 65533  # bytes of EXIF that a JPEG can hold
@@ -47,10 +49,17 @@ def orientation(image: Image.Image) -> int:
 
 def kept_exif(image: Image.Image) -> bytes | None:
     """Return the EXIF data that still hold once the image is upright and of another size. Raises as above."""
-    exif, kept = image.getexif(), Image.Exif()
+    return kept_of(image.getexif())
+
+
+def kept_of(exif: Image.Exif) -> bytes | None:
+    """Return what of these EXIF data still holds, as ``kept_exif``."""
+    kept = Image.Exif()
     for tag in exif:
         if tag in _KEPT:
             kept[tag] = exif.get_ifd(tag) if tag in _DIRECTORIES else exif[tag]
+    if str(kept.get(ExifTags.Base.ImageDescription, "")).startswith(_OLD_LAYOUT):
+        del kept[ExifTags.Base.ImageDescription]
     if _DIRECTORIES[0] in kept:
         kept[_DIRECTORIES[0]] = {t: v for t, v in kept[_DIRECTORIES[0]].items() if t not in _DROPPED}
     return kept.tobytes() if len(kept) else None

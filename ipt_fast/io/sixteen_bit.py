@@ -1,4 +1,4 @@
-"""Colour of 16 bits a channel, of which Pillow itself reads and writes 8: PNG and TIFF."""
+"""Colour of 16 bits a channel, of which Pillow itself reads and writes 8: PNG and TIFF; float TIFF is written, too."""
 
 import struct
 import sys
@@ -63,9 +63,9 @@ def write_png(path: Path, pixels: np.ndarray, metadata: Metadata) -> None:
 
 
 def write_tiff(path: Path, pixels: np.ndarray, metadata: Metadata) -> None:
-    """Write uint16 [H, W, 3 or 4] as a TIFF, deflated in one strip."""
+    """Write uint16 or float32 [H, W, 3 or 4] as a TIFF, deflated in one strip."""
     height, width, channels = pixels.shape
-    data = zlib.compress(pixels.astype("<u2").tobytes(), 6)
+    data = zlib.compress(pixels.astype(pixels.dtype.newbyteorder("<")).tobytes(), 6)
     directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
     if metadata.exif:
         exif = Image.Exif()
@@ -75,7 +75,8 @@ def write_tiff(path: Path, pixels: np.ndarray, metadata: Metadata) -> None:
     layout = {
         TiffImagePlugin.IMAGEWIDTH: width,
         TiffImagePlugin.IMAGELENGTH: height,
-        TiffImagePlugin.BITSPERSAMPLE: (16,) * channels,
+        TiffImagePlugin.BITSPERSAMPLE: (8 * pixels.itemsize,) * channels,
+        TiffImagePlugin.SAMPLEFORMAT: (3 if pixels.dtype.kind == "f" else 1,) * channels,
         TiffImagePlugin.COMPRESSION: 8,  # deflate
         TiffImagePlugin.PHOTOMETRIC_INTERPRETATION: 2,  # RGB
         TiffImagePlugin.SAMPLESPERPIXEL: channels,

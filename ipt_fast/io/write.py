@@ -32,7 +32,8 @@ def write_image(
     """Write an image whole or not at all, in the format of the name's suffix.
 
     Args:
-        image: a PIL image, or uint8 or uint16 [H, W, 3 or 4]. PNG and TIFF hold 16 bits, others get 8.
+        image: a PIL image, or uint8, uint16 or float32 0..1 [H, W, 3 or 4]. PNG and TIFF hold 16 bits, TIFF floats too;
+            others get 8 bits.
         path: the file.
         force: replace a file that is there.
         metadata: what goes with it.
@@ -50,11 +51,15 @@ def write_image(
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path}: its name ends in no kind of image; needed is one of {', '.join(WRITABLE)}")
+    notes: tuple[str, ...] = ()
+    if isinstance(image, np.ndarray) and image.dtype == np.float32 and kind != "TIFF":
+        image = np.rint(image * 65535).astype(np.uint16)
+        notes = ("rounded to 16 bits, this kind of file has no floats",) if kind == "PNG" else ()
     deep_writer = {"PNG": sixteen_bit.write_png, "TIFF": sixteen_bit.write_tiff}.get(kind)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint16 and deep_writer:
+    if isinstance(image, np.ndarray) and image.dtype != np.uint8 and deep_writer:
         with atomic_path(path, force=force) as temporary:
             deep_writer(temporary, image, metadata)
-        return ()
+        return notes
     options, notes = metadata.options(kind)
     if isinstance(image, np.ndarray):
         notes += ("rounded to 8 bits, this kind of file has no more",) if image.dtype == np.uint16 else ()

@@ -1,0 +1,86 @@
+"""``ipt-fast restore`` of TIFF files with float colours."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ipt_fast.cli import main
+from ipt_fast.io.images import read_image
+from ipt_fast.io.metadata import Metadata
+from ipt_fast.io.write import write_image
+
+tifffile = pytest.importorskip("tifffile", reason="needs the extra tiff")
+
+
+def picture(channels=3, height=20, width=30):
+    return np.random.default_rng(0).random((height, width, channels)).astype(np.float32)
+
+
+def run(*arguments):
+    return main(["restore", *map(str, arguments), "--fp32"])
+
+
+@pytest.mark.parametrize("layout", ["together", "separate", "float64", "upside down"])
+def test_floats_stay_floats_in_a_tiff(layout, tmp_path, checkpoint, capsys):
+    values, path = picture(), tmp_path / "in/a.tif"
+    path.parent.mkdir()
+    if layout == "separate":
+        tifffile.imwrite(path, np.moveaxis(values, -1, 0), photometric="rgb", planarconfig="separate")
+    elif layout == "upside down":
+        tifffile.imwrite(path, values[::-1, ::-1], photometric="rgb", extratags=[(274, "H", 1, 3, True)])
+    else:
+        tifffile.imwrite(path, values.astype(layout if layout == "float64" else "float32"), photometric="rgb")
+    write_image(np.rint(values * 65535).astype(np.uint16), tmp_path / "b.png")
+    common = ["--task", "sr2", "--checkpoint", checkpoint]
+    assert run(tmp_path / "in", "-o", tmp_path / "out", "--ext", ".tif", *common) == 0
+    assert "(32-bit floats" in capsys.readouterr().err
+    out = tifffile.imread(tmp_path / "out/a.tif")
+    assert out.dtype == np.float32 and out.shape == (40, 60, 3) and out.min() >= 0 and out.max() <= 1
+    assert np.abs(out * 65535 - np.rint(out * 65535)).mean() > 0.2  # no steps of 16 bits
+    assert "shape" not in tifffile.TiffFile(tmp_path / "out/a.tif").pages[0].description  # that of the input
+    assert run(tmp_path / "b.png", "-o", tmp_path / "c.png", *common) == 0
+    assert np.abs(out - read_image(tmp_path / "c.png", deep=True).pixels / 65535).max() < 1e-3
+
+
+def test_what_another_kind_of_file_loses_is_said(tmp_path, checkpoint, capsys):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    write_image(picture(4), tmp_path / "a.tif", metadata=Metadata(b"\0" * 16 + b"RGB " + b"\0" * 108, exif.tobytes()))
+    common = [tmp_path / "a.tif", "--task", "sr2", "--checkpoint", checkpoint, "--outscale", "1.5", "-o"]
+    for kind, said, dtype in (("png", "rounded to 16 bits", np.uint16), ("webp", "rounded to 8 bits", np.uint8)):
+        assert run(*common, tmp_path / f"b.{kind}") == 0
+        assert said in capsys.readouterr().err
+        out = read_image(tmp_path / f"b.{kind}", deep=True)
+        assert out.pixels.shape == (30, 45, 3) and out.pixels.dtype == dtype and out.alpha.shape == (30, 45)
+    assert run(*common, tmp_path / "b.tif", "--compare") == 0 and "rounded" not in capsys.readouterr().err
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        tags = {tag.code: tag.value for tag in file.pages[0].tags}
+        assert file.pages[0].asarray().shape == (30, 45, 4) and tags[271] == "Maker" and len(tags[34675]) == 128
+
+
+@pytest.mark.parametrize(
+    "spot, reason",
+    [
+        (np.nan, "float pixels that are nan or infinite"),
+        (np.inf, "float pixels that are nan or infinite"),
+        (1.5, "float pixels from 0 to 1.5; needed are 0..1"),
+        (-0.5, "float pixels from -0.5 to 0.9; needed are 0..1"),
+        (None, "5 float channels; needed are 3, or 4 with alpha"),
+    ],
+)
+def test_values_of_no_defined_range_are_refused_by_name(spot, reason, tmp_path, checkpoint, capsys):
+    values = np.zeros((8, 8, 3 if spot is not None else 5), np.float32)
+    values[0, 0, 0], values[3, 3, 1] = 0.9, 0 if spot is None else spot
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    assert run(tmp_path / "a.tif", "-o", tmp_path / "b.tif", "--task", "derain", "--checkpoint", checkpoint) == 1
+    assert f"failed: {tmp_path}/a.tif: cannot be read ({reason})" in capsys.readouterr().err
+    assert not (tmp_path / "b.tif").exists()
+
+
+def test_without_its_extra(tmp_path, checkpoint, monkeypatch, capsys):
+    tifffile.imwrite(tmp_path / "a.tif", picture(), photometric="rgb")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert run(tmp_path / "a.tif", "-o", tmp_path / "b.tif", "--task", "derain", "--checkpoint", checkpoint) == 1
+    assert "a.tif: a TIFF of float colours needs tifffile; pip install 'ipt-fast[tiff]'" in capsys.readouterr().err
