@@ -17,6 +17,7 @@ from ipt_fast.degradations.resize import resize_array
 from ipt_fast.inference import restore
 from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.inference.restoration import enlarge_alpha
+from ipt_fast.io.animation import Animation, holds_animation, read_animation, write_animation
 from ipt_fast.io.float_tiff import read_float_tiff
 from ipt_fast.io.images import LoadedImage, array_to_pil, read_image, with_alpha
 from ipt_fast.io.write import write_image
@@ -25,19 +26,25 @@ from ipt_fast.tasks import get_task
 
 @dataclass(frozen=True)
 class Photo:
-    """An image file that was read, and how long that took."""
+    """What was read for a job, one image or the frames of an animation, and how long that took."""
 
     job: Job
-    image: LoadedImage
+    frames: tuple[LoadedImage, ...]
+    animation: Animation | None
     seconds: float
+
+    @property
+    def size(self) -> int:
+        """Return how many pixels it has."""
+        return sum(frame.pixels[..., 0].size for frame in self.frames)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What the network made of a photo, [rH, rW, 3], and how long it and the reading took."""
+    """What the network made of each frame, [rH, rW, 3], and how long it and the reading took."""
 
     photo: Photo
-    pixels: np.ndarray
+    frames: list[np.ndarray]
     notes: tuple[str, ...]
     seconds: float
 
@@ -58,20 +65,24 @@ class Way:
 
 
 def read(job: Job) -> Photo:
-    """Read the image of a job."""
+    """Read the image of a job, all frames of an animation where its output can hold them."""
     start = time.perf_counter()
-    image = read_float_tiff(job.source) or read_image(job.source, deep=True)
-    return Photo(job, image, time.perf_counter() - start)
+    animation = read_animation(job.source) if holds_animation(job.target) else None
+    if animation is not None:
+        frames = animation.frames
+    else:
+        frames = (read_float_tiff(job.source) or read_image(job.source, deep=True),)
+    return Photo(job, frames, animation, time.perf_counter() - start)
 
 
 def through_network(photo: Photo, way: Way, progress: Callable[[float], None]) -> Output:
     """Restore it."""
-    start = time.perf_counter()
+    start, count = time.perf_counter(), len(photo.frames)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        pixels = _restored(photo.image.pixels, way, progress)
-    said = tuple(str(w.message) for w in caught if "out of memory" in str(w.message))
-    return Output(photo, pixels, said, photo.seconds + time.perf_counter() - start)
+        frames = [_restored(frame.pixels, way, lambda share: progress(share / count)) for frame in photo.frames]
+    said = tuple(dict.fromkeys(str(w.message) for w in caught if "out of memory" in str(w.message)))
+    return Output(photo, frames, said, photo.seconds + time.perf_counter() - start)
 
 
 def _restored(pixels: np.ndarray, way: Way, progress: Callable[[float], None]) -> np.ndarray:
@@ -86,24 +97,34 @@ def _restored(pixels: np.ndarray, way: Way, progress: Callable[[float], None]) -
 def write(output: Output, way: Way) -> str:
     """Bring it from the network's scale to the one asked for, write it, and return the line that says so."""
     start = time.perf_counter()
-    job, image, pixels, notes = output.photo.job, output.photo.image, output.pixels, output.notes
+    photo, job, image = output.photo, output.photo.job, output.photo.frames[0]
+    frames = [_finished(pixels, frame, way) for pixels, frame in zip(output.frames, photo.frames, strict=True)]
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    options = {"force": way.args.force, "metadata": image.metadata}
+    notes = [*image.notes, *output.notes]
+    if way.outscale != way.scale:
+        notes.append(f"resized bicubically from x{way.scale} to x{float(way.outscale):g}")
+    if photo.animation is None:
+        notes += write_image(frames[0], job.target, quality=way.args.quality, **options)
+    else:
+        timing = photo.animation.durations, photo.animation.plays
+        notes = [f"{len(frames)} frames", *notes]
+        notes += write_animation(frames, job.target, *timing, quality=way.args.quality, **options)
+    if job.compare is not None:
+        write_image(comparison(image.pil(), array_to_pil(frames[0]), way.task, way.outscale), job.compare, **options)
+    seconds = output.seconds + time.perf_counter() - start
+    (height, width), (high, wide) = image.pixels.shape[:2], frames[0].shape[:2]
+    line = f"{job.source} {width}x{height} -> {job.target} {wide}x{high}, {seconds:.1f} s"
+    return line + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _finished(pixels: np.ndarray, image: LoadedImage, way: Way) -> np.ndarray:
+    """Return the pixels at the scale that was asked for, with the alpha of the image that they were made of."""
     if way.outscale != way.scale:
         pixels = resize_array(pixels, way.outscale / way.scale)
-        notes = *notes, f"resized bicubically from x{way.scale} to x{float(way.outscale):g}"
-    (height, width), (high, wide) = image.pixels.shape[:2], pixels.shape[:2]
     if image.alpha is not None:
-        pixels = with_alpha(pixels, _alpha(image.alpha, (wide, high)))
-    if pixels.dtype == np.float32:
-        pixels = pixels.clip(0, 1)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    saved = write_image(pixels, job.target, force=way.args.force, metadata=image.metadata, quality=way.args.quality)
-    if job.compare is not None:
-        compared = comparison(image.pil(), array_to_pil(pixels), way.task, way.outscale)
-        write_image(compared, job.compare, force=way.args.force, metadata=image.metadata)
-    seconds = output.seconds + time.perf_counter() - start
-    line = f"{job.source} {width}x{height} -> {job.target} {wide}x{high}, {seconds:.1f} s"
-    notes = *image.notes, *notes, *saved
-    return line + (f" ({'; '.join(notes)})" if notes else "")
+        pixels = with_alpha(pixels, _alpha(image.alpha, (pixels.shape[1], pixels.shape[0])))
+    return pixels.clip(0, 1) if pixels.dtype == np.float32 else pixels
 
 
 def _alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
                     photo = read_photo()
 
                     def progress(share: float) -> None:
-                        pace.add(share, photo.image.pixels[..., 0].size)
+                        pace.add(share, photo.size)
                         advance(share, note=pace.rate())
 
                     return through_network(photo, way, progress)
