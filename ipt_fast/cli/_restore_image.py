@@ -3,7 +3,8 @@
 import argparse
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -20,8 +21,12 @@ from ipt_fast.inference.restoration import enlarge_alpha
 from ipt_fast.io.animation import Animation, holds_animation, read_animation, write_animation
 from ipt_fast.io.float_tiff import read_float_tiff
 from ipt_fast.io.images import LoadedImage, array_to_pil, read_image, with_alpha
+from ipt_fast.io.video import is_video
 from ipt_fast.io.write import write_image
 from ipt_fast.tasks import get_task
+
+# Called with shares of a job, images (each frame is one) and pixels that are done.
+Progress = Callable[[float, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,6 @@ class Photo:
     frames: tuple[LoadedImage, ...]
     animation: Animation | None
     seconds: float
-
-    @property
-    def size(self) -> int:
-        """Return how many pixels it has."""
-        return sum(frame.pixels[..., 0].size for frame in self.frames)
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,40 @@ def read(job: Job) -> Photo:
     """Read the image of a job, all frames of an animation where its output can hold them."""
     start = time.perf_counter()
     animation = read_animation(job.source) if holds_animation(job.target) else None
+    frames: tuple[LoadedImage, ...] = ()
     if animation is not None:
         frames = animation.frames
-    else:
+    elif not is_video(job.source):  # whose frames are read one by one, by ``restore_video``
         frames = (read_float_tiff(job.source) or read_image(job.source, deep=True),)
     return Photo(job, frames, animation, time.perf_counter() - start)
 
 
-def through_network(photo: Photo, way: Way, progress: Callable[[float], None]) -> Output:
+def through_network(photo: Photo, way: Way, progress: Progress) -> Output:
     """Restore it."""
-    start, count = time.perf_counter(), len(photo.frames)
+    start, frames = time.perf_counter(), []
+    with memory_notes() as said:
+        for frame in photo.frames:
+            frames.append(_restored(frame.pixels, way, _of_frame(progress, photo, frame)))
+    return Output(photo, frames, tuple(said), photo.seconds + time.perf_counter() - start)
+
+
+def _of_frame(progress: Progress, photo: Photo, frame: LoadedImage) -> Callable[[float], None]:
+    return lambda part: progress(part / len(photo.frames), part, part * frame.pixels[..., 0].size)
+
+
+@contextmanager
+def memory_notes() -> Iterator[list[str]]:
+    """Yield a list that holds afterwards what was said of memory that ran out."""
+    said: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        frames = [_restored(frame.pixels, way, lambda share: progress(share / count)) for frame in photo.frames]
-    said = tuple(dict.fromkeys(str(w.message) for w in caught if "out of memory" in str(w.message)))
-    return Output(photo, frames, said, photo.seconds + time.perf_counter() - start)
+        yield said
+    said += dict.fromkeys(str(w.message) for w in caught if "out of memory" in str(w.message))
+
+
+def scaled(pixels: np.ndarray, way: Way) -> np.ndarray:
+    """Restore pixels [H, W, 3], at the scale that was asked for."""
+    return _to_outscale(_restored(pixels, way, lambda share: None), way)
 
 
 def _restored(pixels: np.ndarray, way: Way, progress: Callable[[float], None]) -> np.ndarray:
@@ -94,8 +113,13 @@ def _restored(pixels: np.ndarray, way: Way, progress: Callable[[float], None]) -
     return np.ascontiguousarray((out / 255).permute(1, 2, 0).numpy())
 
 
-def write(output: Output, way: Way) -> str:
-    """Bring it from the network's scale to the one asked for, write it, and return the line that says so."""
+def write(output: Output | str, way: Way) -> str:
+    """Bring it from the network's scale to the one asked for, write it, and return the line that says so.
+
+    Of a video, which is written by then, the output is that line.
+    """
+    if isinstance(output, str):
+        return output
     start = time.perf_counter()
     photo, job, image = output.photo, output.photo.job, output.photo.frames[0]
     frames = [_finished(pixels, frame, way) for pixels, frame in zip(output.frames, photo.frames, strict=True)]
@@ -120,11 +144,14 @@ def write(output: Output, way: Way) -> str:
 
 def _finished(pixels: np.ndarray, image: LoadedImage, way: Way) -> np.ndarray:
     """Return the pixels at the scale that was asked for, with the alpha of the image that they were made of."""
-    if way.outscale != way.scale:
-        pixels = resize_array(pixels, way.outscale / way.scale)
+    pixels = _to_outscale(pixels, way)
     if image.alpha is not None:
         pixels = with_alpha(pixels, _alpha(image.alpha, (pixels.shape[1], pixels.shape[0])))
     return pixels.clip(0, 1) if pixels.dtype == np.float32 else pixels
+
+
+def _to_outscale(pixels: np.ndarray, way: Way) -> np.ndarray:
+    return pixels if way.outscale == way.scale else resize_array(pixels, way.outscale / way.scale)
 
 
 def _alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:

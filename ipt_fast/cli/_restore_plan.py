@@ -9,6 +9,7 @@ from pathlib import Path
 from ipt_fast.cli import CommandError, check_output
 from ipt_fast.io.images import SUFFIXES
 from ipt_fast.io.scan import find_images
+from ipt_fast.io.video import WRITABLE_VIDEOS, is_video
 from ipt_fast.io.write import WRITABLE, has_quality
 
 
@@ -45,6 +46,8 @@ class Naming:
     def target(self, out: Path, place: Path, tag: str = "") -> Path:
         """Return the output of an image whose place below its folder is ``place``."""
         kind = place.suffix.lower()
+        if is_video(place):
+            return out / place.with_name(f"{place.stem}{tag}{self.suffix}{kind if kind in WRITABLE_VIDEOS else '.mp4'}")
         ext = self.ext if self.ext != "same" else place.suffix if kind in WRITABLE else ".png"
         return out / place.with_name(f"{place.stem}{tag}{self.suffix}{ext}")
 
@@ -81,6 +84,7 @@ def make_plan(
     for source, written in targets:
         compare = written.with_name(f"{written.stem}.compare.png") if naming.compare else None
         plan.jobs.append(Job(source, written, compare))
+        _check_kind(plan.jobs[-1])
     _check_distinct(plan.jobs)
     if quality is not None and plan.jobs and not any(has_quality(job.target) for job in plan.jobs):
         raise CommandError(
@@ -125,7 +129,7 @@ def _find(inputs: list[str], out: Path, naming: Naming, plan: Plan) -> dict[Path
         elif os.path.lexists(path):
             found.setdefault(path, Path(path.name))
         elif matches := sorted(Path(match) for match in glob.glob(text, recursive=True)):
-            images = [p for p in matches if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+            images = [p for p in matches if (p.suffix.lower() in SUFFIXES or is_video(p)) and not p.is_dir()]
             kinds.update(p.suffix.lower() for p in matches if p not in images and not p.is_dir())
             if not images:
                 raise CommandError(f"{text}: none of the {len(matches)} files found is an image")
@@ -157,6 +161,16 @@ def _targets(found: dict[Path, Path], out: Path, naming: Naming) -> list[tuple[P
     ]
 
 
+def _check_kind(job: Job) -> None:
+    """Refuse a photo that would become a video, and the other way round."""
+    if is_video(job.source) and not is_video(job.target):
+        raise CommandError(f"{job.source} is a video, {job.target} is none; give it one of {' '.join(WRITABLE_VIDEOS)}")
+    if is_video(job.target) and not is_video(job.source):
+        raise CommandError(f"{job.source} is a photo and cannot become {job.target}; take .png")
+    if is_video(job.source) and job.compare is not None:
+        raise CommandError(f"{job.source} is a video, and --compare is for photos")
+
+
 def _check_distinct(jobs: list[Job]) -> None:
     """Refuse a file that two jobs would write, and one that another reads."""
     inputs = {os.path.realpath(job.source): job.source for job in jobs}  # unlike resolve(), at ease with loops
@@ -180,7 +194,7 @@ def _names_a_file(target: str) -> bool:
         if out.is_file():
             raise CommandError(f"-o {out} is a file; give a folder")
         return False
-    if out.suffix.lower() not in WRITABLE:
+    if out.suffix.lower() not in (*WRITABLE, *WRITABLE_VIDEOS):
         why = {".gif": "a GIF holds 256 colours", ".pgm": "a PGM holds gray alone"}.get(
             out.suffix.lower(), "not a kind of image that can be written"
         )

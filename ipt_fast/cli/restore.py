@@ -14,8 +14,10 @@ from ipt_fast.cli._restore_image import Output, Photo, Way, read, through_networ
 from ipt_fast.cli._restore_pace import Pace
 from ipt_fast.cli._restore_pipeline import in_three_steps
 from ipt_fast.cli._restore_plan import Job, Naming, make_plan
+from ipt_fast.cli._restore_video import restore_video
 from ipt_fast.io.images import pillow_set
 from ipt_fast.io.progress import message_console, progress_bar
+from ipt_fast.io.video import is_video, load_av
 from ipt_fast.io.write import WRITABLE
 from ipt_fast.tasks import get_task
 
@@ -24,15 +26,17 @@ EXAMPLE = """examples:
   ipt-fast restore photo.jpg -o photo_x2.png --task sr2 --checkpoint IPT_pretrain.pt
   ipt-fast restore noisy/ 'more/*.png' -o clean/ --task denoise30 --checkpoint runs/tiny/checkpoint.pt --compare
   ipt-fast restore photo.jpg -o photo_x3.png --task sr4 --outscale 3 --checkpoint IPT_pretrain.pt
+  ipt-fast restore clip.mp4 -o clip_x2.mp4 --task sr2 --checkpoint IPT_pretrain.pt --bf16
   ipt-fast restore photos/ -o photos/ --suffix _x2 --ext .jpg --quality 90 --task sr2 --checkpoint IPT_pretrain.pt
-colour profile, EXIF data, alpha and (in PNG and TIFF) 16 bits a channel go with an image; what cannot is said
+colour profile, EXIF data, alpha, frames (PNG, WebP), 16 bits (PNG, TIFF) and floats (TIFF) go with an image; what
+cannot is said
 exit codes: 0 all restored, 1 some images failed (each is named), 2 wrong usage or input, 130 and 143 stopped"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``ipt-fast restore``."""
     add = parser.add_argument
-    add("images", nargs="+", metavar="IN", help="image files, folders (nested too) or globs")
+    add("images", nargs="+", metavar="IN", help="image files, folders (nested too), globs, videos")
     add(
         "-o", "--out", required=True, metavar="OUT",
         help="a file for one image, otherwise a folder (as one with / at the end is)",
@@ -69,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
     with user_errors(OSError):
         plan = make_plan(args.images, args.out, naming, **options)
     failed = [f"{folder}: {reason}" for folder, reason in plan.unreadable]
-    count = f"{len(plan.jobs)} image{'s' * (len(plan.jobs) != 1)}"
+    videos = any(is_video(job.source) for job in plan.jobs)
+    if videos:
+        with user_errors(ImportError):
+            load_av()
+    count = f"{len(plan.jobs)} {'file' if videos else 'image'}{'s' * (len(plan.jobs) != 1)}"
     for line in [*plan.notes, *(f"failed: {line}" for line in failed)]:
         console.print(line)
     if plan.jobs:
@@ -91,16 +99,16 @@ def run(args: argparse.Namespace) -> int:
         with pillow_set(args.max_pixels), progress_bar("", len(plan.jobs), console) as advance:
             pace = Pace()
 
-            def work(job: Job, read_photo: Callable[[], Photo]) -> Output:
+            def work(job: Job, photo: Callable[[], Photo]) -> Output | str:
                 advance(0, job.source.name)
+
+                def progress(share: float, images: float, pixels: float) -> None:
+                    pace.add(images, pixels)
+                    advance(share, note=pace.rate())
+
                 try:
-                    photo = read_photo()
-
-                    def progress(share: float) -> None:
-                        pace.add(share, photo.size)
-                        advance(share, note=pace.rate())
-
-                    return through_network(photo, way, progress)
+                    video = is_video(job.source)
+                    return restore_video(job, way, progress) if video else through_network(photo(), way, progress)
                 finally:
                     advance(to_whole=True)
 

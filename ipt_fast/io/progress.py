@@ -45,6 +45,8 @@ def progress_bar(title: str | None, total: int, console: Console | None = None) 
             nonlocal done
             # Shares of an image add up to a whole one but for rounding.
             done = math.floor(done - 1e-6) + 1 if to_whole else done + items
-            bar.update(job, completed=done, description=title, **({} if note is None else {"note": note}))
+            bar.update(job, completed=done, description=title)
+            if note is not None:
+                bar.update(job, note=note)
 
         yield advance

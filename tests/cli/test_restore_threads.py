@@ -23,20 +23,20 @@ def test_outputs_and_messages_are_those_of_one_photo_after_the_other(threads, tm
         arguments = [tmp_path / "in", "-o", out, "--task", "sr2", "--checkpoint", checkpoint, "--jobs", jobs]
         assert main(["restore", *map(str, arguments), "--compare"]) == 1
         lines = capsys.readouterr().err.splitlines()
-        assert re.match(r"4 photos, 0.00767 MP in .* MP/s$", next(line for line in lines if "MP in" in line))
+        assert re.match(r"4 images, 0.00767 MP in .* MP/s$", next(line for line in lines if "MP in" in line))
         said.append([line.split(" -> ")[0] for line in lines if " s: " not in line])
         written.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert said[0] == said[1] and len(said[0]) == 8 and "1b.png: not an image" in said[0][3]
     assert written[0] == written[1] and len(written[0]) == 8
 
 
-def test_the_pace_counts_photos_and_their_megapixels():
+def test_the_pace_counts_images_and_their_megapixels():
     now = iter([10.0, 14.0, 14.0, 14.0])
     pace = Pace(lambda: next(now))
     for share in (0.25, 0.75, 1):
-        pace.add(share, 3_000_000)
-    assert pace.rate() == "0.5 photos/s, 1.5 MP/s"
-    assert pace.total() == "2 photos, 6 MP in 4.0 s: 0.5 photos/s, 1.5 MP/s"
+        pace.add(share, share * 3_000_000)
+    assert pace.rate() == "0.5 images/s, 1.5 MP/s"
+    assert pace.total() == "2 images, 6 MP in 4.0 s: 0.5 images/s, 1.5 MP/s"
 
 
 @pytest.mark.parametrize("threads, ahead, behind", [(0, 1, 0), (1, 2, 1), (3, 4, 3)])
