@@ -28,8 +28,8 @@ EXAMPLE = """examples:
   ipt-fast restore photo.jpg -o photo_x3.png --task sr4 --outscale 3 --checkpoint IPT_pretrain.pt
   ipt-fast restore clip.mp4 -o clip_x2.mp4 --task sr2 --checkpoint IPT_pretrain.pt --bf16
   ipt-fast restore photos/ -o photos/ --suffix _x2 --ext .jpg --quality 90 --task sr2 --checkpoint IPT_pretrain.pt
-colour profile, EXIF data, alpha, frames (PNG, WebP), 16 bits (PNG, TIFF) and floats (TIFF) go with an image; what
-cannot is said
+colour profile, EXIF data, alpha, frames (PNG, WebP), 16 bits (PNG, TIFF) and floats (TIFF) go with an image
+what an output cannot hold is said beside its name
 exit codes: 0 all restored, 1 some images failed (each is named), 2 wrong usage or input, 130 and 143 stopped"""
 
 
