@@ -36,11 +36,11 @@ def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> ar
     add("--self-ensemble", action="store_true", help="mean over 8 flips and transposes, 8 times the work")
     add("--batch-size", type=int, metavar="N", help="windows at once (default: what memory allows)")
     one_of = group.add_mutually_exclusive_group()
-    one_of.add_argument(
+    chosen = one_of.add_argument(
         "--precision", choices=("auto", *PRECISIONS), default=precision,
         help=f"of the arithmetic (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
     )  # fmt: skip
-    for name in PRECISIONS:
+    for name in [name for name in chosen.choices or () if name != "auto"]:
         one_of.add_argument(
             f"--{name}", dest="precision", action="store_const", const=name, default=argparse.SUPPRESS,
             help=f"short for --precision {name}",
