@@ -22,7 +22,7 @@ def run(*arguments):
     return main(["restore", *map(str, arguments), "--fp32"])
 
 
-@pytest.mark.parametrize("layout", ["together", "separate", "float64", "upside down"])
+@pytest.mark.parametrize("layout", ["float64", "separate", "upside down"])
 def test_floats_stay_floats_in_a_tiff(layout, tmp_path, checkpoint, capsys):
     values, path = picture(), tmp_path / "in/a.tif"
     path.parent.mkdir()
@@ -31,7 +31,7 @@ def test_floats_stay_floats_in_a_tiff(layout, tmp_path, checkpoint, capsys):
     elif layout == "upside down":
         tifffile.imwrite(path, values[::-1, ::-1], photometric="rgb", extratags=[(274, "H", 1, 3, True)])
     else:
-        tifffile.imwrite(path, values.astype(layout if layout == "float64" else "float32"), photometric="rgb")
+        tifffile.imwrite(path, values.astype(layout), photometric="rgb")
     write_image(np.rint(values * 65535).astype(np.uint16), tmp_path / "b.png")
     common = ["--task", "sr2", "--checkpoint", checkpoint]
     assert run(tmp_path / "in", "-o", tmp_path / "out", "--ext", ".tif", *common) == 0

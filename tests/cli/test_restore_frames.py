@@ -40,10 +40,8 @@ def run(*arguments):
     "source, target, loop, plays",
     [
         (".gif", ".png", None, 1),
-        (".gif", ".webp", 0, 0),
-        (".gif", ".png", 2, 3),  # repetitions and plays
-        (".png", ".webp", 3, 3),
-        (".webp", ".png", 2, 2),
+        (".gif", ".webp", 2, 3),  # repetitions and plays
+        (".webp", ".png", 0, 0),
     ],
 )
 def test_every_frame_is_what_it_is_alone(source, target, loop, plays, tmp_path, checkpoint, capsys):

@@ -1,6 +1,8 @@
 """``ipt-fast restore --jobs``: threads change nothing but the time."""
 
+import os
 import re
+import signal
 import threading
 import time
 
@@ -9,6 +11,7 @@ import pytest
 from ipt_fast.cli import main
 from ipt_fast.cli._restore_pace import Pace
 from ipt_fast.cli._restore_pipeline import in_three_steps
+from ipt_fast.inference.prepare import PreparedIPT
 from tests.cli.test_restore import photo
 
 
@@ -28,6 +31,31 @@ def test_outputs_and_messages_are_those_of_one_photo_after_the_other(threads, tm
         written.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert said[0] == said[1] and len(said[0]) == 8 and "1b.png: not an image" in said[0][3]
     assert written[0] == written[1] and len(written[0]) == 8
+
+
+@pytest.mark.parametrize(
+    "number, code, name, threads", [(signal.SIGINT, 130, "Ctrl-C", 2), (signal.SIGTERM, 143, "SIGTERM", 0)]
+)
+def test_a_signal_ends_it_in_one_line(number, code, name, threads, tmp_path, checkpoint, monkeypatch, capsys):
+    for stem in "abcd":
+        photo(tmp_path / "in" / f"{stem}.png")
+    forward, calls = PreparedIPT.forward, []
+
+    def stopped(self, x, task):
+        calls.append(task)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return forward(self, x, task)
+
+    monkeypatch.setattr(PreparedIPT, "forward", stopped)
+    handler, others = signal.getsignal(signal.SIGTERM), threading.active_count()
+    arguments = ["--task", "derain", "--checkpoint", checkpoint, "--jobs", threads]
+    assert main(["restore", *map(str, [tmp_path / "in", "-o", tmp_path / "out", *arguments])]) == code
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"ipt-fast restore: stopped by {name}; 2 of 4 images restored"
+    assert [line.split("/")[-1].split()[0] for line in said[-3:-1]] == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert signal.getsignal(signal.SIGTERM) is handler and threading.active_count() == others
 
 
 def test_the_pace_counts_images_and_their_megapixels():
