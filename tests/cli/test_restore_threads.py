@@ -107,6 +107,10 @@ def test_an_error_of_one_step_is_that_jobs_outcome_and_goes_no_further():
         worked.append(job)
         return step(2)(job, result)
 
-    in_three_steps([0, 1, 2, 3, 4], step(1), work, step(3), lambda job, done: said.append(done.exception()), 2)
+    def write(job):
+        time.sleep(0.3 * (job == 4))  # that no job is left does not mean that all are written
+        return step(3)(job)
+
+    in_three_steps([0, 1, 2, 3, 4], step(1), work, write, lambda job, done: said.append(done.exception()), 2)
     assert [str(error) for error in said] == ["None", "1 in step 1", "2 in step 2", "3 in step 3", "None"]
     assert worked == [0, 1, 2, 3, 4]
