@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ipt_fast import IPT, IPTConfig
+from ipt_fast import IPT, IPTConfig, load_checkpoint, restore
 from ipt_fast.checkpoint import save_network
 from ipt_fast.cli import main
 
@@ -79,6 +80,16 @@ def test_onnx_tiles(place):
     assert main(["export", str(place / "network.pt"), "--task", "sr2", "-o", str(program)]) == 0
     run(sys.executable, EXAMPLES / "onnx_tiles.py", program, place / "gt/0.png", out)
     assert Image.open(out).size == (128, 112)
+
+
+def test_spandrel_ipt(place):
+    pytest.importorskip("spandrel", reason="needs spandrel, which brings torchvision")
+    network, out = place / "network.safetensors", place / "spandrel.png"
+    assert main(["convert", str(place / "network.pt"), "-o", str(network)]) == 0
+    said = run(sys.executable, EXAMPLES / "spandrel_ipt.py", network, place / "lq/0.png", out, "sr3")
+    assert "ipt-fast-sr3, scale 3: (3, 56, 64) -> (3, 168, 192)" in said
+    expected = restore(load_checkpoint(network), Image.open(place / "lq/0.png"), "sr3")
+    assert np.abs(np.asarray(expected, dtype=int) - np.asarray(Image.open(out), dtype=int)).max() <= 1
 
 
 def test_notebook(tmp_path):

@@ -20,6 +20,7 @@ from ipt_fast.io.signals import exit_code, sigterm_raises, stop_line
 GROUPS = {
     "photos": {
         "restore": "restore images: super-resolution, denoising, deraining",
+        "app": "a page in your browser: drop a photo, compare, download",
         "eval": "PSNR, SSIM and more on test sets, beside the paper's tables",
         "datasets": "where test sets and photos come from; is a folder complete?",
     },

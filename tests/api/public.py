@@ -8,7 +8,7 @@ from collections.abc import Callable
 import ipt_fast
 
 # Rooms that a person reaches by a command, or that need what is not installed everywhere.
-_ELSEWHERE = ("ipt_fast.kernels", "ipt_fast.cli", "ipt_fast.data.dali")
+_ELSEWHERE = ("ipt_fast.kernels", "ipt_fast.cli", "ipt_fast.app", "ipt_fast.data.dali")
 
 
 def public_functions() -> dict[str, Callable]:
