@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ipt_fast.inference import restore
@@ -118,4 +117,4 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def _mega(pixels: int) -> str:
-    return f"{np.format_float_positional(pixels / 1e6, 1, trim='-')} megapixels"
+    return f"{pixels / 1e6:.3g} megapixels"

@@ -69,7 +69,8 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
         what = "the small network that comes with ipt-fast"
     what += f" ({device.type}, {str(network.dtype).removeprefix('torch.')})"
     setting = Setting(network, model.config.tasks, what, args.max_pixels, args.max_upload * 2**20)
-    with pillow_set(args.max_pixels), user_errors(OSError), served(setting, folder, args.host, args.port) as address:
+    refused = max(args.max_pixels, 178_956_970)  # by Pillow, where it is more than it takes by itself
+    with pillow_set(refused), user_errors(OSError), served(setting, folder, args.host, args.port) as address:
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         if args.host not in ("127.0.0.1", "localhost", "::1"):
             print("whoever reaches this machine can use it: there is no login", flush=True)
