@@ -35,7 +35,7 @@ def test_parts_grow_up_to_the_frame(name):
     crops = fps.parts(name, 480, 640)
     areas = [h * w for h, w in crops]
     assert crops[-1] == (480, 640) and areas == sorted(set(areas))
-    assert fps.window_count(preset("base"), 480, 640) == 12 * 17
+    assert fps.window_count(preset("base"), 480, 640) == 13 * 17
 
 
 def test_the_command_measures_two_networks_and_writes_the_page(tmp_path, capsys, monkeypatch):
