@@ -16,13 +16,16 @@ import multiprocessing
 import os
 import platform
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.baselines.people_networks import EDSR, Upsampler
@@ -74,9 +77,10 @@ class Row:
     def cells(self) -> list[str]:
         """Return the row of the table."""
         share = "whole" if self.part == 1 else f"1/{1 / self.part:.0f}"
-        memory = f"{'~' * (self.part < 1)}{self.peak_bytes / 2**20:,.0f}"
+        memory = f"{'~' * (self.part < 1 and self.network in OURS)}{self.peak_bytes / 2**20:,.0f}"
         figures = f"{self.parameters / 1e6:.2f}", f"{self.flops / 1e12:.2f}", f"{1 / self.cpu_s:.3g}"
-        return [self.network, f"x{self.scale}", *figures, f"{self.cpu_s:.3g}", f"{self.wall_s:.3g}", share, memory]
+        seconds = (f"{s:,.0f}" if s >= 100 else f"{s:.3g}" for s in (self.cpu_s, self.wall_s))
+        return [self.network, f"x{self.scale}", *figures, *seconds, share, memory]
 
 
 COLUMNS = [
@@ -107,6 +111,41 @@ def flops_per_megapixel(name: str, scale: int, height: int, width: int) -> float
         with FlopCounterMode(display=False) as counter:
             network(x)
     return counter.get_total_flops() / 64**2 * 1e6
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of the tensors that are alive at once, views not twice; on tensors without data, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and count what it makes."""
+        made = func(*args, **(kwargs or {}))
+        for value in pytree.tree_leaves(made):
+            if isinstance(value, Tensor) and value.device.type == "meta":
+                storage = value.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self._seen:
+                    self._seen[key] = weakref.ref(storage, lambda _, key=key, size=size: self._gone(key, size))
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
+        return made
+
+    def _gone(self, key: int, size: int) -> None:
+        del self._seen[key]
+        self.now -= size
+
+
+def counted_bytes(name: str, scale: int, height: int, width: int, dtype: str) -> int:
+    """Return what the tensors of a whole frame take at most, without weights and without a library's scratch."""
+    with torch.device("meta"), torch.no_grad():
+        network = OTHERS[name](scale).eval().to(DTYPES[dtype])
+        with LiveBytes() as live:
+            network(torch.empty(1, 3, height, width, dtype=DTYPES[dtype]))
+    return live.peak
 
 
 def parts(name: str, height: int, width: int) -> list[tuple[int, int]]:
@@ -153,8 +192,11 @@ def measure(name: str, scale: int, frame: tuple[int, int], device: str, dtype: s
         with torch.no_grad():
             held = _memory(device, reset=True)
             cpu, wall = _timed(call, x, device)
-        grown = (min(at_once, whole) / min(at_once, run)) if name in OURS else 1 / share
-        used = int(max(0, _memory(device) - held) * grown)
+        if name in OURS or device != "cpu":  # of a small part, the peak of a process is mostly noise
+            grown = (min(at_once, whole) / min(at_once, run)) if name in OURS else 1 / share
+            used = int(max(0, _memory(device) - held) * grown)
+        else:
+            used = counted_bytes(name, scale, height, width, dtype)
         best = Row(name, scale, count, flops, share, cpu / share, wall / share, weights + used)
     assert best is not None
     return best
@@ -226,11 +268,12 @@ published sizes (one task). EDSR is without the multiplication after each block.
 
 - part: "1/60" was run on that part of the frame and scaled, ours by windows, the others by pixels; "whole" was not.
 - TFLOP/MP: of a million pixels that go in; a multiply and an add are two. Ours count the windows' overlap.
-- memory: weights and the most that a frame needs beside them; "~" is scaled from the part, the others' to the frame
-  taken whole, ours to a batch of {_CPU_BATCH} windows, which is what a frame of any size needs. The others would need
-  less in tiles, too.
+- memory: weights and the most that a frame needs beside them. Ours is the process's peak, "~" scaled from the part to a
+  batch of {_CPU_BATCH} windows, which is what a frame of any size needs. On a CPU the others' is counted, of the frame
+  taken whole: the bytes of all tensors alive at once, SwinIR-M's scores among them, without a library's scratch. In
+  tiles they would need less, too.
 - Equal work is not equal quality: these are networks of their published sizes, and none is trained here.
-- Not measured: everything on a GPU. `python -m bench.fps --device cuda --dtype bf16 --out DIR` fills these columns.
+- Not measured: the GPU. `python -m bench.fps --device cuda --dtype bf16 --out DIR` measures it.
 """
 
 
