@@ -51,7 +51,7 @@ def build(setting: Setting, root: Path) -> gr.Blocks:
                 photo = gr.Image(
                     label="Photo", sources=["upload", "clipboard"], height=300, buttons=[], elem_id="photo"
                 )
-                photo.preprocess = _path  # type: ignore[method-assign]
+                photo.preprocess = _path  # type: ignore[assignment, method-assign]
                 task = gr.Radio(choices, value=setting.tasks[0], label="What to do", elem_id="task")
                 button = gr.Button("Restore", variant="primary", interactive=False, elem_id="restore")
                 said = gr.HTML(elem_classes="said", elem_id="said", padding=False)
