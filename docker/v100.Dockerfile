@@ -9,10 +9,13 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/ipt-fast
 COPY . .
+# Torch is named twice: its CUDA 12.8 and the newest toolkit of "cuda12" exclude each other, and pip alone would rather
+# change torch, for one without sm_70.
 RUN python3 -m venv .venv \
  && .venv/bin/pip install --no-cache-dir --upgrade pip "setuptools>=77" wheel \
  && .venv/bin/pip install --no-cache-dir "torch==2.10.*" "numpy<2.4" \
- && .venv/bin/pip install --no-cache-dir --no-build-isolation --editable ".[train,demo,bench,dali-cu12,cuda12]"
+ && .venv/bin/pip install --no-cache-dir --no-build-isolation --editable ".[train,demo,bench,dali-cu12,cuda12]" \
+    "torch==2.10.*" "numpy<2.4"
 # NVIDIA's Apex has no wheel, and "apex" on the package index is another project.
 RUN .venv/bin/pip install --no-cache-dir packaging ninja \
  && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 TORCH_CUDA_ARCH_LIST=7.0 .venv/bin/pip install --no-cache-dir --no-build-isolation \

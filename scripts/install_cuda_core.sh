@@ -4,7 +4,11 @@
 set -euo pipefail
 VENV=${VENV:-.venv}
 
-extra=$("$VENV/bin/python" -c 'import torch; print("cuda13" if (torch.version.cuda or "").startswith("13") else "cuda12")')
-if ! "$VENV/bin/python" -m pip --disable-pip-version-check install --quiet --no-build-isolation --editable ".[$extra]"; then
+read -r extra torch < <("$VENV/bin/python" -c '
+import torch
+print("cuda13" if (torch.version.cuda or "").startswith("13") else "cuda12", torch.__version__)')
+# Torch is named, as otherwise pip may change it for one that goes with the newest toolkit.
+if ! "$VENV/bin/python" -m pip --disable-pip-version-check install --quiet --no-build-isolation --editable ".[$extra]" \
+    "torch==$torch"; then
     echo "ipt-fast: the extra $extra cannot be installed here; tests that compile CUDA C++ will skip" >&2
 fi

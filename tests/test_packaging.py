@@ -257,3 +257,16 @@ def test_importing_the_library_probes_no_device():
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.stdout.strip() == "False"
+
+
+def test_wherever_the_toolkit_is_installed_torch_is_named():
+    """Torch 2.10 and the newest toolkit of cuda12 exclude each other: pip alone changes torch, for one without sm_70."""
+    places = [*ROOT.glob("docker/*"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
+    commands = [
+        command
+        for place in places
+        for command in place.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        if "install" in command and re.search(r"\[[^]]*(cuda12|cuda13|\$extra)", command)
+    ]
+    assert len(commands) >= 3
+    assert [command for command in commands if "torch==" not in command] == []
