@@ -66,7 +66,8 @@ class TrainConfig:
             the backward, "off" keeps them for it, which is faster (8 % fewer operations) and takes more memory (47 MB
             a sample of "base" in 16 bits); "auto" keeps them where they take up to a sixth of the device's memory. The
             weights come out the same.
-        compile: run the network through torch.compile.
+        compile: run the network through torch.compile; "layers" compiles encoder and decoder layers alone, a kind of
+            layer once, whatever their number and the tasks.
         graphs: record each task's step as a CUDA graph, which one launch replays; the weights come out the same. "on"
             refuses where that cannot be, "auto" launches operation by operation there.
         zero: ZeRO-1: each rank keeps the moments of its share of the parameters alone, and updates these. A checkpoint
@@ -114,7 +115,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     tf32: bool = False
     recompute: Literal["auto", "on", "off"] = "auto"
-    compile: bool = False
+    compile: Literal[False, True, "layers"] = False
     graphs: Literal["auto", "on", "off"] = "auto"
     zero: bool = False
     allreduce: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -327,8 +328,10 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             return None
         return _parse(key, text, next(arg for arg in args if arg is not type(None)))
     if origin is Literal:
+        if True in args and text.lower() in _BOOLS:
+            return _BOOLS[text.lower()]
         if text not in args:
-            raise ConfigError(f"--set {key}={text}: must be one of {', '.join(args)}")
+            raise ConfigError(f"--set {key}={text}: must be one of {', '.join(str(arg).lower() for arg in args)}")
         return text
     if origin is tuple:
         return tuple(_parse(key, part.strip(), args[0]) for part in text.strip("()[]").split(",") if part.strip())

@@ -28,7 +28,7 @@ def unavailable_reason(config: TrainConfig, dist_info: DistInfo) -> str | None:
     if dist_info.world_size > 1:
         return f"does not record the exchange between ranks (found {dist_info.world_size} ranks)"
     if config.compile:
-        return "does not go with compile=true"
+        return f"does not go with compile={str(config.compile).lower()}"
     return "does not go with optimizer=apex" if config.optimizer == "apex" else None
 
 

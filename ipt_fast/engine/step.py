@@ -19,6 +19,7 @@ from torch import Tensor
 from ipt_fast.checkpoint import CheckpointError, check_weights
 from ipt_fast.data import SR_MARGIN, Batch
 from ipt_fast.degradations.streak_folder import StreakFolder
+from ipt_fast.engine.compiled import compiled
 from ipt_fast.engine.config import TrainConfig
 from ipt_fast.engine.distributed import DistInfo, GradientAllReduce
 from ipt_fast.engine.graphs import StepGraphs, wanted
@@ -108,8 +109,7 @@ class TrainStep:
         self.precision, self.recompute = resolve(config, dist_info)
         model.set_recompute(self.recompute)
         self.gradients = GradientAllReduce(model, dist_info.world_size, config.allreduce)
-        network = self.gradients.module
-        self.forward: Callable[..., tuple[Tensor, Tensor]] = torch.compile(network) if config.compile else network
+        self.forward: Callable[..., tuple[Tensor, Tensor]] = compiled(self.gradients.module, model, config)
         self.optimizer = make_optimizer(model, config)
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.half = None if dtype is None else HalfWeights(model, dtype, by_layer=dist_info.world_size > 1)
