@@ -154,9 +154,8 @@ def _operation(function: Any, name: str, args: Any, kwargs: Any, result: Any) ->
     if function.namespace == "ipt_fast":
         op = name.removesuffix("_backward")
         launches = _OWN_LAUNCHES[op][name.endswith("_backward")]
-        if name == "patch_attention_backward" and args[-1] == "triton":
-            (_, N, D), M = args[1].shape, args[2].shape[1]
-            launches = 1 if plan_backward(N, M, D // args[8], args[1].dtype).one else 2
+        if name == "patch_attention_backward":
+            launches = _launches_of_backward(args)
         kind, flops = op, _own_flops(name, args)
     else:
         kind = _KIND_OF.get(name, "other")
@@ -185,10 +184,20 @@ def _bytes(t: Tensor) -> int:
     return count * t.element_size()
 
 
+def _launches_of_backward(args: Sequence[Any]) -> int:
+    """Return how many kernels the attention's backward takes: Triton's are two where a head does not fit on chip."""
+    (_, N, D), M = args[1].shape, args[2].shape[1]
+    return 2 if args[-1] == "triton" and not plan_backward(N, M, D // args[8], args[1].dtype).one else 1
+
+
 def _own_flops(name: str, args: Sequence[Any]) -> int:
     if name in ("patch_attention", "patch_attention_backward"):
         q, k = (args[0], args[1]) if name == "patch_attention" else (args[1], args[2])
-        products = 2 if name == "patch_attention" else 7  # the backward computes the scores twice: dq, dk and dv apart
+        products = 2
+        if name == "patch_attention_backward":
+            # kernels/_patch_attention_backward.py, csrc/patch_attention_backward.cu
+            # Scores, dv, dp, dk and dq; two kernels, of which one makes dq, both compute scores and dp.
+            products = 5 if _launches_of_backward(args) == 1 else 7
         return 2 * products * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
     if name.startswith("patch_contrastive_loss"):
         B, N, D = args[0].shape

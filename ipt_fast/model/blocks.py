@@ -81,13 +81,15 @@ class _NormedAttention(torch.autograd.Function):
         out, lse = attention(q, k, v, *_embeds(embed, D), *ctx.options)
         kept = () if way.recompute else normed
         ctx.save_for_backward(x, norm_weight, norm_bias, weight, embed, E, memory, q, k, v, out, lse, *kept)
-        return x, out
+        ctx.set_materialize_grads(False)  # the last layer's memory has none
+        return x, out, memory
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, past, grad):
+    def backward(ctx, past, grad, dmemory):
         x, norm_weight, norm_bias, weight, embed, E, memory, q, k, v, out, lse, *kept = ctx.saved_tensors
         D, passes = x.shape[-1], ctx.way.passes
+        past, grad = (torch.zeros_like(x) if g is None else g for g in (past, grad))
         dq, dkv = attention_backward(grad, q, k, v, *_embeds(embed, D), out, lse, *ctx.options)
         if memory is not None and dkv.numel() == 0:  # N == M: packed [B, N, 3D]
             dq, dkv = dq.split([D, 2 * D], dim=-1)
@@ -95,11 +97,14 @@ class _NormedAttention(torch.autograd.Function):
         rows, own = rows_of(dq), dq.shape[-1]  # [B N, 3D], with a memory [B N, D]
         dweight = torch.empty_like(weight)
         torch.mm(rows.t(), rows_of(y), out=dweight[:own])
-        dmemory = dembed = None
+        dembed = None
         if memory is not None:
             dkv = rows_of(dkv)  # [B M, 2D]
             torch.mm(dkv.t(), rows_of(memory), out=dweight[D:])
-            dmemory = (dkv @ weight[D:]).view_as(memory)
+            if dmemory is None:
+                dmemory = (dkv @ weight[D:]).view_as(memory)
+            else:  # made by a later layer's backward and handed to this one alone: the GEMM adds to it in place
+                dmemory.view(-1, D).addmm_(dkv, weight[D:])
         if embed is not None:  # the weight has made it of E; ``project`` gives E its gradient, not the weight
             embedded = embed.shape[-1]
             dembed = dq[..., :embedded].sum(0)  # one embedding serves the whole batch
@@ -127,11 +132,12 @@ def normed_attention(
     E: Tensor | None = None,
     embed: Tensor | None = None,
     memory: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the stream x + branch and the attention of norm(x + branch) before its output projection.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the stream x + branch, the attention of norm(x + branch) before its output projection, and the memory.
 
     x, branch [B, N, D], weight [3D, D], E [N, D], memory [B, M, D]; ``embed`` [N, 2D], or with a memory [N, D], is what
-    ``project`` makes of E.
+    ``project`` makes of E. The memory that is returned is for the next attention to it and for nothing else: the
+    gradients of all of them are added up on their way back.
     """
     assert isinstance(norm.eps, float)
     return _NormedAttention.apply(way, norm.eps, num_heads, x, branch, norm.weight, norm.bias, weight, embed, E, memory)  # type: ignore[return-value]

@@ -177,7 +177,7 @@ class EncoderLayer(nn.Module):
     def branches(self, way: Way, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the layer of x + branch as stream and branch that add up to it."""
         attention = self.self_attn
-        x, branch = normed_attention(way, x, branch, self.norm1, attention.in_proj_weight, attention.num_heads)
+        x, branch, _ = normed_attention(way, x, branch, self.norm1, attention.in_proj_weight, attention.num_heads)
         return normed_ffn(way, x, attention.out_proj(branch), self.norm2, self.linear1, self.linear2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,20 +208,24 @@ class DecoderLayer(nn.Module):
 
     def branches(
         self, way: Way, z: Tensor, branch: Tensor | None, memory: Tensor, E: Tensor | None, embeds: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the layer of z + branch as stream and branch that add up to it; ``embeds`` are of ``project_all``."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the layer of z + branch as stream and branch that add up to it, and the memory for the next layer.
+
+        ``embeds`` are of ``project_all``.
+        """
         own, cross = self.self_attn, self.multihead_attn
         embed, cross_embed = embeds or (None, None)
-        z, branch = normed_attention(way, z, branch, self.norm1, own.in_proj_weight, own.num_heads, E, embed)
+        z, branch, _ = normed_attention(way, z, branch, self.norm1, own.in_proj_weight, own.num_heads, E, embed)
         branch, weight = own.out_proj(branch), cross.in_proj_weight
-        z, branch = normed_attention(way, z, branch, self.norm2, weight, cross.num_heads, E, cross_embed, memory)
-        return normed_ffn(way, z, cross.out_proj(branch), self.norm3, self.linear1, self.linear2)
+        z, branch, memory = normed_attention(way, z, branch, self.norm2, weight, cross.num_heads, E, cross_embed, memory)
+        return *normed_ffn(way, z, cross.out_proj(branch), self.norm3, self.linear1, self.linear2), memory
 
     def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
         """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
         if way := self.way(z):
             (embeds,) = project_all(E, [self])
-            return torch.add(*self.branches(way, z, None, memory, E, embeds))
+            z, branch, _ = self.branches(way, z, None, memory, E, embeds)
+            return z + branch
         z = z + self.self_attn(z, self.norm1, E)
         z = z + self.multihead_attn(z, self.norm2, E, memory)
         return z + self.ffn(z, self.norm3, self.linear1, self.linear2)
@@ -259,9 +263,10 @@ class Decoder(nn.Module):
         memory = self.memory_norm(memory)
         ways, branch = by_branches(self.layers, DecoderLayer, z), None
         embeds = dict(zip(ways, project_all(E, list(ways)), strict=True))
+        handed_on = memory
         for layer in self.layers:
             if isinstance(layer, DecoderLayer) and layer in ways:
-                z, branch = layer.branches(ways[layer], z, branch, memory, E, embeds[layer])
+                z, branch, handed_on = layer.branches(ways[layer], z, branch, handed_on, E, embeds[layer])
             else:
                 z, branch = layer(z if branch is None else z + branch, memory, E), None
         return z if branch is None else z + branch

@@ -77,6 +77,20 @@ def test_a_frozen_weight_and_a_frozen_embedding_are_left_without_gradient():
             torch.testing.assert_close(ours.grad, want.grad)
 
 
+@pytest.mark.parametrize("watched", [None, 0, 1, 2])
+def test_the_memorys_gradients_are_added_up_on_their_way_and_again_by_a_second_backward(watched):
+    torch.manual_seed(0)
+    decoder = Decoder(24, 3, 48, 3, False).double()
+    if watched is not None:
+        decoder.layers[watched].register_forward_hook(lambda *_: None)
+    z, memory, E = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 9, 24), (2, 7, 24), (9, 24)))
+    (want,) = torch.autograd.grad(as_it_reads(decoder)(z, memory, E).square().mean(), memory)
+    loss = decoder(z, memory, E).square().mean()
+    first, second = (torch.autograd.grad(loss, memory, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, want)
+    assert torch.equal(first, second)
+
+
 def test_a_layer_that_is_watched_is_called_part_by_part_among_others_that_are_not():
     _, decoder, (x, memory, _, E) = layers_and_inputs()
     wanted = results(as_it_reads(decoder), x, memory, E)
