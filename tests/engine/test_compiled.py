@@ -1,4 +1,4 @@
-"""Layers compiled one by one: the step that eager layers take, few compilations, the same names, hooks that are called."""
+"""Layers compiled one by one: the steps of eager layers, few compilations, the same names, hooks that are called."""
 
 import functools
 from dataclasses import replace

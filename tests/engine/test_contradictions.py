@@ -57,7 +57,7 @@ def test_a_setting_without_effect_is_refused(changes, options, message):
         (["batch_size=1", "lam=0"], {}),
         (["compile=on", "recompute=on"], {}),
         (["checkpoint_minutes=5"], {"name": "tiny"}),
-        (["allreduce=bf16", "zero=true"], {"ranks": 2}),
+        (["allreduce=bf16", "zero=true", "compile=layers"], {"ranks": 2}),
     ],
 )
 def test_settings_that_go_together_are_taken(changes, options, caplog):

@@ -89,6 +89,7 @@ def test_what_cannot_be_recorded_is_refused_where_it_was_asked_for():
     for changed, info, reason in (
         (config, replace(cuda, world_size=2), "exchange between ranks"),
         (apply_changes(config, ["compile=true"]), cuda, "compile=true"),
+        (apply_changes(config, ["compile=layers"]), cuda, "compile=layers"),
         (apply_changes(config, ["optimizer=apex"]), cuda, "optimizer=apex"),
     ):
         assert reason in unavailable_reason(changed, info)

@@ -83,7 +83,9 @@ def test_the_memorys_gradients_are_added_up_on_their_way_and_again_by_a_second_b
     decoder = Decoder(24, 3, 48, 3, False).double()
     if watched is not None:
         decoder.layers[watched].register_forward_hook(lambda *_: None)
-    z, memory, E = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 9, 24), (2, 7, 24), (9, 24)))
+    z, memory, E = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 9, 24), (2, 7, 24), (9, 24))
+    )
     (want,) = torch.autograd.grad(as_it_reads(decoder)(z, memory, E).square().mean(), memory)
     loss = decoder(z, memory, E).square().mean()
     first, second = (torch.autograd.grad(loss, memory, retain_graph=True)[0] for _ in range(2))
