@@ -24,7 +24,7 @@ def compiled(network: nn.Module, model: IPT, config: TrainConfig) -> Callable[..
         layer.compile()
 
     def call(*args: Any, **options: Any) -> Any:
-        # Layers that share code may differ in the hooks on their parts, of which the compiler takes no notice otherwise.
+        # Layers that share code may differ in the hooks on their parts: the compiler does not look at these by default.
         with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
             return network(*args, **options)
 
