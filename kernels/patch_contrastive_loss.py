@@ -1,250 +1,97 @@
-"""Contrastive loss between the patches of a batch: kernels and launchers.
+"""Contrastive loss between the patches of a batch: launchers of the kernels, and how tokens are laid out.
 
-B images with N tokens of D features are the anchors; the bank holds K >= B images, the anchors first (the others come
-from other ranks). u are unit tokens, zero-padded to NP tokens and DP features, multiples of the tiles, so that the
-GEMMs need no masks. S[j, i1, i2] = sum over k != j of exp(u[j, i1] . u[k, i2]), [B, N, N].
+B images with N tokens of D features are the anchors; the images of other ranks are negatives, too. u are unit tokens.
+S[i1, i2, j] = sum over images k != j of exp(u[j, i1] . u[k, i2]), float32 [N, N, B].
 
-Forward: a program keeps one tile of S[j] on chip while k runs over the bank; no cosine leaves the chip. The matrix of
-cosines is symmetric, but a program that used a tile for S[k] as well would have to add it to memory, atomically:
-256 KB of atomic float32 traffic per pair of images against a GEMM of 75 MFLOP, which take about the same time,
-and the order of the sums would change from run to run.
+Layout: a tile holds a few positions of up to ``Plan.images`` images, position by position, and the tiles follow each
+other position by position, so that all images at a position lie together. Images and positions are padded to whole
+tiles with zero tokens.
 
-Backward: with P = exp(cosine), recomputed, and COEF = (gradient of log S) / S, token (j, i1) gets
-sum_{k != j, i2} P (COEF[j, i1, i2] + COEF[k, i2, i1]) u[k, i2]. These weights go to memory for a few images at a time,
-a block that stays in the L2 cache, and the vendor library multiplies it with u: the accumulators of one fused kernel,
-[tokens, D] in float32, would leave room for 64 tokens a program only and read u from L2 twice as often.
+Forward: a tile of exp(cosine) holds, for each of its rows, the images k at a few positions, and for each of its columns
+the images j. So the sums of its rows and of its columns are parts of S[i1, i2] and S[i2, i1], which no other pair of
+positions enters: half of the cosines are computed, each is used twice on the chip and none leaves it, and nothing is
+added atomically.
+
+Backward: with P = exp(cosine), recomputed, and c = (gradient of log S) / S, token (j, i1) gets
+sum over k != j and i2 of W u[k, i2], W = P (c[i1, i2, j] + c[i2, i1, k]), a symmetric matrix. Blocks of W that about
+stay in the L2 cache go to memory, and the vendor library multiplies them with u, and transposed with the other u.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-LOG2E = tl.constexpr(1.4426950408889634)
-_NO_DIRECTION = tl.constexpr(1e-12)  # a token with a norm up to this has no direction: its unit token is zero
+from ipt_fast.kernels._patch_contrastive_tiles import (
+    GROUP,
+    logs_kernel,
+    sums_kernel,
+    unit_backward_kernel,
+    unit_kernel,
+    weights_kernel,
+)
 
-_BLOCK_BYTES = 16 << 20  # weights in memory at a time: a third of the L2 cache of the GPUs this is for
-_BLOCK_ROWS = 4096  # tokens in the rows of such a block
-
-
-@triton.jit
-def unit_rows(
-    X,  # features of one image [N, D], dense
-    rows,  # the tokens taken
-    N,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Load unit tokens [rows, BLOCK_D] and inverse norms [rows, 1] in float32; zero beyond N rows and D columns.
-
-    A norm that is inf or nan makes the inverse nan, which no later step hides.
-    """
-    cols = tl.arange(0, BLOCK_D)
-    x = tl.load(X + rows[:, None] * D + cols[None, :], mask=(rows[:, None] < N) & (cols[None, :] < D), other=0.0)
-    x = x.to(tl.float32)
-    norm = tl.sqrt_rn(tl.sum(x * x, 1))[:, None]
-    norm = tl.where(norm == float("inf"), float("nan"), norm)
-    zero = norm <= _NO_DIRECTION
-    inverse = tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, norm))
-    return x * inverse, inverse
-
-
-@triton.jit
-def unit_kernel(
-    X,  # in: features [B, N, D], dense
-    U,  # out: unit tokens [B, NP, DP], dense, zero-padded
-    SUMS,  # out: sums of ROWS unit tokens, float32 [B, NP / ROWS, D], dense; or None
-    N,
-    NP,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """Normalise: one program makes ROWS unit tokens of one image."""
-    # Load and normalise
-    parts = NP // ROWS
-    b = (tl.program_id(0) // parts).to(tl.int64)
-    rows = (tl.program_id(0) % parts) * ROWS + tl.arange(0, ROWS)
-    cols = tl.arange(0, BLOCK_D)
-    u, _ = unit_rows(X + b * N * D, rows, N, D, BLOCK_D)
-
-    # Store
-    at = U + b * NP * DP + rows[:, None] * DP + cols[None, :]
-    tl.store(at, u.to(U.dtype.element_ty), mask=cols[None, :] < DP)
-    if SUMS is not None:
-        tl.store(SUMS + tl.program_id(0).to(tl.int64) * D + cols, tl.sum(u, 0), mask=cols < D)
-
-
-@triton.jit
-def sums_kernel(
-    U,  # in: unit tokens [K, NP, DP], dense
-    S,  # out: sums over the negatives, float32 [B, N, N], dense
-    LOGS,  # out: sum of log S over each tile, float32 [B, tiles], dense
-    K,
-    N,
-    NP,
-    DP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    EVEN: tl.constexpr,  # N is NP: no masks
-    PRECISION: tl.constexpr,
-):
-    """Sum over the negatives: one program makes a tile [BLOCK, BLOCK] of S[j]."""
-    # Which tile of which image
-    tiles = NP // BLOCK
-    tile = tl.program_id(0) % (tiles * tiles)
-    j = tl.program_id(0) // (tiles * tiles)
-    i1 = (tile // tiles) * BLOCK + tl.arange(0, BLOCK)
-    i2 = (tile % tiles) * BLOCK + tl.arange(0, BLOCK)
-    cols = tl.arange(0, BLOCK_D)
-    image = NP.to(tl.int64) * DP
-    rows_j = U + j * image + i1[:, None] * DP + cols[None, :]
-    rows_k = U + i2[:, None] * DP + cols[None, :]
-
-    # Compute. One loop over images and features, not two: the loads for the next image run during the GEMM of this one.
-    STEPS: tl.constexpr = DP // BLOCK_D
-    total = tl.zeros((BLOCK, BLOCK), tl.float32)
-    cosine = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for step in range((K - 1) * STEPS):
-        k = step // STEPS
-        k += (k >= j).to(tl.int32)  # the images but j
-        d = (step % STEPS) * BLOCK_D
-        a = tl.load(rows_j + d)  # [i1, d]
-        b = tl.load(rows_k + (k * image + d))  # [i2, d]
-        cosine = tl.dot(a, tl.trans(b), cosine, input_precision=PRECISION)
-        if step % STEPS == STEPS - 1:
-            total += tl.exp2(cosine * LOG2E)
-            cosine = tl.zeros((BLOCK, BLOCK), tl.float32)
-
-    # Store the sums and what the loss needs of them
-    at = S + j.to(tl.int64) * N * N + i1[:, None] * N + i2[None, :]
-    logs = tl.log2(total)
-    if EVEN:
-        tl.store(at, total)
-    else:
-        inside = (i1[:, None] < N) & (i2[None, :] < N)
-        tl.store(at, total, mask=inside)
-        logs = tl.where(inside, logs, 0.0)
-    tl.store(LOGS + tl.program_id(0), tl.sum(tl.sum(logs, 1), 0) / LOG2E)
-
-
-@triton.jit
-def weights_kernel(
-    U,  # in: unit tokens [K, NP, DP], dense
-    COEF,  # in: softmax coefficients, float32 [K, N, N], dense
-    LARGEST,  # in: the greatest |COEF|, float32 [1]
-    W,  # out: weights [rows_j NP, rows_k NP], dense, in the dtype of U
-    first_j,
-    first_k,
-    rows_j,  # images of the block, from first_j
-    rows_k,  # images of the block, from first_k
-    N,
-    NP,
-    DP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    EVEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Weigh the negatives: one program makes a tile of W = P (COEF[j, i1, i2] + COEF[k, i2, i1]) / LARGEST.
-
-    0 where k is j and beyond N.
-    """
-    # Programs that run together share their images k.
-    tiles = NP // BLOCK
-    row = tl.program_id(0) % (rows_j * tiles)
-    column = tl.program_id(0) // (rows_j * tiles)
-    j, k = (first_j + row // tiles).to(tl.int64), (first_k + column // tiles).to(tl.int64)
-    i1 = (row % tiles) * BLOCK + tl.arange(0, BLOCK)
-    i2 = (column % tiles) * BLOCK + tl.arange(0, BLOCK)
-
-    # Recompute the cosines
-    cols = tl.arange(0, BLOCK_D)
-    at_j = U + j * NP * DP + i1[:, None] * DP + cols[None, :]
-    at_k = U + k * NP * DP + i2[:, None] * DP + cols[None, :]
-    cosine = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for d in range(0, DP, BLOCK_D):
-        cosine = tl.dot(tl.load(at_j + d), tl.trans(tl.load(at_k + d)), cosine, input_precision=PRECISION)
-
-    # Scale. Divided by the greatest |COEF|, weights fit into float16 whatever the number of images and the loss scale.
-    at_own = COEF + j * N * N + i1[:, None] * N + i2[None, :]
-    at_other = COEF + k * N * N + i2[None, :] * N + i1[:, None]
-    if EVEN:
-        coefficients = tl.load(at_own) + tl.load(at_other)
-    else:
-        inside = (i1[:, None] < N) & (i2[None, :] < N)
-        coefficients = tl.load(at_own, mask=inside, other=0.0) + tl.load(at_other, mask=inside, other=0.0)
-    largest = tl.load(LARGEST)
-    w = tl.exp2(cosine * LOG2E) * (coefficients * tl.where(largest == 0.0, 0.0, 1.0 / largest))
-    w = tl.where(j == k, 0.0, w)
-
-    # Store
-    at = row * BLOCK + tl.arange(0, BLOCK)[:, None].to(tl.int64)
-    tl.store(W + at * (rows_k * NP) + column * BLOCK + tl.arange(0, BLOCK)[None, :], w.to(W.dtype.element_ty))
-
-
-@triton.jit
-def norm_backward_kernel(
-    G,  # in: gradient of the unit tokens by the negatives / LARGEST, float32 [B, NP, DP], dense
-    X,  # in: features [B, N, D], dense
-    POSITIVE,  # in: what the positives add to the gradient of each unit token of an image, float32 [B, D], dense
-    LARGEST,  # in: float32 [1]
-    OUT,  # out: gradient of the features [B, N, D], dense
-    N,
-    NP,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """Go back through the norm: one program makes the gradient of ROWS tokens of one image."""
-    # Load
-    parts = NP // ROWS
-    b = (tl.program_id(0) // parts).to(tl.int64)
-    rows = (tl.program_id(0) % parts) * ROWS + tl.arange(0, ROWS)
-    cols = tl.arange(0, BLOCK_D)
-    inside = (rows[:, None] < N) & (cols[None, :] < D)
-    u, inverse = unit_rows(X + b * N * D, rows, N, D, BLOCK_D)
-    g = tl.load(G + b * NP * DP + rows[:, None] * DP + cols[None, :], mask=inside, other=0.0)
-    g = g * tl.load(LARGEST) + tl.load(POSITIVE + b * D + cols, mask=cols < D, other=0.0)[None, :]
-
-    # Compute the part across each token, and store it
-    g = (g - u * tl.sum(g * u, 1)[:, None]) * inverse
-    tl.store(OUT + b * N * D + rows[:, None] * D + cols[None, :], g.to(OUT.dtype.element_ty), mask=inside)
+_BLOCK_BYTES = 24 << 20  # weights in memory at a time: about half of the L2 cache of the GPUs this is for
+_LEAST = 1e-30  # a gradient below has a smaller part in 16-bit weights
+_PAIRS = 64  # pairs of positions whose logarithms a program sums
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Tile sizes of one call. Tokens are padded to a multiple of ``block`` and features to one of ``block_d``."""
+    """Tile sizes of one call. Features are padded to a multiple of ``block_d``."""
 
-    block: int
+    block: int  # tokens in a tile
+    images: int  # in a tile, a power of two
     block_d: int
     num_warps: int
     num_stages: int
-    NP: int
     DP: int
     rows: int  # of the kernels that go token by token
 
     @property
     def block_of_features(self) -> int:
+        """Return the features of a token, padded to a power of two."""
         return triton.next_power_of_2(self.DP)
+
+    def chunks(self, images: int) -> int:
+        """Return the tiles that ``images`` images have at a position."""
+        return triton.cdiv(images, self.images)
+
+    def tiles(self, images: int, N: int) -> int:
+        """Return the tiles of ``images`` images with N tokens."""
+        return triton.cdiv(N, self.block // self.images) * self.chunks(images)
 
 
 def plan(B: int, N: int, D: int, dtype: torch.dtype, processors: int) -> Plan:
-    """Choose tiles so that the compiled kernels spill nothing (``python -m bench.offline``), every multiprocessor has
-    work and padding adds little.
+    """Choose tiles so that the compiled kernels spill nothing (``python -m bench.offline``) and the forward takes the
+    least rounds: its programs are pairs of positions, two of them run on a multiprocessor at a time.
     """
     if dtype == torch.float32:  # no tensor cores, or tf32: twice the bytes
-        block, block_d, warps, stages = min(64, _power(N)), min(32, _power(D)), 4, 3
+        blocks, block_d, stages = (64,), min(32, _power(D)), 3
     else:
-        block, block_d, warps, stages = min(64, _power(N)), min(64, _power(D)), 4, 4
-        if N > 64 and -N % 128 == -N % 64 and B * triton.cdiv(N, 128) ** 2 >= processors:
-            block, warps, stages = 128, 8, 3
-    NP, DP = triton.cdiv(N, block) * block, triton.cdiv(D, block_d) * block_d
-    return Plan(block, block_d, warps, stages, NP, DP, max(1, min(16, 8192 // triton.next_power_of_2(DP))))
+        blocks, block_d, stages = (64, 128), min(64, _power(D)), 3
+
+    def rounds(size: tuple[int, int]) -> float:
+        block, images = size
+        count = triton.cdiv(N, block // images)
+        programs = triton.cdiv(count * (count + 1) // 2, 2 * processors)
+        # A small tile takes the L2 cache twice as long for its FLOPs.
+        return programs * triton.cdiv(B, images) ** 2 * block**2 * (1.5 if block == 64 else 1.0)
+
+    # 128 images in a tile spill, several tiles a position, on sm_80.
+    sizes = [(block, 1 << power) for block in blocks for power in range(7)]
+    # Of equals those that pad least, then those with the fewest sums of columns in memory
+    padded = {(block, images): triton.cdiv(B, images) * images for block, images in sizes}
+    block, images = min(sizes, key=lambda size: (rounds(size), padded[size], -size[1]))
+    if block == 128:  # with 64 features at a time Triton 3.6 spills on sm_80
+        block_d, stages = min(32, block_d), 4
+    DP = triton.cdiv(D, block_d) * block_d
+    warps = 8 if block == 128 else 4
+    return Plan(block, images, block_d, warps, stages, DP, max(1, min(16, 8192 // triton.next_power_of_2(DP))))
 
 
 def _power(size: int) -> int:
@@ -257,95 +104,197 @@ def _plan(features: Tensor, dtype: torch.dtype) -> Plan:
     return plan(*features.shape, dtype, processors)
 
 
-def _bank(features: Tensor, others: Tensor | None, p: Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Make unit tokens [K, NP, DP] in ``dtype``, and the sum of each anchor's unit tokens [B, D] float32."""
-    B, N, D = features.shape
-    u = torch.empty(B + (0 if others is None else len(others)), p.NP, p.DP, dtype=dtype, device=features.device)
-    parts = p.NP // p.rows
-    token_sums = torch.empty(B, parts, D, dtype=torch.float32, device=features.device)
+def _unit_tokens(features: Tensor, p: Plan, dtype: torch.dtype, sums: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Make unit tokens [tiles * block, DP] in ``dtype`` and, if asked for, each image's sum of them [B, D] float32."""
+    images, N, D = features.shape
+    padded = images % p.images or N % (p.block // p.images)
+    new = features.new_zeros if padded else features.new_empty
+    u = new(p.tiles(images, N) * p.block, p.DP, dtype=dtype)
+    parts = triton.cdiv(N, p.rows)
+    token_sums = features.new_empty(images, parts, D, dtype=torch.float32) if sums else None
+    unit_kernel[(images * parts,)](features.contiguous(), u, token_sums, N, p.chunks(images), **_token_options(p, D))
+    return u, None if token_sums is None else token_sums.sum(1)
+
+
+def _token_options(p: Plan, D: int) -> dict[str, Any]:
     sizes = {"D": D, "DP": p.DP, "BLOCK_D": p.block_of_features, "ROWS": p.rows}
-    unit_kernel[(B * parts,)](features.contiguous(), u, token_sums, N, p.NP, **sizes)
-    if others is not None:
-        unit_kernel[(len(others) * parts,)](others.contiguous(), u[B:], None, N, p.NP, **sizes)
-    return u, token_sums.sum(1)
+    return {**sizes, "IMAGES": p.images, "BLOCK": p.block}
 
 
-def _options(p: Plan, N: int, precision: str) -> dict[str, object]:
+def _options(p: Plan, precision: str) -> dict[str, Any]:
     return {
-        **{"DP": p.DP, "BLOCK": p.block, "BLOCK_D": p.block_d, "EVEN": N == p.NP, "PRECISION": precision},
+        **{"DP": p.DP, "IMAGES": p.images, "BLOCK": p.block, "BLOCK_D": p.block_d, "PRECISION": precision},
         **{"num_warps": p.num_warps, "num_stages": p.num_stages},
     }
 
 
+def pairs(count: int) -> int:
+    """Return the programs that have all pairs first <= second < ``count``."""
+    groups = triton.cdiv(count, GROUP.value)
+    return groups * (groups + 1) // 2 * GROUP.value**2
+
+
 def patch_contrastive_forward(
-    features: Tensor, others: Tensor | None, dtype: torch.dtype, precision: str
+    features: Tensor, others: Sequence[Tensor], dtype: torch.dtype, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sums over the negatives, their logarithms' means, and the tokens' sums.
+    """Return sums over the negatives, the sums of their logarithms, and the tokens' sums.
 
     Args:
         features: [B, N, D] float16, bfloat16 or float32.
-        others: [K - B, N, D], images that are negatives only, or None.
+        others: [images, N, D] each, images that are negatives only.
         dtype: of the unit tokens in the GEMMs.
         precision: of float32 GEMMs, "ieee" or "tf32".
 
     Returns:
-        S [B, N, N], the mean of log S [B] and the sum of unit tokens [B, D], float32.
+        S [N, N, B], the sum of log S [B] and the sum of unit tokens [B, D], float32.
     """
     B, N, _ = features.shape
     p = _plan(features, dtype)
+    how = _options(p, precision)
     with torch.cuda.device_of(features):
-        u, token_sum = _bank(features, others, p, dtype)
-        tiles = (p.NP // p.block) ** 2
-        sums = torch.empty(B, N, N, dtype=torch.float32, device=features.device)
-        logs = torch.empty(B, tiles, dtype=torch.float32, device=features.device)
-        sums_kernel[(B * tiles,)](u, sums, logs, len(u), N, p.NP, **_options(p, N, precision))
-    return sums, logs.sum(1) / N**2, token_sum
+        u, token_sum = _unit_tokens(features, p, dtype, sums=True)
+        sums = features.new_empty(N, N, B, dtype=torch.float32)
+        own, count = (B, p.chunks(B)), triton.cdiv(N, p.block // p.images)
+        sums_kernel[(pairs(count),)](u, u, sums, *own, *own, N, OWN=True, **how)
+        for bank in others:
+            negatives, _ = _unit_tokens(bank, p, dtype)
+            sums_kernel[(count**2,)](u, negatives, sums, *own, len(bank), p.chunks(len(bank)), N, OWN=False, **how)
+        images, parts = min(64, triton.next_power_of_2(B)), triton.cdiv(N * N, _PAIRS)
+        logs = features.new_empty(parts, B, dtype=torch.float32)
+        logs_kernel[(parts, triton.cdiv(B, images))](sums, logs, N * N, B, PAIRS=_PAIRS, IMAGES=images)
+    return sums, logs.sum(0), token_sum
+
+
+class Negatives(NamedTuple):
+    """Images that are negatives, B a rank, in rank order: features [images, N, D], sums S [images / B, N, N, B] and
+    gradients of log S [images] of what they are as anchors.
+    """
+
+    features: Tensor
+    sums: Tensor
+    log_grad: Tensor
 
 
 def patch_contrastive_backward(
     features: Tensor,
-    coefficients: Tensor,
-    positive_grad: Tensor,
-    others: Tensor | None,
+    sums: Tensor,
+    token_sum: Tensor,
+    log_grad: Tensor,
+    others: Sequence[Negatives],
     dtype: torch.dtype,
     precision: str,
 ) -> Tensor:
     """Return the gradient of the features, [B, N, D] in their dtype.
 
     Args:
-        features, others, dtype, precision: as in the forward.
-        coefficients: [K, N, N] float32, the gradient of each log S divided by S, of the others too.
-        positive_grad: [B, D] float32, what the positives add to the gradient of each unit token of an image.
+        features, dtype, precision: as in the forward.
+        sums, token_sum: [N, N, B] and [B, D] of the forward.
+        log_grad: [B] float32, the gradient of each log S of an image.
+        others: images that are negatives only, with what they have as anchors.
     """
     B, N, D = features.shape
-    features, coefficients, positive_grad = features.contiguous(), coefficients.contiguous(), positive_grad.contiguous()
-    p = _plan(features, dtype)
-    grad = torch.empty_like(features)
-    largest = coefficients.abs().amax().reshape(1)
-    parts = p.NP // p.rows
+    features, p = features.contiguous(), _plan(features, dtype)
+    # Weights are at most 2 e^2 in units of largest / negatives: float16 holds them whatever the loss is scaled by.
+    every = torch.cat([log_grad, *(bank.log_grad for bank in others)]) if others else log_grad
+    largest = torch.linalg.vector_norm(every, torch.inf).clamp(min=_LEAST).reshape(1)
+    work = _Work(N, B - 1 + sum(len(bank.features) for bank in others), p, precision)
     with torch.cuda.device_of(features):
-        u, _ = _bank(features, others, p, dtype)
-        rows = max(1, min(B, _BLOCK_ROWS // p.NP))
-        columns = max(1, min(len(u), _BLOCK_BYTES // (rows * p.NP * p.NP * u.element_size())))
-        for j in range(0, B, rows):
-            anchors = features[j : j + rows]
-            g = torch.zeros((len(anchors) * p.NP, p.DP), dtype=torch.float32, device=features.device)
-            for k in range(0, len(u), columns):
-                negatives = u[k : k + columns]
-                w = u.new_empty(len(anchors) * p.NP, len(negatives) * p.NP)
-                sizes = (j, k, len(anchors), len(negatives), N, p.NP)
-                grid = (w.numel() // p.block**2,)
-                weights_kernel[grid](u, coefficients, largest, w, *sizes, **_options(p, N, precision))
-                g += _matmul(w, negatives.flatten(0, 1))
-            norm_backward_kernel[(len(anchors) * parts,)](
-                g, anchors, positive_grad[j : j + rows], largest, grad[j : j + rows], N, p.NP,
-                D=D, DP=p.DP, BLOCK_D=p.block_of_features, ROWS=p.rows,
-            )  # fmt: skip
+        own = _bank(Negatives(features, sums, log_grad), largest, p, dtype)
+        g = torch.empty(own.u.shape, dtype=torch.float32, device=features.device)
+        _write_own(g, own, work)
+        for bank in others:
+            _add_other(g, own, _bank(bank, largest, p, dtype), work)
+        grad = torch.empty_like(features)
+        unit_backward_kernel[(B * triton.cdiv(N, p.rows),)](
+            g, features, token_sum.contiguous(), log_grad, largest, grad, N, own.chunks, work.negatives,
+            **_token_options(p, D),
+        )  # fmt: skip
     return grad
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b in float32, whatever the inputs."""
+class _Work(NamedTuple):
+    """What is the same for all blocks of weights."""
+
+    N: int
+    negatives: int
+    plan: Plan
+    precision: str
+
+    def tokens(self, x: Tensor, tiles: range) -> Tensor:
+        """Return the rows of ``x`` that lie in ``tiles``."""
+        return x[tiles.start * self.plan.block : tiles.stop * self.plan.block]
+
+    def tiles(self, x: Tensor) -> int:
+        """Return the number of tiles of ``x``."""
+        return len(x) // self.plan.block
+
+    def most(self, x: Tensor) -> int:
+        """Return how many tiles a block of weights has at most, in the dtype of ``x``."""
+        return max(1, _BLOCK_BYTES // (self.plan.block**2 * x.element_size()))
+
+
+class _Bank(NamedTuple):
+    """Unit tokens in their layout, and what their images have as anchors."""
+
+    u: Tensor
+    sums: Tensor
+    relative: Tensor  # gradients of log S, relative to the largest
+    images: int
+    chunks: int
+
+
+def _bank(images: Negatives, largest: Tensor, p: Plan, dtype: torch.dtype) -> _Bank:
+    u, _ = _unit_tokens(images.features, p, dtype)
+    count = len(images.features)
+    return _Bank(u, images.sums, images.log_grad / largest, count, p.chunks(count))
+
+
+def _write_own(g: Tensor, own: _Bank, work: _Work) -> None:
+    """Write to g [tiles * block, DP] what the anchors are to each other; a block of weights serves rows and columns."""
+    parts = _ranges(work.tiles(own.u), math.isqrt(work.most(own.u)))
+    for i, rows in enumerate(parts):
+        for columns in parts[i:]:
+            w = _weights(own, own, rows, columns, work)
+            _product(work.tokens(g, rows), w, work.tokens(own.u, columns), add=i > 0 or columns is not rows)
+            if columns is not rows:
+                _product(work.tokens(g, columns), w.t(), work.tokens(own.u, rows), add=i > 0)
+
+
+def _add_other(g: Tensor, own: _Bank, other: _Bank, work: _Work) -> None:
+    """Add to g [tiles * block, DP] what the anchors get from other images."""
+    most = work.most(own.u)
+    for rows in _ranges(work.tiles(own.u), max(math.isqrt(most), most // work.tiles(other.u))):
+        for columns in _ranges(work.tiles(other.u), most // len(rows)):
+            w = _weights(own, other, rows, columns, work)
+            _product(work.tokens(g, rows), w, work.tokens(other.u, columns), add=True)
+
+
+def _ranges(tiles: int, most: int) -> list[range]:
+    """Divide ``tiles`` into the fewest parts of ``most`` at most, about equal."""
+    size = triton.cdiv(tiles, triton.cdiv(tiles, max(1, most)))
+    return [range(first, min(first + size, tiles)) for first in range(0, tiles, size)]
+
+
+def _weights(own: _Bank, other: _Bank, rows: range, columns: range, work: _Work) -> Tensor:
+    """Return weights [rows * block, columns * block] in the dtype of the unit tokens."""
+    block = work.plan.block
+    w = own.u.new_empty(len(rows) * block, len(columns) * block)
+    symmetric = own is other and rows is columns
+    weights_kernel[(pairs(len(rows)) if symmetric else len(rows) * len(columns),)](
+        own.u, other.u, own.sums, other.sums, own.relative, other.relative, w,
+        rows.start, columns.start, len(rows), len(columns), own.images, own.chunks, other.images, other.chunks,
+        work.N, work.negatives, OWN=own is other, SYMMETRIC=symmetric, **_options(work.plan, work.precision),
+    )  # fmt: skip
+    return w
+
+
+def _product(target: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
+    """Write or add a b to ``target``, in float32 whatever the factors."""
+    if a.dtype != torch.float32 and not a.is_cuda:
+        a, b = a.float(), b.float()
     if a.dtype == torch.float32:
-        return a @ b
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+        target.addmm_(a, b, beta=float(add))
+    elif add:
+        target += torch.mm(a, b, out_dtype=torch.float32)
+    else:
+        torch.mm(a, b, out_dtype=torch.float32, out=target)

@@ -57,12 +57,17 @@ def patch_contrastive_loss_reference(
     return -local.sum((1, 2)) / (N * (N - 1))
 
 
-def _gather_remote(x: Tensor) -> Tensor:
-    """Return what the other ranks have in place of ``x``, joined in rank order; without gradient."""
-    gathered = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, x.detach().contiguous())
-    del gathered[dist.get_rank()]
-    return torch.cat(gathered)
+def _gather_remote(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the ranks before and behind have in place of ``x``, joined in rank order; without gradient.
+
+    Both are views of one tensor: what was gathered is held once.
+    """
+    gathered = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
+    # PyTorch 2.13 deprecates the second name; older ones do not have the first.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, x.detach().contiguous())
+    first = dist.get_rank() * len(x)
+    return gathered[:first], gathered[first + len(x) :]
 
 
 class _Remote(torch.autograd.Function):
@@ -71,7 +76,7 @@ class _Remote(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor) -> Tensor:
         ctx.images = len(features)
-        return _gather_remote(features)  # [(R - 1) B, N, D]
+        return torch.cat(_gather_remote(features))  # [(R - 1) B, N, D]
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -104,21 +109,21 @@ def _triton_precision(features: Tensor) -> tuple[torch.dtype, str]:
 def _triton(features: Tensor, mode: str, temperature: float, scope: str) -> tuple[Tensor, ...]:
     from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_forward
 
-    others = _gather_remote(features) if ranks_in_scope(scope) > 1 else None
-    sums, log_means, token_sum = patch_contrastive_forward(features, others, *_triton_precision(features))
-    return sums, log_means - token_sum.square().sum(1) / features.shape[1] ** 2, token_sum
+    others = [bank for bank in _gather_remote(features) if len(bank)] if ranks_in_scope(scope) > 1 else []
+    sums, log_sums, token_sum = patch_contrastive_forward(features, others, *_triton_precision(features))
+    return sums, (log_sums - token_sum.square().sum(1)) / features.shape[1] ** 2, token_sum
 
 
 def _triton_backward(features, sums, token_sum, weights, mode, temperature, scope) -> Tensor:
-    from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_backward
+    from ipt_fast.kernels.patch_contrastive_loss import Negatives, patch_contrastive_backward
 
-    weights = weights / features.shape[1] ** 2
-    positive_grad = token_sum * (-2 * weights)[:, None]  # of each unit token of an image, [B, D]
-    coefficients, others = weights[:, None, None] / sums, None  # [B, N, N]
+    log_grad = weights / features.shape[1] ** 2  # of each log S of an image, [B]
+    others: list[Negatives] = []
     if ranks_in_scope(scope) > 1:
-        others, coefficients = _gather_remote(features), torch.cat([coefficients, _gather_remote(coefficients)])
+        gathered = zip(*map(_gather_remote, (features, sums[None], log_grad)), strict=True)
+        others = [Negatives(*bank) for bank in gathered if len(bank[0])]
     with autocast_off(features):
-        return patch_contrastive_backward(features, coefficients, positive_grad, others, *_triton_precision(features))
+        return patch_contrastive_backward(features, sums, token_sum, log_grad, others, *_triton_precision(features))
 
 
 def _gemm_reason(call: _Call) -> str | None:
@@ -158,7 +163,7 @@ BACKENDS = Backends(
 def _forward_fake(features, mode, temperature, scope, impl):
     B, N, D = features.shape
     wide = torch.promote_types(features.dtype, torch.float32)
-    kept = new_kept(features, mode) if impl == "gemm" else features.new_empty(B, N, N, dtype=wide)
+    kept = new_kept(features, mode) if impl == "gemm" else features.new_empty(N, N, B, dtype=wide)
     return kept, features.new_empty(B, dtype=wide), features.new_empty(B, D, dtype=wide)
 
 
@@ -187,6 +192,7 @@ class _PatchContrastiveLoss(torch.autograd.Function):
         kept, _, token_sum = output
         ctx.save_for_backward(features, kept, token_sum)
         ctx.mark_non_differentiable(kept, token_sum)
+        ctx.set_materialize_grads(False)  # no zeros for these
 
     @staticmethod
     def backward(ctx, _, weights, __):

@@ -54,43 +54,52 @@ def test_error_is_within_twice_the_eager_one(device, shape, dtype):
     compare(torch.randn(shape).to(device, dtype), torch.randn(shape[0]).to(device))
 
 
-@pytest.mark.parametrize("block", [16, 64])
-def test_any_tile_and_any_number_of_blocks_gives_the_same(device, monkeypatch, block):
-    features, weights = torch.randn(5, 50, 40, device=device), torch.randn(5, device=device)
-    whole = value_and_grad(triton, features, weights)
-    monkeypatch.setattr(kernels, "_BLOCK_BYTES", 2 * 64 * 64 * 4 * 2)  # 2 images against 2
-    monkeypatch.setattr(kernels, "_BLOCK_ROWS", 2 * 64)
-    monkeypatch.setattr(
-        kernels,
-        "plan",
-        lambda B, N, D, dtype, processors: kernels.Plan(block, 16, 4, 2, 64, 48, 4),
-    )
-    for part, wanted in zip(value_and_grad(triton, features, weights), whole, strict=True):
-        torch.testing.assert_close(part, wanted, rtol=1e-4, atol=1e-6 * wanted.abs().max().item())
+@pytest.mark.parametrize("images", [1, 4])
+def test_any_tile_and_any_number_of_blocks_gives_the_same(device, monkeypatch, images):
+    features, weights = torch.randn(5, 10, 24, device=device), torch.randn(5, device=device)
+    want = value_and_grad(patch_contrastive_loss_reference, features.double(), weights)
+    monkeypatch.setattr(kernels, "_BLOCK_BYTES", 4 * 16**2 * 4)  # 2 tiles against 2
+    monkeypatch.setattr(kernels, "plan", lambda *_: kernels.Plan(16, images, 16, 4, 2, 32, 4))
+    for part, wanted in zip(value_and_grad(triton, features, weights), want, strict=True):
+        torch.testing.assert_close(part.double(), wanted, rtol=1e-4, atol=1e-6 * wanted.abs().max().item())
 
 
-def test_large_tiles_are_for_batches_that_fill_the_gpu():
+def test_two_runs_give_the_same_bits(device):
+    features, weights = torch.randn(6, 20, 12, device=device), torch.randn(6, device=device)
+    first, second = value_and_grad(triton, features, weights), value_and_grad(triton, features, weights)
+    assert all(map(torch.equal, first, second))
+
+
+def test_plans_fill_the_gpu_and_pad_little():
     half = torch.bfloat16
-    assert kernels.plan(64, 256, 576, half, 132).block == 128
-    assert kernels.plan(8, 256, 576, half, 132).block == 64
-    assert kernels.plan(64, 300, 576, half, 132).block == 64  # 320 tokens with padding; 384 with large tiles
-    assert kernels.plan(64, 256, 576, torch.float32, 132).block == 64
+    sizes = [(B, N, half) for B in (2, 8, 32, 50, 64, 65, 96, 256) for N in (49, 256, 257)] + [(64, 256, torch.float32)]
+    plans = {(B, N, dtype): kernels.plan(B, N, 576, dtype, 132) for B, N, dtype in sizes}
+    assert plans[64, 256, half].block == 128 and plans[64, 256, half].images == 64
+    assert plans[64, 256, torch.float32].block == 64
+    for (B, N, _), p in plans.items():
+        assert p.tiles(B, N) * p.block <= 1.35 * B * N or B * N < 10_000
     small = kernels.plan(64, 20, 7, half, 132)
-    assert (small.NP, small.DP) == (32, 16)
+    assert small.DP == 16 and small.block_d == 16
 
 
 def test_images_of_other_ranks_are_negatives_and_no_anchors(device):
-    whole, weights = torch.randn(5, 20, 12, device=device), torch.randn(5, device=device)
+    # The second of four ranks with two images each
+    whole, weights = torch.randn(8, 10, 12, device=device), torch.randn(8, device=device)
     want_values, want_grad = value_and_grad(patch_contrastive_loss_reference, whole.double(), weights)
-    own, others, here, how = whole[:2], whole[2:], slice(0, 2), (torch.float32, "ieee")
-    sums, log_means, token_sum = kernels.patch_contrastive_forward(own, others, *how)
-    values = log_means - token_sum.square().sum(1) / 20**2
+    before, here, behind, how = slice(0, 2), slice(2, 4), slice(4, 8), (torch.float32, "ieee")
+    own = whole[here]
+    sums, log_sums, token_sum = kernels.patch_contrastive_forward(own, [whole[before], whole[behind]], *how)
+    values = (log_sums - token_sum.square().sum(1)) / 10**2
     torch.testing.assert_close(values.double(), want_values[here], rtol=1e-5, atol=1e-5)
-    all_sums, _, _ = kernels.patch_contrastive_forward(whole, None, *how)
-    torch.testing.assert_close(sums, all_sums[here])
-    coefficients = weights[:, None, None] / 20**2 / all_sums
-    positive_grad = token_sum * (-2 / 20**2 * weights[here])[:, None]
-    grad = kernels.patch_contrastive_backward(own, coefficients, positive_grad, others, *how)
+    all_sums, _, _ = kernels.patch_contrastive_forward(whole, [], *how)
+    torch.testing.assert_close(sums, all_sums[..., here])
+    by_rank = all_sums.unflatten(2, (4, 2)).movedim(2, 0).contiguous()  # [4, N, N, 2]
+    log_grad = weights / 10**2
+    banks = [
+        kernels.Negatives(whole[before], by_rank[:1], log_grad[before]),
+        kernels.Negatives(whole[behind], by_rank[2:], log_grad[behind]),
+    ]
+    grad = kernels.patch_contrastive_backward(own, sums, token_sum, log_grad[here], banks, *how)
     assert relative(grad, want_grad[here]) < 1e-5
 
 
@@ -135,8 +144,8 @@ def test_registration(device):
     torch.library.opcheck(
         ops.patch_contrastive_loss.default, (features, "paper", 0.07, "local", "triton"), test_utils=checks
     )
-    sums, positive_grad = 1 + torch.rand(2, 6, 6, device=device), torch.randn(2, 9, device=device)
-    arguments = (features, sums, positive_grad, torch.rand(2, device=device), "paper", 0.07, "local", "triton")
+    sums, token_sum = 1 + torch.rand(6, 6, 2, device=device), torch.randn(2, 9, device=device)
+    arguments = (features, sums, token_sum, torch.rand(2, device=device), "paper", 0.07, "local", "triton")
     torch.library.opcheck(ops.patch_contrastive_loss_backward.default, arguments, test_utils=checks)
 
 
