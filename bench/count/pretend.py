@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ipt_fast.ops._registry import assume
 
+_PROCESSORS = {(7, 0): 80, (8, 0): 108, (9, 0): 132}  # multiprocessors of V100, A100 and H100 (SXM)
 _READS = {Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero, torch.nonzero, Tensor.__bool__, Tensor.__float__}
 _make_subclass = Tensor._make_subclass
 
@@ -73,7 +74,9 @@ def pretend_cuda(capability: tuple[int, int], memory: int) -> Iterator[None]:
     answers = {
         "is_available": lambda: True, "is_bf16_supported": lambda *a, **k: capability >= (8, 0),
         "current_device": lambda: 0, "device_count": lambda: 1, "get_device_capability": lambda device=None: capability,
-        "get_device_properties": lambda device=None: SimpleNamespace(total_memory=memory),
+        "get_device_properties": lambda device=None: SimpleNamespace(
+            total_memory=memory, multi_processor_count=_PROCESSORS[capability]
+        ),
         "Event": lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
     }  # fmt: skip
     with ExitStack() as stack:

@@ -1,7 +1,8 @@
 """One training step through the product's own code, and a line for each operation that a device would be given."""
 
 import importlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,11 +31,10 @@ _LARGE = 1 << 20  # bytes of a "large" cat
 # Launches of the ops' own kernels, forward and backward; kernels/*.py and csrc/ say so.
 _OWN_LAUNCHES = {
     "patch_attention": (1, 1),
-    "patch_contrastive_loss": (2, 2),
     "pixelshuffle_tail": (1, 0),
     "degrade": (1, 0),
 }
-_MADE_OF_OTHERS = ("layernorm_linear", "ffn")  # GEMMs, and kernels/norm_passes.py
+_MADE_OF_OTHERS = ("layernorm_linear", "ffn", "patch_contrastive_loss")  # GEMMs, and several kernels
 _KINDS = {
     "gemm": ("mm", "addmm", "bmm", "baddbmm", "addmm_", "_addmm_activation"),
     "convolution": ("convolution", "convolution_backward"),
@@ -43,6 +43,7 @@ _KINDS = {
     "relu backward": ("threshold_backward", "relu_backward_kernel"),
     "sum": ("sum", "mean", "sum_parts_kernel", "_foreach_norm", "linalg_vector_norm", "amax"),
     "cat": ("cat", "stack"),
+    "patch_contrastive_loss": tuple(f"{of}_kernel" for of in ("unit", "sums", "logs", "weights", "unit_backward")),
     "optimizer": ("_fused_adam_", "_foreach_lerp_"),
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
@@ -127,7 +128,10 @@ class _Recorder(TorchDispatchMode):
             tensors = [t for t in args if isinstance(t, Tensor)]
             tensors += tensors[:1] if name == "relu_backward_kernel" else []  # in place: read and written
             dtype = str(tensors[0].dtype).removeprefix("torch.")
-            self.operations.append(Operation(_KIND_OF[name], name, 1, sum(map(_bytes, tensors)), 0, dtype))
+            given, flops = sum(map(_bytes, tensors)), 0
+            if name in ("sums_kernel", "weights_kernel"):
+                given, flops = _contrastive_work(name, args, constants)
+            self.operations.append(Operation(_KIND_OF[name], name, 1, given, flops, dtype))
 
         return launch
 
@@ -199,10 +203,24 @@ def _own_flops(name: str, args: Sequence[Any]) -> int:
             # Scores, dv, dp, dk and dq; two kernels, of which one makes dq, both compute scores and dp.
             products = 5 if _launches_of_backward(args) == 1 else 7
         return 2 * products * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
-    if name.startswith("patch_contrastive_loss"):
-        B, N, D = args[0].shape
-        return (1 if name == "patch_contrastive_loss" else 2) * 2 * (B * N) ** 2 * D
     return 0
+
+
+def _contrastive_work(name: str, args: Sequence[Any], constants: Mapping[str, Any]) -> tuple[int, int]:
+    """Return bytes and FLOPs of a launch over tiles of cosines: of the tiles that it takes, not of all tokens."""
+    block, DP = constants["BLOCK"], constants["DP"]
+    if name == "sums_kernel":
+        u, negatives, sums, _, a_chunks, _, c_chunks, N = args
+        count = math.ceil(N / (block // constants["IMAGES"]))
+        pairs = count * (count + 1) // 2 if constants["OWN"] else count**2
+        given = _bytes(u) + (0 if negatives is u else _bytes(negatives)) + _bytes(sums)
+        return given, 2 * pairs * a_chunks * c_chunks * block**2 * DP
+    u, negatives, own, others, _, _, w, _, _, rows, columns, *_ = args
+    part = rows * block / len(u), columns * block / len(negatives)  # of the tokens
+    given = _bytes(w) + (rows + columns) * block * DP * u.element_size()
+    given += int(part[0] * part[1] * (_bytes(own) + _bytes(others)))
+    tiles = rows * (rows + 1) // 2 if constants["SYMMETRIC"] else rows * columns
+    return given, 2 * tiles * block**2 * DP
 
 
 def trace_step(config: TrainConfig, task: str, device: Device) -> Counted:

@@ -18,7 +18,7 @@ def base():
 
 
 def test_base_on_an_h100_asks_for_no_more_than_it_does(base):
-    assert base.launches <= 858
+    assert base.launches <= 869
     assert len(base.of("cast")) <= 6
     assert not any(op.is_large_cat for op in base.operations)
     assert sum(op.bytes for op in base.operations) <= 13.25e9
@@ -32,14 +32,14 @@ def test_flops_are_those_of_the_network(base):
 
 
 def test_the_ops_own_kernels_serve(base):
-    assert len(base.of("patch_attention")) == 72 and len(base.of("patch_contrastive_loss")) == 2
+    assert len(base.of("patch_attention")) == 72 and len(base.of("patch_contrastive_loss")) == 6
     assert len(base.of("degrade")) == 1
 
 
-def test_more_patches_take_more_bytes_and_no_more_launches(base):
-    more = trace_step(recipe("base", ["batch_size=16"]), "sr2", DEVICES["h100"])
-    assert more.launches == base.launches
-    assert sum(seconds_by_kind(more, DEVICES["h100"]).values()) > sum(seconds_by_kind(base, DEVICES["h100"]).values())
+def test_fewer_patches_take_fewer_bytes_and_as_many_launches(base):
+    fewer = trace_step(recipe("base", ["batch_size=4"]), "sr2", DEVICES["h100"])
+    assert fewer.launches == base.launches
+    assert sum(seconds_by_kind(fewer, DEVICES["h100"]).values()) < sum(seconds_by_kind(base, DEVICES["h100"]).values())
 
 
 def test_waits_are_seen():
