@@ -19,6 +19,7 @@ class NoSuchTaskError(CommandError):
 
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_EIGHT_BITS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # of the arithmetic; no file holds them
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> argparse._ArgumentGroup:
@@ -37,8 +38,9 @@ def add_network_arguments(parser: argparse.ArgumentParser, precision: str) -> ar
     add("--batch-size", type=int, metavar="N", help="windows at once (default: what memory allows)")
     one_of = group.add_mutually_exclusive_group()
     chosen = one_of.add_argument(
-        "--precision", choices=("auto", *PRECISIONS), default=precision,
-        help=f"of the arithmetic (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16",
+        "--precision", choices=("auto", *PRECISIONS, *_EIGHT_BITS), default=precision,
+        help=f"of the arithmetic (default {precision}); auto: bf16 where the processor has it, otherwise fp32 or fp16; "
+        "int8 (on a CPU) and fp8 (on a GPU of capability 8.9 or newer): linear layers in 8 bits",
     )  # fmt: skip
     for name in [name for name in chosen.choices or () if name != "auto"]:
         one_of.add_argument(
@@ -109,7 +111,8 @@ def pick_device(name: str) -> torch.device:
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of that name; "auto" is what training takes on the device."""
-    return PRECISIONS[resolve_precision("auto", device) if name == "auto" else name]
+    known = {**PRECISIONS, **_EIGHT_BITS}
+    return known[resolve_precision("auto", device) if name == "auto" else name]
 
 
 def prepare(path: Path, task: Task | None, args: argparse.Namespace) -> tuple[PreparedIPT, str, Task]:
@@ -123,7 +126,8 @@ def prepare(path: Path, task: Task | None, args: argparse.Namespace) -> tuple[Pr
         raise CommandError(f"--batch-size must be at least 1, got {args.batch_size}")
     if args.max_pixels is not None and args.max_pixels < 1:
         raise CommandError(f"--max-pixels must be at least 1, got {args.max_pixels}")
-    return prepare_for_inference(model, name, pick_precision(args.precision, device)), name, task
+    with user_errors(ValueError):
+        return prepare_for_inference(model, name, pick_precision(args.precision, device)), name, task
 
 
 def window_options(args: argparse.Namespace) -> dict[str, Any]:

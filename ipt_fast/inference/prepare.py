@@ -8,7 +8,7 @@ one GEMM serves all its layers, collapsing a tail, projecting the task's embeddi
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,73 +16,34 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ipt_fast.arguments import checked
+from ipt_fast.inference.linear import EIGHT_BITS, Arithmetic, arithmetic
 from ipt_fast.model import IPT
 from ipt_fast.model.ipt import check_input, to_features, to_tokens
 from ipt_fast.model.layers import Attention, DecoderLayer, EncoderLayer, MLPHead, is_plain
 from ipt_fast.model.tail import Tail
 from ipt_fast.ops import ffn, patch_attention
-from ipt_fast.ops._common import autocast_dtype, has_fast_bf16
+from ipt_fast.ops._common import autocast_dtype
 from ipt_fast.ops.pixelshuffle_tail import collapse_tail
 
 _M = TypeVar("_M", bound=nn.Module)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class PackedLinear(nn.Module):
-    """x W^T + b, and where asked for its ReLU, in bfloat16 on a CPU, the weight reordered for oneDNN.
-
-    The two operators are those that ``torch.compile`` calls for frozen weights.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, end: str = "none"):
-        super().__init__()
-        self.end = end
-        self._set(weight, bias)
-
-    def _set(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)  # no parameter: it has no strides
-        self.bias = None if bias is None else bias.clone()
-
-    @staticmethod
-    def serves(x: Tensor) -> bool:
-        """Return whether prepacked weights would serve GEMMs with x here."""
-        return (
-            x.is_cpu
-            and x.dtype == torch.bfloat16
-            and has_fast_bf16()
-            and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-            and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> [..., D_out]."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.end, [], "")
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["packed"] = self.packed.to_dense()
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._set(self.packed, self.bias)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, *EIGHT_BITS)
 
 
 class PreparedFFN(nn.Module):
     """linear2(relu(linear1(norm(x)))) of two linear layers, with or without a norm."""
 
-    def __init__(self, norm: nn.Module | None, linear1: nn.Module, linear2: nn.Module, dtype: torch.dtype):
+    def __init__(self, norm: nn.Module | None, linear1: nn.Module, linear2: nn.Module, how: Arithmetic):
         super().__init__()
-        self.norm = None if norm is None else _own(norm, dtype)
-        self.linear1, self.linear2 = prepared_linear(linear1, dtype, "relu"), prepared_linear(linear2, dtype)
+        self.norm = None if norm is None else _own(norm, how.dtype)
+        self.linear1, self.linear2 = prepared_linear(linear1, how, "relu"), prepared_linear(linear2, how)
+        self.ends = getattr(self.linear1, "end", None) == "relu"
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
         y, one, two = x if self.norm is None else self.norm(x), self.linear1, self.linear2
         if type(one) is type(two) is nn.Linear:
             return ffn(y, None, None, one.weight, one.bias, two.weight, two.bias)
-        return two(one(y) if isinstance(one, PackedLinear) else F.relu(one(y)))
+        return two(one(y) if self.ends else F.relu(one(y)))
 
 
 class PreparedAttention(nn.Module):
@@ -90,21 +51,22 @@ class PreparedAttention(nn.Module):
 
     embeds: Tensor | None
 
-    def __init__(self, attention: Attention, norm: nn.Module, E: Tensor | None, dtype: torch.dtype, cross: bool):
+    def __init__(self, attention: Attention, norm: nn.Module, E: Tensor | None, how: Arithmetic, cross: bool):
         super().__init__()
         if "in_proj_weight" not in _expect(attention, Attention)._parameters and not is_parametrized(attention):
             raise ValueError(
                 "prepare_for_inference: a hook makes in_proj_weight of an attention (as torch.nn.utils.weight_norm "
                 "does); remove it first, which leaves its result"
             )
-        weight = attention.in_proj_weight.detach().to(dtype)
+        weight = attention.in_proj_weight.detach()
         D = weight.shape[1]
         self.num_heads = attention.num_heads
-        self.norm = _own(norm, dtype)
-        self.project = linear_of(weight[:D] if cross else weight, None)
-        self.out_proj = prepared_linear(attention.out_proj, dtype)
+        self.norm = _own(norm, how.dtype)
+        self.project = how.linear(weight[:D] if cross else weight, None)
+        self.out_proj = prepared_linear(attention.out_proj, how)
         rows = weight[:D] if cross else weight[: 2 * D]
-        embeds = None if E is None else torch.stack([F.linear(e, rows) for e in E.to(dtype)])  # [T, N, D or 2D]
+        rows = rows.to(how.dtype)
+        embeds = None if E is None else torch.stack([F.linear(e, rows) for e in E.to(how.dtype)])  # [T, N, D or 2D]
         self.register_buffer("embeds", embeds)
 
     def forward(self, x: Tensor, t: int, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -123,15 +85,15 @@ class PreparedAttention(nn.Module):
 class PreparedLayer(nn.Module):
     """An encoder or a decoder layer."""
 
-    def __init__(self, layer: EncoderLayer | DecoderLayer, E: Tensor | None, dtype: torch.dtype):
+    def __init__(self, layer: EncoderLayer | DecoderLayer, E: Tensor | None, how: Arithmetic):
         super().__init__()
-        self.self_attn = PreparedAttention(layer.self_attn, layer.norm1, E, dtype, cross=False)
+        self.self_attn = PreparedAttention(layer.self_attn, layer.norm1, E, how, cross=False)
         self.cross: PreparedAttention | None = None
         norm = layer.norm2
         if isinstance(layer, DecoderLayer):
-            self.cross = PreparedAttention(layer.multihead_attn, layer.norm2, E, dtype, cross=True)
+            self.cross = PreparedAttention(layer.multihead_attn, layer.norm2, E, how, cross=True)
             norm = layer.norm3
-        self.ffn = PreparedFFN(norm, layer.linear1, layer.linear2, dtype)
+        self.ffn = PreparedFFN(norm, layer.linear1, layer.linear2, how)
 
     def forward(self, x: Tensor, t: int = 0, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """x [B, N, D] -> [B, N, D]."""
@@ -149,16 +111,18 @@ class PreparedIPT(nn.Module):
     def __init__(self, model: IPT, tasks: tuple[str, ...], dtype: torch.dtype):
         super().__init__()
         self.config, self.tasks, self.dtype = model.config, tasks, dtype
+        how = arithmetic(dtype, next(model.head.parameters()).device)
+        self.float_dtype = how.dtype
         body = model.body
         indices = [model.task_index(task) for task in tasks]
         self.sub_mean, self.add_mean = copy.deepcopy(model.sub_mean), copy.deepcopy(model.add_mean)
-        self.head = nn.ModuleList(_own(model.head[i], dtype) for i in indices)
-        self.tail = nn.ModuleList(_tail(model.tail[i], dtype) for i in indices)
+        self.head = nn.ModuleList(_own(model.head[i], how.dtype) for i in indices)
+        self.tail = nn.ModuleList(_tail(model.tail[i], how.dtype) for i in indices)
         mlp = self.config.mlp
-        self.linear_encoding = prepared_linear(body.linear_encoding, dtype) if mlp else None
-        self.mlp_head = _mlp_head(body.mlp_head, dtype) if mlp else None
+        self.linear_encoding = prepared_linear(body.linear_encoding, how) if mlp else None
+        self.mlp_head = _mlp_head(body.mlp_head, how) if mlp else None
         position = (
-            body.position_encoding.pe.weight.detach().to(dtype, copy=True) if self.config.position_embed else None
+            body.position_encoding.pe.weight.detach().to(how.dtype, copy=True) if self.config.position_embed else None
         )
         self.register_buffer("position", position)
         E = None
@@ -166,12 +130,12 @@ class PreparedIPT(nn.Module):
             E = body.query_embed.weight.detach()[indices].view(len(indices), -1, self.config.embed_dim)  # [T, N, D]
         encoder = [_expect(layer, EncoderLayer) for layer in body.encoder.layers]
         decoder = [_expect(layer, DecoderLayer) for layer in body.decoder.layers]
-        self.encoder = nn.ModuleList(PreparedLayer(layer, None, dtype) for layer in encoder)
-        self.decoder = nn.ModuleList(PreparedLayer(layer, E, dtype) for layer in decoder)
-        self.memory_norm = _own(body.decoder.memory_norm, dtype)
+        self.encoder = nn.ModuleList(PreparedLayer(layer, None, how) for layer in encoder)
+        self.decoder = nn.ModuleList(PreparedLayer(layer, E, how) for layer in decoder)
+        self.memory_norm = _own(body.decoder.memory_norm, how.dtype)
         D = self.config.embed_dim
-        weights = [layer.multihead_attn.in_proj_weight.detach()[D:].to(dtype) for layer in decoder]
-        self.keys_values = linear_of(torch.cat(weights), None)  # [L 2D, D]
+        weights = [layer.multihead_attn.in_proj_weight.detach()[D:] for layer in decoder]
+        self.keys_values = how.linear(torch.cat(weights), None)  # [L 2D, D]
         self.requires_grad_(False).eval()
 
     def task_index(self, task: str | int) -> int:
@@ -203,7 +167,7 @@ class PreparedIPT(nn.Module):
         return self._forward(x, t)
 
     def _forward(self, x: Tensor, t: int) -> Tensor:
-        x = head = self.head[t](self.sub_mean(x).to(self.dtype))  # [B, n_feats, S, S]
+        x = head = self.head[t](self.sub_mean(x).to(self.float_dtype))  # [B, n_feats, S, S]
         x = to_tokens(x, self.config.patch_dim)  # [B, N, D]
         if self.linear_encoding is not None:
             x = self.linear_encoding(x) + x
@@ -219,7 +183,7 @@ class PreparedIPT(nn.Module):
         return self.add_mean(self.tail[t](to_features(x, self.config.patch_dim, self.config.patch_size) + head))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PreparedIPT":
-        probe = self.sub_mean.bias.to(self.dtype)
+        probe = self.sub_mean.bias.to(self.float_dtype)
         if (moved := fn(probe)).device != probe.device or moved.dtype != probe.dtype:
             raise RuntimeError(
                 f"this network is prepared for {probe.device} and {self.dtype}; move the model that it was made of and "
@@ -228,24 +192,12 @@ class PreparedIPT(nn.Module):
         return self
 
 
-def linear_of(weight: Tensor, bias: Tensor | None, end: str = "none") -> nn.Module:
-    """Return a linear layer of these weights, prepacked where that serves; ``end``: "relu" only where prepacked."""
-    if PackedLinear.serves(weight):
-        return PackedLinear(weight, bias, end)
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.clone())
-    return linear
-
-
-def prepared_linear(module: nn.Module, dtype: torch.dtype, end: str = "none") -> nn.Module:
+def prepared_linear(module: nn.Module, how: Arithmetic, end: str = "none") -> nn.Module:
     """Return the same for a linear layer; a copy of a module that is in a linear layer's place."""
     if not is_plain(module, nn.Linear):
-        return _own(module, dtype)
+        return _own(module, how.dtype)
     assert isinstance(module, nn.Linear)
-    bias = None if module.bias is None else module.bias.detach().to(dtype)
-    return linear_of(module.weight.detach().to(dtype), bias, end)
+    return how.linear(module.weight.detach(), None if module.bias is None else module.bias.detach(), end)
 
 
 def _own(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -260,10 +212,10 @@ def _tail(tail: nn.Module, dtype: torch.dtype) -> nn.Module:
     return _own(tail, dtype)
 
 
-def _mlp_head(head: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _mlp_head(head: nn.Module, how: Arithmetic) -> nn.Module:
     if isinstance(head, MLPHead) and head.is_built_in():
-        return PreparedFFN(None, head[0], head[3], dtype)
-    return _own(head, dtype)
+        return PreparedFFN(None, head[0], head[3], how)
+    return _own(head, how.dtype)
 
 
 def _expect(module: nn.Module, kind: type[_M]) -> _M:
@@ -286,24 +238,34 @@ def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torc
     Outputs are those of the model, in bfloat16 and float16 those of the model under autocast, up to rounding: GEMMs
     are stacked and prepacked, and the tail is collapsed where composing it for one call would not pay.
 
+    In 8 bits the linear layers of the body (projections, feed-forward, embedding and head) multiply 8-bit weights, a
+    scale an output channel, with 8-bit tokens, a scale each that is taken anew at every call. Attention, norms, sums,
+    head and tail stay in ``float_dtype``: bfloat16, on a CPU that does not multiply it fast float32. ``torch.int8`` is
+    for CPUs: with VNNI or AMX by 8-bit instructions, without them the same integers in float32, which is no faster and
+    is logged as a warning. ``torch.float8_e4m3fn`` is for GPUs of capability 8.9 or newer, where nobody has run it yet.
+
     Args:
         model: an ``IPT``; it is not changed.
         task: the task to prepare for, by name or index; None prepares for all tasks of the network. Each takes
             [L, N, 5 D] for its projected embedding.
-        dtype: torch.float32, bfloat16 or float16; None takes that of the model's parameters (float64 too).
+        dtype: torch.float32, bfloat16, float16, int8 or float8_e4m3fn; None takes that of the model's parameters
+            (float64 too).
 
     Returns:
         ``prepared(x, task)`` with x as for the model; ``task`` may be left out where there is one. It has ``config``,
-        ``task_index``, ``tasks`` and ``dtype``.
+        ``task_index``, ``tasks``, ``dtype`` and ``float_dtype``.
 
     Raises:
         TypeError: ``model`` is no ``IPT``.
-        ValueError: an unknown task, another dtype.
+        ValueError: an unknown task, another dtype, or one that the device has no GEMMs of.
     """
     if not isinstance(model, IPT):
         raise TypeError(f"prepare_for_inference: needs an IPT, got {type(model).__name__}")
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"prepare_for_inference: dtype must be torch.float32, bfloat16 or float16, got {dtype}")
+        raise ValueError(
+            "prepare_for_inference: dtype must be torch.float32, bfloat16, float16, int8 or float8_e4m3fn, "
+            f"got {dtype}"
+        )
     names = model.config.tasks
     tasks = names if task is None else (names[model.task_index(task)],)
     own = next(model.head.parameters())

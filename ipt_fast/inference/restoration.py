@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ipt_fast.arguments import checked
 from ipt_fast.checkpoint import PRETRAINED, load_checkpoint
+from ipt_fast.inference.linear import EIGHT_BITS
 from ipt_fast.inference.prepare import DTYPES, PreparedIPT, prepare_for_inference
 from ipt_fast.io.images import array_to_tensor, from_pil, read_image
 from ipt_fast.model import IPT
@@ -58,8 +59,9 @@ def restore(
         stitch: "blend" fades windows into each other; "official" is the reference code's own stitching, with windows
             at every quarter of their size (8 times the work).
         batch_size: windows at once; None takes what memory allows. Halved, with a warning, where memory runs out.
-        dtype: torch.float32, bfloat16 or float16: the network runs in it. None leaves the network's own; a prepared
-            network has no other.
+        dtype: torch.float32, bfloat16 or float16: the network runs in it, or its linear layers in int8 or
+            float8_e4m3fn, as ``prepare_for_inference`` says. None leaves the network's own; a prepared network has no
+            other.
         self_ensemble: mean over the 8 flips and transposes ("+" in the paper's tables); 8 times the work.
         progress: called with each share of the work that is done; they add up to 1.
 
@@ -109,7 +111,11 @@ def restore(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"restore: batch_size must be at least 1, got {batch_size}")
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"restore: dtype must be torch.float32, bfloat16 or float16, got {dtype}")
+        raise ValueError(
+            f"restore: dtype must be torch.float32, bfloat16, float16, int8 or float8_e4m3fn, got {dtype}"
+        )
+    if dtype in EIGHT_BITS and not isinstance(model, (IPT, PreparedIPT)):
+        raise ValueError(f"restore: dtype={dtype} needs an IPT (got {type(model).__name__}); leave dtype out")
     if isinstance(model, PreparedIPT) and dtype not in (None, model.dtype):
         raise ValueError(f"restore: this network is prepared for {model.dtype}, got dtype={dtype}; prepare it for that")
     if isinstance(model, IPT):

@@ -152,8 +152,8 @@ def test_what_cannot_be_prepared_is_refused():
         prepare_for_inference(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="'deblur' is not in this network"):
         prepare_for_inference(model, "deblur")
-    with pytest.raises(ValueError, match=r"float32, bfloat16 or float16, got torch.int8"):
-        prepare_for_inference(model, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"float16, int8 or float8_e4m3fn, got torch.int16"):
+        prepare_for_inference(model, dtype=torch.int16)
     model.body.encoder.layers[1] = nn.Identity()
     with pytest.raises(ValueError, match="needs a EncoderLayer, found a Identity"):
         prepare_for_inference(model)

@@ -63,5 +63,5 @@ MUTANTS = [
     ),
     Mutant(_PREPARE, "x = self.mlp_head(x) + x", "x = self.mlp_head(x)", _TEST_PREPARE),
     Mutant(_PREPARE, "self.requires_grad_(False).eval()", "self.eval()", _TEST_PREPARE),
-    Mutant(_PREPARE, "to(dtype, copy=True) if self", "to(dtype) if self", _TEST_PREPARE),
+    Mutant(_PREPARE, "to(how.dtype, copy=True) if self", "to(how.dtype) if self", _TEST_PREPARE),
 ]
