@@ -1,6 +1,7 @@
 """``ipt-fast count``: launches, bytes, FLOPs, casts and waits of a training step, and its time as they predict it.
 
     python -m bench.count [--preset base] [--task sr2] [--batch-size 8 64] [--device h100] [--set KEY=VALUE] [--out DIR]
+    python -m bench.count --restore [bf16|fp16|fp32|fp8] ...
 
 Everything is counted on tensors without data, through the product's own step; times are estimates from a table of
 rates (``bench/count/rates.py``).
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from bench.count.predict import host_seconds, seconds_by_kind
 from bench.count.rates import DEVICES, Device
+from bench.count.restoration import report
 from bench.count.trace import Counted, trace_step
 from ipt_fast.cli.count import add_arguments
 from ipt_fast.cli.tables import markdown_table, print_table
@@ -59,11 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.count", description=__doc__.split("\n")[0])
     add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.restore:
+        return report(args)
     kinds = ("kind", "operations", "GB", "TFLOP", "ms, estimated")
     found, rows, text = [], [], []
     for name in args.device:
         device = DEVICES[name]
-        for batch_size in args.batch_size:
+        for batch_size in args.batch_size or [8, 64]:
             counted = count(args.preset, args.task, batch_size, device, args.set)
             found.append((device, batch_size, counted))
             rows.append(summary_row(counted, device, batch_size))

@@ -45,6 +45,10 @@ class HostFunctions(TorchFunctionMode):
         super().__init__()
         self.begin_step()
 
+    def synchronize(self) -> None:
+        """Note that the host waits for all that it gave the device."""
+        self.waits.append("synchronize")
+
     def begin_step(self) -> None:
         """Forget what was before."""
         self.waits: list[str] = []
@@ -63,6 +67,10 @@ class HostFunctions(TorchFunctionMode):
                 if not kwargs.get("non_blocking"):  # the loader's batches are pinned
                     self.waits.append("copy from pageable memory")
                 return torch.empty_like(args[0], device="cuda")
+        if function is Tensor.pin_memory:
+            return args[0]
+        if function is torch.empty and kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
         if function in _READS and args[0].device.type == "cuda":
             self.waits.append(f"{function.__name__} reads from the device")
         return function(*args, **kwargs)
@@ -77,6 +85,7 @@ def pretend_cuda(capability: tuple[int, int], memory: int) -> Iterator[None]:
         "get_device_properties": lambda device=None: SimpleNamespace(
             total_memory=memory, multi_processor_count=_PROCESSORS[capability]
         ),
+        "mem_get_info": lambda device=None: (memory, memory),
         "Event": lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
     }  # fmt: skip
     with ExitStack() as stack:

@@ -36,7 +36,7 @@ _OWN_LAUNCHES = {
 }
 _MADE_OF_OTHERS = ("layernorm_linear", "ffn", "patch_contrastive_loss")  # GEMMs, and several kernels
 _KINDS = {
-    "gemm": ("mm", "addmm", "bmm", "baddbmm", "addmm_", "_addmm_activation"),
+    "gemm": ("mm", "addmm", "bmm", "baddbmm", "addmm_", "_addmm_activation", "_scaled_mm"),
     "convolution": ("convolution", "convolution_backward"),
     "norm": ("native_layer_norm", "native_layer_norm_backward", "norm_kernel", "norm_backward_kernel"),
     "add": ("add", "add_", "sub", "sub_"),
@@ -87,9 +87,12 @@ class Counted:
         return [op for op in self.operations if op.kind == kind]
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+class Recorder(TorchDispatchMode):
+    """Notes operations; of a ``kind`` of device alone, where one is given."""
+
+    def __init__(self, kind: str | None = None) -> None:
         super().__init__()
+        self.kind = kind
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,9 +108,13 @@ class _Recorder(TorchDispatchMode):
         if result is not NotImplemented:
             return result
         result = function(*args, **kwargs)
-        if not _is_view(function) and name not in _NO_LAUNCH and not _is_moved_nowhere(name, args, result):
+        counts = not _is_view(function) and name not in _NO_LAUNCH and not _is_moved_nowhere(name, args, result)
+        if counts and (self.kind is None or self._lies_there((args, kwargs, result))):
             self.operations.append(_operation(function, name, args, kwargs, result))
         return result
+
+    def _lies_there(self, values: Any) -> bool:
+        return any(t.device.type == self.kind for t in tree_leaves(values) if isinstance(t, Tensor))
 
     def _inside(self, op: str, backward: bool, args: Sequence[Any]) -> Any:
         """Run the op's backend, which is made of PyTorch's operations, instead of asking for its shapes."""
@@ -240,12 +247,12 @@ def trace_step(config: TrainConfig, task: str, device: Device) -> Counted:
         host or nullcontext(),
     ):
         kind = "cuda" if device.capability else "cpu"
-        _materialise(model, kind)
+        materialise(model, kind)
         step = TrainStep(model, config, DistInfo(device=torch.device(kind)), degrade)
         for _ in range(2):
             if host:
                 host.begin_step()
-            recorder = _Recorder()
+            recorder = Recorder()
             kernels = mock.patch.object(JITFunction, "__getitem__", recorder.kernel)
             with kernels, recorder:
                 x, target = step.prepare(_batch(config, task)) if host else _prepared(config, task)
@@ -253,7 +260,9 @@ def trace_step(config: TrainConfig, task: str, device: Device) -> Counted:
     return Counted(tuple(recorder.operations), tuple(host.waits) if host else ())
 
 
-def _materialise(model: nn.Module, kind: str) -> None:
+def materialise(model: nn.Module, kind: str) -> None:
+    """Give a network on the meta device tensors on that kind of device."""
+
     def real(t: Tensor) -> Tensor:
         return torch.empty(t.shape, dtype=t.dtype, device=kind)
 

@@ -263,8 +263,7 @@ def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torc
         raise TypeError(f"prepare_for_inference: needs an IPT, got {type(model).__name__}")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(
-            "prepare_for_inference: dtype must be torch.float32, bfloat16, float16, int8 or float8_e4m3fn, "
-            f"got {dtype}"
+            f"prepare_for_inference: dtype must be torch.float32, bfloat16, float16, int8 or float8_e4m3fn, got {dtype}"
         )
     names = model.config.tasks
     tasks = names if task is None else (names[model.task_index(task)],)

@@ -20,6 +20,7 @@ from ipt_fast.io.images import array_to_tensor, from_pil, read_image
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
 from ipt_fast.tiling.strips import Layout, Source, gathered, quantised, restored_strips
+from ipt_fast.tiling.whole import fetched, fits_whole, moved, restored_whole
 from ipt_fast.tiling.windows import Stitch
 
 _log = logging.getLogger(__name__)
@@ -111,9 +112,7 @@ def restore(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"restore: batch_size must be at least 1, got {batch_size}")
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(
-            f"restore: dtype must be torch.float32, bfloat16, float16, int8 or float8_e4m3fn, got {dtype}"
-        )
+        raise ValueError(f"restore: dtype must be torch.float32, bfloat16, float16, int8 or float8_e4m3fn, got {dtype}")
     if dtype in EIGHT_BITS and not isinstance(model, (IPT, PreparedIPT)):
         raise ValueError(f"restore: dtype={dtype} needs an IPT (got {type(model).__name__}); leave dtype out")
     if isinstance(model, PreparedIPT) and dtype not in (None, model.dtype):
@@ -123,8 +122,13 @@ def restore(
     batch = pixels.reshape(-1, *pixels.shape[-3:])
     layout = Layout(size, get_task(task).scale, overlap, stitch)
     limit = batch_size or _batch_that_fits(model, layout.scale)
-    through = functools.partial(_restore_batch, model, task, layout, limit, dtype)
+    device = next(model.parameters()).device
+    # On a GPU a photo and its result stay there, and the host waits once: for the result.
+    whole = device.type == "cuda" and fits_whole(layout, *batch.shape[-2:])
+    through = functools.partial(_restore_batch, model, task, layout, limit, dtype, whole)
+    home, batch = batch.device, moved(batch, device) if whole else batch
     out = _self_ensemble(through, batch, kind, progress) if self_ensemble else through(batch, kind, progress)
+    out = fetched(out, home)
     out = out.reshape(*pixels.shape[:-3], *out.shape[-3:])
     return out.permute(1, 2, 0).contiguous().numpy() if isinstance(image, np.ndarray) else out
 
@@ -155,6 +159,7 @@ def _restore_batch(
     layout: Layout,
     limit: int,
     dtype: torch.dtype | None,
+    whole: bool,
     batch: Tensor,
     kind: torch.dtype,
     progress: Callable[[float], None] | None,
@@ -163,9 +168,17 @@ def _restore_batch(
     device = next(model.parameters()).device
     on = dtype not in (None, torch.float32) and not isinstance(model, PreparedIPT)
     with torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on):
-        sources = [Source.of(image) for image in batch]
-        results = restored_strips(lambda windows: model(windows, task), sources, layout, device, limit, progress)
-        images = [gathered(strips, batch.shape[-2] * layout.scale, kind, batch.device) for strips in results]
+
+        def network(windows: Tensor) -> Tensor:
+            return model(windows, task)
+
+        if whole:
+            results = restored_whole(network, list(batch), layout, limit, progress)
+            images = [quantised(result, kind).to(kind) for result in results]
+        else:
+            sources = [Source.of(image) for image in batch]
+            strips = restored_strips(network, sources, layout, device, limit, progress)
+            images = [gathered(one, batch.shape[-2] * layout.scale, kind, batch.device) for one in strips]
     # Inside the caller's own autocast the cast weights would stay, without the history that training needs.
     torch.clear_autocast_cache()
     return torch.stack(images) if len(images) > 1 else images[0][None]

@@ -34,5 +34,5 @@ def mirror_pad(
             if isinstance(image, np.ndarray):
                 image = image.take(index, axis)
             else:
-                image = image.index_select(axis, torch.from_numpy(index).to(image.device))
+                image = image.index_select(axis, torch.from_numpy(index).to(image.device, non_blocking=True))
     return image, top, left

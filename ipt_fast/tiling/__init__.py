@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ipt_fast.arguments import checked
 from ipt_fast.tiling.strips import Layout, Source, array_source, gathered, quantised, restored_strips
+from ipt_fast.tiling.whole import fetched, fits_whole, moved, restored_whole
 from ipt_fast.tiling.windows import Stitch
 
 __all__ = ["restore_tiled"]
@@ -33,10 +35,11 @@ def restore_tiled(
 ) -> Any:
     """Cut an image into overlapping windows, run a network on them, and fade the outputs into each other.
 
-    No gradient is kept. Beyond image and result, memory holds one row of windows with its outputs, one batch of both,
-    and what the network takes: at most (tile^2 + 3 (tile * scale)^2) * 4 C bytes for each window of a row and of a
-    batch. With arrays on disk (``numpy.memmap``, zarr, a TIFF by ``tifffile.memmap``) as ``image`` and ``out``, an
-    image of any size goes through in strips.
+    No gradient is kept. On a GPU an image whose windows take less than 1 GB lies there as a whole, and the host waits
+    for its result alone. Otherwise, beyond image and result, memory holds one row of windows with its outputs, one
+    batch of both, and what the network takes: at most (tile^2 + 3 (tile * scale)^2) * 4 C bytes for each window of a
+    row and of a batch. With arrays on disk (``numpy.memmap``, zarr, a TIFF by ``tifffile.memmap``) as ``image`` and
+    ``out``, an image of any size goes through in strips.
 
     Args:
         network: any callable, float32 [n, C, tile, tile] -> [n, C', tile * scale, tile * scale] of any float dtype, on
@@ -81,7 +84,11 @@ def restore_tiled(
                 f"{image.dtype} tensor {list(image.shape)}" + " and out" * (out is not None)
             )
         home, images = image.device, image.reshape(-1, *image.shape[-3:])
-        sources, where = [Source.of(one) for one in images], torch.device(home if device is None else device)
+        where = torch.device(home if device is None else device)
+        if where.type == "cuda" and fits_whole(layout, *image.shape[-2:]):
+            done = list(restored_whole(network, list(moved(images, where)), layout, batch_size, progress))
+            return fetched(done[0] if image.dim() == 3 else torch.stack(done), home)
+        sources = [Source.of(one) for one in images]
         results = restored_strips(network, sources, layout, where, batch_size, progress)
         restored = [gathered(strips, scale * image.shape[-2], torch.float32, home) for strips in results]
         return restored[0] if image.dim() == 3 else torch.stack(restored)
@@ -89,10 +96,13 @@ def restore_tiled(
     if len(image.shape) not in (2, 3) or 0 in image.shape:
         raise ValueError(f"restore_tiled: image must be an array [H, W, C] or [H, W], got {list(image.shape)}")
     height, where = image.shape[0] * scale, torch.device(device or "cpu")
+    if out is None and where.type == "cuda" and fits_whole(layout, *image.shape[:2]):
+        pixels = moved(array_source(image).read(0, image.shape[0]), where)
+        (one,) = restored_whole(network, [pixels], layout, batch_size, progress)
+        return _as_array(fetched(quantised(one, dtype).to(dtype), torch.device("cpu")), len(image.shape))
     (strips,) = restored_strips(network, [array_source(image)], layout, where, batch_size, progress)
     if out is None:
-        done = gathered(strips, height, dtype, torch.device("cpu")).permute(1, 2, 0).contiguous().numpy()
-        return done[..., 0] if len(image.shape) == 2 and done.shape[2] == 1 else done
+        return _as_array(gathered(strips, height, dtype, torch.device("cpu")), len(image.shape))
     dtype, top = _dtype("out", out), 0
     if tuple(out.shape[:2]) != (height, image.shape[1] * scale):
         raise ValueError(
@@ -103,6 +113,11 @@ def restore_tiled(
         out[top : top + len(rows)] = rows.reshape(len(rows), *out.shape[1:])
         top += len(rows)
     return out
+
+
+def _as_array(result: Tensor, axes: int) -> np.ndarray:
+    done: np.ndarray = result.permute(1, 2, 0).contiguous().numpy()
+    return done[..., 0] if axes == 2 and done.shape[2] == 1 else done
 
 
 def _dtype(name: str, array: Any) -> torch.dtype:

@@ -58,7 +58,7 @@ def restored_strips(
     tilings = [layout.over(source, device) for source in sources]
     total = sum(len(tiles.rows.starts) * len(tiles.columns.starts) for tiles in tilings)
     done = None if progress is None else lambda windows: progress(windows / total)
-    outputs = in_batches(_checked(network, layout), _cut(sources, tilings, layout.tile, device), batch_size, done)
+    outputs = in_batches(checked(network, layout), _cut(sources, tilings, layout.tile, device), batch_size, done)
     for source, tiles in zip(sources, tilings, strict=True):
         rows = itertools.islice(outputs, len(tiles.rows.starts))
         yield _without_mirror(tiles.stitch(rows), source, layout)
@@ -71,7 +71,7 @@ def _cut(sources: Sequence[Source], tilings: list[Tiling], tile: int, device: to
             yield tiles.cut(mirror_pad(strip, tile, centre=True)[0])
 
 
-def _checked(network: Network, layout: Layout) -> Network:
+def checked(network: Network, layout: Layout) -> Network:
     """Refuse outputs of another size than windows become; all else would be cut or smeared in silence."""
     side = layout.tile * layout.scale
 

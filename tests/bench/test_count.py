@@ -8,6 +8,7 @@ from bench.count.__main__ import main
 from bench.count.predict import seconds_by_kind
 from bench.count.pretend import HostFunctions, pretend_cuda
 from bench.count.rates import DEVICES
+from bench.count.restoration import trace_restore
 from bench.count.trace import trace_step
 from ipt_fast.engine.config import recipe
 
@@ -52,6 +53,23 @@ def test_waits_are_seen():
         with pytest.raises(DataDependentOutputException):
             x.sum().item()
         assert len(host.waits) == 3
+
+
+def test_a_photo_waits_for_its_result_alone():
+    """And 117 windows take as many launches as 9, also outside the network."""
+    large, small = (
+        trace_restore("tiny", "sr2", size, DEVICES["h100"], torch.bfloat16) for size in ((321, 481), (80, 80))
+    )
+    assert large.waits == small.waits == ("synchronize",)
+    assert large.launches == small.launches <= 92
+    assert large.operations[-1].bytes == 2 * 3 * 642 * 962  # to the host, as uint8
+    assert sum(op.bytes for op in large.operations) > 10 * sum(op.bytes for op in small.operations)
+
+
+def test_a_photo_in_fp8():
+    counted = trace_restore("tiny", "sr2", (80, 80), DEVICES["h100"], torch.float8_e4m3fn)
+    assert counted.waits == ("synchronize",) and counted.launches <= 289
+    assert sum(op.name == "_scaled_mm" for op in counted.operations) == 24
 
 
 def test_command_writes_a_report_and_a_plot(tmp_path, capsys):
