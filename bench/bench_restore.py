@@ -7,6 +7,7 @@ network in few windows that fade into each other, in bfloat16 where the processo
 
     python -m bench.bench_restore --photo photo.png
     python -m bench.bench_restore --photo photos/*.png --checkpoint runs/tiny/checkpoint.pt --tasks sr2 denoise50
+    python -m bench.bench_restore --photo photo.png --only outside --presets base pocket
 
 The whole photo takes the official procedure several minutes, so its time is that of some windows, in batches of eight
 between runs of ours, times their number; ours is timed whole.
@@ -15,12 +16,13 @@ between runs of ours, times their number; ours is timed whole.
 import argparse
 import functools
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.baselines.plain_ipt import plain_copy
 from bench.case import Work, seconds_of
@@ -38,6 +40,7 @@ from ipt_fast.tiling.windows import tiling
 
 SIZE = 48
 _TASK = "denoise50"
+_BATCH = 16
 _SAMPLE = 8  # windows of the official procedure that are timed at once
 
 
@@ -127,6 +130,47 @@ def quality(model: IPT, photos: Sequence[Tensor], tasks: Sequence[str], overlaps
     return rows
 
 
+class _Ready(nn.Module):
+    """A network whose outputs are there already, so that what a photo takes is what lies outside the network."""
+
+    def __init__(self, scale: int):
+        super().__init__()
+        self.config, self.outputs = PRESETS["tiny"], nn.Parameter(torch.zeros(_BATCH, 3, SIZE * scale, SIZE * scale))
+
+    def task_index(self, task: str) -> int:
+        return 0
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        return self.outputs[: len(x)]
+
+
+def outside(presets: Sequence[str], photo: Tensor, rounds: int) -> list[list[object]]:
+    """Rows: CPU milliseconds a window of the network (two at once), and of all else that restoring a photo takes."""
+    array = photo.permute(1, 2, 0).contiguous().numpy()
+    tiles = tiling(*photo.shape[-2:], SIZE, 1, 10, "blend")
+    number = len(tiles.rows.starts) * len(tiles.columns.starts)
+    rows: list[list[object]] = []
+    for preset in presets:
+        model = IPT(PRESETS[preset]).eval()
+        dtype = pick_precision("auto", torch.device("cpu"))
+        for task in ("denoise50", "sr2", "sr3", "sr4"):
+            network, x = prepare_for_inference(model, task, dtype), torch.rand(2, 3, SIZE, SIZE) * 255
+            ready = _Ready(get_task(task).scale)
+            inside, around = [], []
+            for i in range(rounds + 1):
+                started = time.process_time()
+                network(x)
+                middle = time.process_time()
+                restore(ready, array, task, batch_size=_BATCH)
+                if i:  # the first round warms up
+                    inside.append((middle - started) / len(x))
+                    around.append((time.process_time() - middle) / number)
+            window, rest = statistics.median(inside), statistics.median(around)
+            share = 100 * rest / (window + rest)
+            rows.append([preset, task, f"{1e3 * window:.1f}", f"{1e3 * rest:.3f}", f"{share:.2f} %"])
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.bench_restore", description=__doc__.split("\n")[0])
     parser.add_argument("--photo", nargs="+", type=Path, required=True, help="photos; the first is the one timed")
@@ -136,12 +180,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overlap", nargs="+", type=int, default=[10, 6, 4], help="of our windows, in pixels")
     parser.add_argument("--rounds", type=int, default=2, help="of the times")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", choices=("speed", "quality"))
+    parser.add_argument("--only", choices=("speed", "quality", "outside"))
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["base", "pocket"], help="for outside")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     photos = [read_rgb(path) for path in args.photo]
     height, width = photos[0].shape[-2:]
     print(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if args.only == "outside":
+        columns = ["network", "task", "network, ms a window", "outside, ms a window", "outside"]
+        print_table(f"{width}x{height}, CPU time", columns, outside(args.presets, photos[0], args.rounds), columns[2:])
+        return 0
     if args.only != "quality":
         torch.manual_seed(0)
         network = IPT(PRESETS[args.preset]).eval().to(device)

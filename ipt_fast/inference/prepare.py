@@ -8,7 +8,7 @@ one GEMM serves all its layers, collapsing a tail, projecting the task's embeddi
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ipt_fast.arguments import checked
+from ipt_fast.inference.graphs import WindowGraphs
 from ipt_fast.inference.linear import EIGHT_BITS, Arithmetic, arithmetic
 from ipt_fast.model import IPT
 from ipt_fast.model.ipt import check_input, to_features, to_tokens
@@ -108,8 +109,9 @@ class PreparedIPT(nn.Module):
 
     position: Tensor | None
 
-    def __init__(self, model: IPT, tasks: tuple[str, ...], dtype: torch.dtype):
+    def __init__(self, model: IPT, tasks: tuple[str, ...], dtype: torch.dtype, graph_windows: int | None = None):
         super().__init__()
+        self.graph_windows = graph_windows
         self.config, self.tasks, self.dtype = model.config, tasks, dtype
         how = arithmetic(dtype, next(model.head.parameters()).device)
         self.float_dtype = how.dtype
@@ -137,6 +139,18 @@ class PreparedIPT(nn.Module):
         weights = [layer.multihead_attn.in_proj_weight.detach()[D:] for layer in decoder]
         self.keys_values = how.linear(torch.cat(weights), None)  # [L 2D, D]
         self.requires_grad_(False).eval()
+        self._record()
+
+    def _record(self) -> None:
+        count, device = self.graph_windows, self.sub_mean.bias.device
+        self._compute = self._forward if count is None else WindowGraphs(self._forward, count, device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compute": None}  # a recording is of this network's memory
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._record()
 
     def task_index(self, task: str | int) -> int:
         """Return the index of a task among the network's, given by name or index.
@@ -163,8 +177,8 @@ class PreparedIPT(nn.Module):
         t = 0 if task is None else self.tasks.index(self.config.tasks[self.task_index(task)])
         if autocast_dtype(x.device.type) is not None:
             with torch.autocast(x.device.type, enabled=False):  # it has its dtype
-                return self._forward(x, t)
-        return self._forward(x, t)
+                return self._compute(x, t)
+        return self._compute(x, t)
 
     def _forward(self, x: Tensor, t: int) -> Tensor:
         x = head = self.head[t](self.sub_mean(x).to(self.float_dtype))  # [B, n_feats, S, S]
@@ -227,8 +241,14 @@ def _expect(module: nn.Module, kind: type[_M]) -> _M:
     return module
 
 
-@checked
-def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torch.dtype | None = None) -> PreparedIPT:
+@checked(graph_windows=1)
+def prepare_for_inference(
+    model: IPT,
+    task: str | int | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    graph_windows: int | None = None,
+) -> PreparedIPT:
     """Return a frozen network that computes what ``model`` does, faster, with copies of all that it needs of it.
 
     Prepare once a network, and again after its parameters have changed. The result is called like the model, runs on
@@ -250,6 +270,9 @@ def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torc
             [L, N, 5 D] for its projected embedding.
         dtype: torch.float32, bfloat16, float16, int8 or float8_e4m3fn; None takes that of the model's parameters
             (float64 too).
+        graph_windows: on CUDA: run so many windows at once, always, as one CUDA graph a task, which is recorded at the
+            third call and belongs to what is returned. Fewer windows are filled up; ``restore`` takes so many at once.
+            Not yet run on a GPU. None launches operations one by one.
 
     Returns:
         ``prepared(x, task)`` with x as for the model; ``task`` may be left out where there is one. It has ``config``,
@@ -257,7 +280,7 @@ def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torc
 
     Raises:
         TypeError: ``model`` is no ``IPT``.
-        ValueError: an unknown task, another dtype, or one that the device has no GEMMs of.
+        ValueError: an unknown task, another dtype, one that the device has no GEMMs of, or graphs without CUDA.
     """
     if not isinstance(model, IPT):
         raise TypeError(f"prepare_for_inference: needs an IPT, got {type(model).__name__}")
@@ -268,8 +291,12 @@ def prepare_for_inference(model: IPT, task: str | int | None = None, dtype: torc
     names = model.config.tasks
     tasks = names if task is None else (names[model.task_index(task)],)
     own = next(model.head.parameters())
+    if graph_windows is not None and own.device.type != "cuda":
+        raise ValueError(
+            f"prepare_for_inference: graph_windows needs a CUDA device (found {own.device.type}); leave it out"
+        )
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(own.device.type, enabled=False):
-        return PreparedIPT(model, tasks, dtype or own.dtype)
+        return PreparedIPT(model, tasks, dtype or own.dtype, graph_windows)
 
 
 __all__ = ["PreparedIPT", "prepare_for_inference"]

@@ -121,7 +121,7 @@ def restore(
         model = prepare_for_inference(model, task, dtype)
     batch = pixels.reshape(-1, *pixels.shape[-3:])
     layout = Layout(size, get_task(task).scale, overlap, stitch)
-    limit = batch_size or _batch_that_fits(model, layout.scale)
+    limit = batch_size or getattr(model, "graph_windows", None) or _batch_that_fits(model, layout.scale)
     device = next(model.parameters()).device
     # On a GPU a photo and its result stay there, and the host waits once: for the result.
     whole = device.type == "cuda" and fits_whole(layout, *batch.shape[-2:])

@@ -29,7 +29,7 @@ MUTANTS = [
     # 16-bit weights, and steps from buffers.
     Mutant(_HALF, "_STAY_WIDE = LayerNorm, MeanShift", "_STAY_WIDE = (LayerNorm,)", _TEST_HALF),
     Mutant(_HALF, "        ctx.set_materialize_grads(False)", "        pass", _TEST_HALF),
-    Mutant(_GRAPHS, "        own.x.copy_(x)\n", "", _TEST_GRAPHS),
+    Mutant("ipt_fast/recording.py", "            buffer.copy_(x)\n", "            pass\n", _TEST_GRAPHS),
     Mutant(_GRAPHS, "        self.lr.fill_(lr)\n", "", _TEST_GRAPHS),
     Mutant(_PRECISION, "        self.used.copy_(self.factor)\n", "", _TEST_TRAINER),
     # The step.
