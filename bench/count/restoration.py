@@ -81,7 +81,7 @@ def trace_restore(
         numpy = mock.patch.object(FakeTensor, "numpy", lambda x: np.empty(x.shape, np.uint8))
         holds_data = mock.patch.object(FakeTensor, "is_meta", property(lambda x: False))
         host.begin_step()
-        stream = mock.patch("torch.cuda.current_stream", lambda device=None: host)
+        stream = mock.patch("torch.cuda.current_stream", return_value=host)
         with kernels, numpy, holds_data, stream, recorder:
             restore(network, np.zeros((*size, 3), np.uint8), task, batch_size=batch_size)
     return Counted(tuple(recorder.operations), tuple(host.waits))

@@ -38,8 +38,8 @@ def restored_whole(
 
     Batches reach over images. The two ways of stitching differ by rounding.
     """
-    shapes = [image.shape[-2:] for image in images]
-    by_shape = {(h, w): _Places.of(h, w, layout, images[0].device) for h, w in dict.fromkeys(shapes)}
+    shapes = [(image.shape[-2], image.shape[-1]) for image in images]
+    by_shape = {(h, w): _Places.of(h, w, layout, images[0].device) for h, w in set(shapes)}
     places = [by_shape[shape] for shape in shapes]
     total = sum(place.windows for place in places)
     done = None if progress is None else lambda windows: progress(windows / total)
