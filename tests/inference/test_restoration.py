@@ -233,7 +233,7 @@ def test_weights_are_left_as_they_were(model):
         ("photo", {"stitch": "hard"}, "stitch must be"),
         ("photo", {"overlap": 48}, "overlap must be 0 to 47"),
         ("photo", {"batch_size": 0}, "batch_size must be at least 1"),
-        ("photo", {"dtype": torch.int8}, "dtype must be"),
+        ("photo", {"dtype": torch.int16}, "dtype must be"),
         (12, {}, "got int"),
     ],
 )
