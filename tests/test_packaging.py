@@ -260,7 +260,7 @@ def test_importing_the_library_probes_no_device():
 
 
 def test_wherever_the_toolkit_is_installed_torch_is_named():
-    """Torch 2.10 and the newest toolkit of cuda12 exclude each other: pip alone changes torch, for one without sm_70."""
+    """Torch 2.10 and the newest toolkit of cuda12 exclude each other: pip would take a torch without sm_70."""
     places = [*ROOT.glob("docker/*"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
     commands = [
         command

@@ -61,7 +61,7 @@ def forward_work(B: int, p: Plan) -> tuple[int, Work]:
 
 
 def logs_work(B: int) -> Work:
-    """Sums in, a sum of logarithms for every ``_PAIRS`` of them out."""
+    """Read sums, write a sum of logarithms for every ``_PAIRS`` of them."""
     moved = 4 * B * N * N * (1 + 1 / _PAIRS)
     return Work(moved, moved, exp=B * N * N, alu=B * N * N)
 

@@ -217,10 +217,11 @@ class DecoderLayer(nn.Module):
         embed, cross_embed = embeds or (None, None)
         z, branch, _ = normed_attention(way, z, branch, self.norm1, own.in_proj_weight, own.num_heads, E, embed)
         branch, weight = own.out_proj(branch), cross.in_proj_weight
-        z, branch, memory = normed_attention(
+        z, branch, passed_on = normed_attention(
             way, z, branch, self.norm2, weight, cross.num_heads, E, cross_embed, memory
         )
-        return *normed_ffn(way, z, cross.out_proj(branch), self.norm3, self.linear1, self.linear2), memory
+        assert passed_on is not None
+        return *normed_ffn(way, z, cross.out_proj(branch), self.norm3, self.linear1, self.linear2), passed_on
 
     def forward(self, z: Tensor, memory: Tensor, E: Tensor | None) -> Tensor:
         """z [B, N, D], memory [B, M, D], E [N, D] or None -> [B, N, D]."""
