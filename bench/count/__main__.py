@@ -37,7 +37,8 @@ def summary_row(counted: Counted, device: Device, batch_size: int) -> list[str]:
     """Return the cells of ``_SUMMARY``."""
     gpu, host = sum(seconds_by_kind(counted, device).values()), host_seconds(counted, device)
     step, flops = max(gpu, host), sum(op.flops for op in counted.operations)
-    peak = max(device.flops.values())
+    taken = {op.dtype for op in counted.operations if op.flops}
+    peak = max(rate for dtype, rate in device.flops.items() if dtype in taken)
     return [
         device.name, str(batch_size), f"{counted.launches:,}", f"{len(counted.of('cast')):,}",
         str(sum(op.is_large_cat for op in counted.operations)), str(len(counted.waits)),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from bench.count.__main__ import main
+from bench.count.__main__ import main, summary_row
 from bench.count.predict import seconds_by_kind
 from bench.count.pretend import HostFunctions, pretend_cuda
 from bench.count.rates import DEVICES
@@ -70,6 +70,13 @@ def test_a_photo_in_fp8():
     counted = trace_restore("tiny", "sr2", (80, 80), DEVICES["h100"], torch.float8_e4m3fn)
     assert counted.waits == ("synchronize",) and counted.launches <= 289
     assert sum(op.name == "_scaled_mm" for op in counted.operations) == 24
+
+
+def test_mfu_is_against_the_rate_of_the_steps_own_gemms(base):
+    h100 = DEVICES["h100"]
+    *_, teraflops, device_ms, _, _, mfu = summary_row(base, h100, 8)
+    rate = float(teraflops) * 1e12 / (float(device_ms) * 1e-3)
+    assert float(mfu.removesuffix(" %")) == pytest.approx(100 * rate / h100.flops["bfloat16"], abs=1)
 
 
 def test_command_writes_a_report_and_a_plot(tmp_path, capsys):
