@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels need triton")
 
+from triton.runtime.jit import KernelInterface
+
 import ipt_fast.kernels
 from tests.kernels.calls import calls
 
@@ -42,8 +44,9 @@ def launches(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     for module in [importlib.import_module(f"ipt_fast.kernels.{name}") for name in MODULES]:
-        for kernel in [key for key in vars(module) if key.endswith("_kernel")]:
-            made = getattr(module, kernel)
+        for kernel, made in list(vars(module).items()):
+            if not (kernel.endswith("_kernel") and isinstance(made, KernelInterface)):
+                continue
             monkeypatch.setattr(module, kernel, Watched(f"{made.fn.__module__}.{kernel}", made, guards, launches))
     return launches
 
