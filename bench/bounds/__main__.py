@@ -86,8 +86,9 @@ def bounds(ops: Sequence[str], batch_sizes: Sequence[int], device: str, runs: Se
     """Yield kernel by kernel, and of each one batch size after the other."""
     compiled: dict[str, PtxFacts] = {}
     for op in ops:
-        by_batch = [launches(op, B, device) for B in batch_sizes]
-        for a in (launch for same in zip(*by_batch, strict=True) for launch in same):
+        found = [a for B in batch_sizes for a in launches(op, B, device)]
+        order = {(a.kernel, a.shape): place for place, a in reversed([*enumerate(found)])}
+        for a in sorted(found, key=lambda a: order[a.kernel, a.shape]):  # a small batch may need fewer kernels
             key = f"{a.op} {a.kernel} {a.code.describe()}" if isinstance(a.code, OfflineCase) else a.kernel
             if key not in compiled:
                 compiled[key] = _facts(a, device)

@@ -1,4 +1,5 @@
-"""patch_contrastive_loss's kernels, N = 256 tokens of D = 576 features, bfloat16, negatives from the batch alone.
+"""patch_contrastive_loss's kernels, N = 256 tokens of D = 576 features, bfloat16, negatives from the batch alone; those
+"of others" are for the images of three more ranks.
 
 The GEMMs of the backward, weights times unit tokens, are the vendor library's and not in here.
 """
@@ -14,6 +15,7 @@ from ipt_fast.gpus import GPUS
 from ipt_fast.kernels.patch_contrastive_loss import _BLOCK_BYTES, _PAIRS, Plan, plan
 
 N, D, SIZE = 256, 576, 2
+OTHERS = 3  # ranks beside the own one
 LABELS = (8, 64, 256)  # batches of the offline cases; the kernels know the batch by their tiles alone
 
 
@@ -27,19 +29,24 @@ def launches(B: int, device: str) -> list[Launch]:
     tokens = f"bf16 B=64 N={N} D={D}"
     programs = B * tiles(N, p.rows)
     found = [launch(find_case(cases, "unit tokens", tokens), shape, B, programs, unit_work(B, p))]
+    of_others = find_case(cases, "unit tokens of others", tokens)
+    found.append(launch(of_others, shape, B, OTHERS * programs, unit_work(OTHERS * B, p, sums=False)))
     found.append(launch(find_case(cases, "forward", gemms), shape, B, *forward_work(B, p)))
+    found.append(launch(find_case(cases, "forward others", gemms), shape, B, *forward_others_work(B, p)))
     logs = find_case(cases, "forward logs", f"fp32 B=64 N={N} D={D}")
     found.append(launch(logs, shape, B, tiles(N * N, _PAIRS) * tiles(B, 64), logs_work(B)))
     for name, count, work, times in weights_work(B, p):
+        if times == 0:
+            continue
         found.append(launch(find_case(cases, name, gemms), shape, B, count, work, times=times))
     return [*found, launch(find_case(cases, "backward norm", tokens), shape, B, programs, norm_work(B))]
 
 
-def unit_work(B: int, p: Plan) -> Work:
+def unit_work(B: int, p: Plan, sums: bool = True) -> Work:
     """Features once in, unit tokens once out, a float32 sum of every ``rows`` tokens. Feature: conversion, square,
     scale, sum, half a conversion; the lanes up to a power of two go along.
     """
-    moved = 2 * B * N * D * SIZE + 4 * B * D * tiles(N, p.rows)
+    moved = 2 * B * N * D * SIZE + 4 * B * D * tiles(N, p.rows) * sums
     return Work(moved, moved, exp=2 * B * N, alu=4.5 * B * N * p.block_of_features)
 
 
@@ -57,6 +64,22 @@ def forward_work(B: int, p: Plan) -> tuple[int, Work]:
         tensor=2 * cosines * p.DP,
         exp=cosines,
         alu=5 * cosines,
+    )
+
+
+def forward_others_work(B: int, p: Plan) -> tuple[int, Work]:
+    """Let a program take a tile of the own positions and one of the others', with all images at both. HBM: u of all
+    once, S in and out. Cosine: scale, test and choice for padding, a sum by row.
+    """
+    count = tiles(N, p.block // p.images)
+    work = count**2 * p.chunks(B) * p.chunks(OTHERS * B)
+    cosines = work * p.block**2
+    return count**2, Work(
+        hbm=(p.tiles(B, N) + p.tiles(OTHERS * B, N)) * p.block * p.DP * SIZE + 8 * B * N * N,
+        l2=work * 2 * p.block * p.DP * SIZE + 8 * B * N * N,
+        tensor=2 * cosines * p.DP,
+        exp=cosines,
+        alu=4 * cosines,
     )
 
 
