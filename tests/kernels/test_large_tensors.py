@@ -11,7 +11,11 @@ pytest.importorskip("triton", reason="the kernels need triton")
 
 from ipt_fast.kernels import degrade, norm_passes
 from ipt_fast.kernels.patch_attention import patch_attention_backward, patch_attention_forward
-from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_backward, patch_contrastive_forward
+from ipt_fast.kernels.patch_contrastive_loss import (
+    Negatives,
+    patch_contrastive_backward,
+    patch_contrastive_forward,
+)
 from ipt_fast.kernels.pixelshuffle_tail import pixelshuffle_tail_forward
 
 
@@ -66,16 +70,20 @@ def test_attention_over_images_far_apart(device, many):
 
 def test_contrastive(device, many):
     N, D = (256, 576) if device.type == "cuda" else (16, 16)
-    K = many(N * N, 60)  # of which the float32 coefficients are the fewest
-    features, other = torch.randn(2, N, D, device=device).half(), torch.randn(1, N, D, device=device).half()
-    others, how = other.expand(K - 2, N, D).contiguous(), (torch.float16, "ieee")
-    near, far = (patch_contrastive_forward(features, x, *how)[0] for x in (other, others))
-    alone = patch_contrastive_forward(features, None, *how)[0]
-    torch.testing.assert_close(far, alone + (near - alone) * (K - 2), rtol=5e-3, atol=5e-3)
-    coefficients, zero = torch.zeros(K, N, N, device=device), torch.zeros(2, D, device=device)
-    coefficients[-1] = torch.rand(N, N, device=device)  # the last image alone
-    far = patch_contrastive_backward(features, coefficients, zero, others, *how)
-    near = patch_contrastive_backward(features, coefficients[[0, 1, -1]], zero, other, *how)
+    K = many(N * N, 60)  # of which the float32 sums are the fewest
+    features, other = torch.randn(2, 1, N, D, device=device).half()
+    others, how = other.expand(K, N, D).contiguous(), (torch.float16, "ieee")
+    near, far = (patch_contrastive_forward(features, [x], *how)[0] for x in (other, others))
+    torch.testing.assert_close(far, near * K, rtol=5e-3, atol=0.0)
+    own = torch.ones(N, N, 1, device=device), torch.zeros(1, D, device=device), torch.zeros(1, device=device)
+
+    def gradient(images):
+        last = torch.zeros(len(images), device=device)
+        last[-1] = 1.0  # of the last image alone
+        sums = torch.full((len(images), N, N, 1), float(len(images)), device=device)
+        return patch_contrastive_backward(features, *own, [Negatives(images, sums, last)], *how)
+
+    far, near = gradient(others) * K, gradient(other)
     assert near.abs().sum() > 0
     torch.testing.assert_close(far, near, rtol=1e-2, atol=1e-3 * near.abs().max().item())
 
