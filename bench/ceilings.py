@@ -20,6 +20,7 @@ from ipt_fast.cli.tables import print_table
 
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 _SIDE = {"cpu": 1536, "cuda": 8192}
+SMALL_SIDE = 512  # to see whether it runs at all: a processor without bfloat16 takes minutes for a large one
 # Few processors multiply in float16; on the others one large GEMM takes half a minute.
 _DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="a small matmul: does it run at all?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write them to FILE")
     args = parser.parse_args(argv)
-    ceilings = measure_ceilings(torch.device(args.device), *((0.1, 512) if args.small else ()))
+    ceilings = measure_ceilings(torch.device(args.device), *((0.1, SMALL_SIDE) if args.small else ()))
     rows = [("copy", f"{ceilings.copy_bandwidth / 1e9:.1f} GB/s")]
     rows += [(f"matmul {dtype}", f"{rate / 1e9:.0f} GFLOP/s") for dtype, rate in ceilings.matmul_rate.items()]
     print_table(f"ceilings of {ceilings.device}, {ceilings.threads} threads", ("what", "measured"), rows, ("measured",))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bench import ROOT, child_environment
-from bench.ceilings import Ceilings, device_name, highest, measure_ceilings
+from bench.ceilings import SMALL_SIDE, Ceilings, device_name, highest, measure_ceilings
 from bench.report import print_run, write_run
 from bench.results_io import Result, Run, compare, environment, read_benchmarks, read_run
 from ipt_fast.cli.bench import EXAMPLE, add_arguments
@@ -57,7 +57,8 @@ def run_suite(
     folder = folder or default_folder(device)
     end = None if budget is None else time.monotonic() + budget
     before = read_run(folder) if add else None
-    measured = [before.ceilings if before else measure_ceilings(device, seconds=0.2 if small else 1.0)]
+    side = SMALL_SIDE if small else None
+    measured = [before.ceilings if before else measure_ceilings(device, 0.2 if small else 1.0, side)]
     results: list[Result] = before.results if before else []
     not_measured: list[dict[str, str]] = before.not_measured if before else []
     known = len(results)
@@ -71,7 +72,7 @@ def run_suite(
         if code:
             failed.append(name)
         if not add:
-            measured.append(measure_ceilings(device, seconds=0.1 if small else 0.5))
+            measured.append(measure_ceilings(device, 0.1 if small else 0.5, side))
         run = Run(environment(device), highest(measured), results, not_measured)
         compare(results, run.ceilings)
         if results or add:

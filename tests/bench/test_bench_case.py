@@ -58,7 +58,7 @@ def test_peak_counts_what_is_held_at_once():
 
 
 def test_ceilings_are_rates():
-    ceilings = measure_ceilings(CPU, seconds=0.01)
+    ceilings = measure_ceilings(CPU, seconds=0.01, side=256)
     assert ceilings.copy_bandwidth > 1e8
     assert {"float32", "bfloat16"} == set(ceilings.matmul_rate)
     assert all(rate > 1e8 for rate in ceilings.matmul_rate.values())

@@ -69,5 +69,7 @@ def test_a_small_run_writes_every_file(tmp_path):
         *("plain", "ipt_fast", "ipt_fast, hidden layers kept"),
         *("plain, weights cast", "ipt_fast, prepared"),
     }
-    assert content["not_measured"] == []
+    assert {entry["reason"] for entry in content["not_measured"]} == {
+        "compiling the network for a CPU takes longer than measuring it"
+    }
     assert content["ceilings"]["copy_bandwidth"] > 0
