@@ -9,7 +9,7 @@ from PIL import Image
 
 from ipt_fast.inference import restore
 from ipt_fast.inference.restoration import enlarge_alpha
-from ipt_fast.io.images import DECODE_ERRORS, LoadedImage, array_to_pil, read_image, with_alpha
+from ipt_fast.io.images import DECODE_ERRORS, LoadedImage, array_to_pil, on_white, read_image, with_alpha
 from ipt_fast.io.write import write_image
 from ipt_fast.tasks import get_task
 
@@ -106,14 +106,6 @@ def restore_photo(
     if share < 1:
         text += "; the comparison is a smaller copy, the download is whole"
     return Restored(shown[0], shown[1], full, "; ".join([text, *photo.notes]) + ".")
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """Return an RGB image; what is transparent is laid on white."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _mega(pixels: int) -> str:

@@ -20,7 +20,7 @@ from ipt_fast.inference.prepare import PreparedIPT
 from ipt_fast.inference.restoration import enlarge_alpha
 from ipt_fast.io.animation import Animation, holds_animation, read_animation, write_animation
 from ipt_fast.io.float_tiff import read_float_tiff
-from ipt_fast.io.images import LoadedImage, array_to_pil, read_image, with_alpha
+from ipt_fast.io.images import LoadedImage, array_to_pil, on_white, read_image, with_alpha
 from ipt_fast.io.video import is_video
 from ipt_fast.io.write import write_image
 from ipt_fast.tasks import get_task
@@ -162,7 +162,7 @@ def _alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def comparison(before: Image.Image, out: Image.Image, task: str, scale: Fraction) -> Image.Image:
     """Draw input | output in one picture, the input resized bicubically to the size of the output."""
-    left, right = (_on_white(image) for image in (before, out))
+    left, right = (on_white(image) for image in (before, out))
     caption = "input"
     if scale != 1:
         left = Image.fromarray(resize_array(np.array(left), scale))
@@ -176,9 +176,3 @@ def comparison(before: Image.Image, out: Image.Image, task: str, scale: Fraction
         draw.text((x, 4), text, (30, 30, 30), font)
         picture.paste(side, (x, top))
     return picture
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode != "RGBA":
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -236,6 +236,14 @@ def with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     return pixels if alpha is None else np.dstack([pixels, alpha])
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """Return an RGB image; what is transparent is laid on white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
 def array_to_pil(image: np.ndarray) -> Image.Image:
     """Convert uint8, uint16 or float32 0..1 [H, W, 3 or 4] to a PIL image of 8 bits."""
     if image.dtype == np.float32:

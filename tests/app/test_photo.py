@@ -8,9 +8,9 @@ import torch
 from PIL import Image, ImageCms
 
 from ipt_fast import IPT, IPTConfig, restore
-from ipt_fast.app.photo import PhotoError, label, on_white, preview, read_photo, restore_photo
+from ipt_fast.app.photo import PhotoError, label, preview, read_photo, restore_photo
 from ipt_fast.app.visits import ClosedError, Visits
-from ipt_fast.io.images import read_image
+from ipt_fast.io.images import on_white, read_image
 
 TASKS = ("sr2", "sr4", "derain", "denoise30", "deblur")
 
