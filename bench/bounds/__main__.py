@@ -11,13 +11,13 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench.bounds import csrc
+from bench.bounds.bound import Bound
 from bench.bounds.launch import Launch
-from bench.bounds.model import PIPES, pipe_seconds, resident_blocks, waves
-from bench.count.rates import DEVICES, PEAKS
+from bench.bounds.model import PIPES, pipe_seconds
+from bench.count.rates import PEAKS
 from bench.offline_cases import OfflineCase
 from bench.ptx_facts import PtxFacts, compile_case
 from bench.results_io import Run, read_run
@@ -29,52 +29,6 @@ RESULTS = Path(__file__).parent.parent / "results"
 OPS = ("patch_attention", "csrc", "patch_contrastive_loss", "pixelshuffle_tail", "norm_passes", "degrade")
 COLUMNS = ("kernel", "shape", "B", "registers", "shared bytes", "warps an SM", "waves", *PIPES, "limit", "bound, µs",
            "no overlap, µs", "measured, µs")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A launch on a device: the seconds of each pipe, what it was compiled to, what was measured."""
-
-    launch: Launch
-    device: str
-    facts: PtxFacts
-    seconds: dict[str, float]
-    measured: float | None
-
-    @property
-    def limit(self) -> str:
-        """The pipe that takes longest; "launch" where starting the kernel does."""
-        pipe = max(self.seconds, key=lambda name: self.seconds[name])
-        return pipe if self.seconds[pipe] > self.started else "launch"
-
-    @property
-    def started(self) -> float:
-        """Seconds that its launches take however little they do."""
-        return DEVICES[self.device].launch * self.launch.times
-
-    @property
-    def bound(self) -> float:
-        """Seconds that no schedule can beat."""
-        return max(self.started, *self.seconds.values())
-
-    def row(self) -> tuple[str, ...]:
-        """Return the cells of ``COLUMNS``."""
-        a, peak = self.launch, PEAKS[self.device]
-        blocks = resident_blocks(self.facts, a.warps, peak)
-        pipes = [micro(self.seconds[name]) for name in PIPES]
-        name = a.kernel + (f" ({a.times} launches)" if a.times > 1 else "")
-        found = "not measured" if self.measured is None else micro(self.measured)
-        fits = f"{blocks * a.warps} ({blocks} x {a.warps})"
-        return (
-            f"{a.op}: {name}", a.shape, str(a.B), str(self.facts.registers), f"{self.facts.shared:,}", fits,
-            f"{waves(a, blocks, peak):.2f}", *pipes, self.limit, micro(self.bound),
-            micro(max(self.started, sum(self.seconds.values()))), found,
-        )  # fmt: skip
-
-
-def micro(seconds: float) -> str:
-    """Return microseconds in three digits."""
-    return f"{1e6 * seconds:,.0f}" if seconds >= 1e-4 else f"{1e6 * seconds:.3g}"
 
 
 def launches(op: str, B: int, device: str) -> list[Launch]:

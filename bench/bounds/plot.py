@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from bench.bounds.bound import Bound
 from bench.bounds.model import PIPES
-
-if TYPE_CHECKING:
-    from bench.bounds.__main__ import Bound
 
 _COLOURS = dict(zip(PIPES, ("#4477aa", "#66ccee", "#228833", "#ee6677", "#ccbb44"), strict=True))
 _ROW = 0.62  # inches a kernel
 
 
-def draw(bounds: Sequence["Bound"], path: Path) -> None:
+def draw(bounds: Sequence[Bound], path: Path) -> None:
     """Draw the kernels at one batch size, the middle one of those given."""
     sizes = sorted({bound.launch.B for bound in bounds})
     B = sizes[len(sizes) // 2]

@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("triton", reason="the kernels need triton")
 
 from bench import offline
-from bench.bounds.__main__ import OPS, Bound, bounds, launches, main
+from bench.bounds.__main__ import OPS, bounds, launches, main
+from bench.bounds.bound import Bound
 from bench.bounds.launch import Launch, Work
 from bench.bounds.model import pipe_seconds, resident_blocks, unevenness, waves
 from bench.count.rates import PEAKS
