@@ -197,6 +197,8 @@ class _PatchContrastiveLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, _, weights, __):
         features, kept, token_sum = ctx.saved_tensors
+        if weights is None:  # nobody asked the loss for its gradient
+            return (None,) * 5
         return _gradient(features, kept, token_sum, weights, *ctx.options), None, None, None, None
 
 
