@@ -71,7 +71,7 @@ def plan(B: int, N: int, D: int, dtype: torch.dtype, processors: int) -> Plan:
     least rounds: its programs are pairs of positions, two of them run on a multiprocessor at a time.
     """
     if dtype == torch.float32:  # no tensor cores, or tf32: twice the bytes
-        blocks, block_d, stages = (64,), min(32, _power(D)), 3
+        blocks, block_d, stages = (64,), min(16, _power(D)), 3
     else:
         blocks, block_d, stages = (64, 128), min(64, _power(D)), 3
 
