@@ -51,14 +51,7 @@ class Outcome:
         facts = (
             astuple(self.facts)[:5] if self.facts else (f"sm_{self.capability}" if self.capability else "", *[""] * 4)
         )
-        spilled = self.facts is not None and self.facts.spills > 0
-        return (
-            self.op,
-            self.kernel_name,
-            self.label,
-            *facts,
-            self.problem or ("ok, known to spill" if spilled else "ok"),
-        )
+        return (self.op, self.kernel_name, self.label, *facts, self.problem or "ok")
 
 
 def case_modules() -> list[str]:
@@ -66,12 +59,10 @@ def case_modules() -> list[str]:
     return [f"bench.offline_cases.{path.stem}" for path in sorted(CASES.glob("*.py")) if path.stem != "__init__"]
 
 
-def judge(
-    facts: PtxFacts, shared_limit: int, needs_tensor_cores: bool, small: Sequence[str] = (), spills: int = 0
-) -> str | None:
-    """Return why the compiled kernel fails the gate, or None; ``small`` and ``spills``: as ``OfflineCase`` has them."""
+def judge(facts: PtxFacts, shared_limit: int, needs_tensor_cores: bool, small: Sequence[str] = ()) -> str | None:
+    """Return why the compiled kernel fails the gate, or None; ``small``: as ``OfflineCase`` has it."""
     problems = []
-    if facts.spills > spills:
+    if facts.spills:
         problems.append(f"spills {facts.spills} bytes")
     if facts.shared > shared_limit:
         problems.append(f"shared memory over the limit of {shared_limit}")
@@ -114,8 +105,7 @@ def _check_job(job: tuple[str, int, int]) -> Outcome:
         facts = compile_case(case, capability)
     except Exception as error:  # the compiler raises many types; the table must show every kernel
         return Outcome(*name, None, f"does not compile: {type(error).__name__}: {str(error).strip()[:300]}")
-    allowed = {"small": case.small, "spills": case.spills.get(capability, 0)}
-    return Outcome(*name, facts, judge(facts, SHARED_LIMIT[capability], case.needs_tensor_cores, **allowed))
+    return Outcome(*name, facts, judge(facts, SHARED_LIMIT[capability], case.needs_tensor_cores, case.small))
 
 
 def check_csrc() -> list[Outcome]:

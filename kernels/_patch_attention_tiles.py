@@ -116,3 +116,8 @@ def _row_span(x: Tensor) -> int:
 def multiprocessors(device: torch.device) -> int:
     """Return the multiprocessors of a GPU; 1 for the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return a GPU's compute capability; 8.0 for the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)

@@ -15,6 +15,7 @@ from ipt_fast.kernels._patch_attention_backward import keys_kernel, queries_kern
 from ipt_fast.kernels._patch_attention_tiles import (
     LOG2E,
     add_dot,
+    capability,
     dot_heads,
     load_head,
     multiprocessors,
@@ -144,7 +145,7 @@ def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
     return Plan(_block(N, 64), _block(M, 64), False, 4, 3)
 
 
-def plan_backward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
+def plan_backward(N: int, M: int, d: int, dtype: torch.dtype, capability: tuple[int, int]) -> Plan:
     """Choose as ``plan_forward``, for both backward kernels; ``one``: one program makes all gradients of a head."""
     width = sum(split_head(d))
     if dtype == torch.float32:
@@ -154,6 +155,8 @@ def plan_backward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
     if width > 64:
         return Plan(_block(N, 32), _block(M, 64), False, 8, 1)
     if width <= 48 and max(N, M) <= ONE_PASS and N % 32 == M % _block(M, ONE_PASS) == 0:
+        if capability >= (10, 0):  # 32 queries at a time, or loads ahead, would spill
+            return Plan(16, _block(M, ONE_PASS), True, 8, 1)
         return Plan(32, _block(M, ONE_PASS), True, 8, 2)
     return Plan(_block(N, 64 if width <= 48 else 32), _block(M, 64), False, 4, 2)
 
@@ -227,7 +230,7 @@ def patch_attention_backward(
         first = dq = torch.empty(B, N, D, dtype=q.dtype, device=q.device)
         second = torch.empty(B, M, 2 * D, dtype=q.dtype, device=q.device)
         dk, dv = second.split(D, dim=-1)
-    plan = plan_backward(N, M, d, q.dtype)
+    plan = plan_backward(N, M, d, q.dtype, capability(q.device))
     delta = torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
     common = _options(plan, N, M, d)
     strides = [s for x in (grad, out, q, k, v, dq, dk) for s in x.stride()[:2]] + [_row(q_embed), _row(k_embed)]

@@ -16,13 +16,14 @@ def launches(B: int, device: str) -> list[Launch]:
     """Return the launches of forward and backward; none below capability 8.0, where ``csrc.py`` has others."""
     if GPUS[device].capability < (8, 0):
         return []
-    return [launch for N in (256, 1024) for launch in _launches(B, N, PEAKS[device].sms)]
+    return [launch for N in (256, 1024) for launch in _launches(B, N, device)]
 
 
-def _launches(B: int, N: int, sms: int) -> list[Launch]:
+def _launches(B: int, N: int, device: str) -> list[Launch]:
     cases, label, shape = offline_cases(), f"bf16 N={N} d={d}", f"N={N}"
-    forward, backward = plan_forward(N, N, d, torch.bfloat16), plan_backward(N, N, d, torch.bfloat16)
-    programs, work = forward_work(B, N, forward, sms)
+    forward = plan_forward(N, N, d, torch.bfloat16)
+    backward = plan_backward(N, N, d, torch.bfloat16, GPUS[device].capability)
+    programs, work = forward_work(B, N, forward, PEAKS[device].sms)
     found = [launch(find_case(cases, "forward", label), shape, B, programs, work, direction="forward")]
     if backward.one:
         return [*found, launch(find_case(cases, "backward q k v", label), shape, B, B * H, all_work(B, N))]

@@ -5,7 +5,7 @@ finds them all and compiles them in processes where Triton's interpreter is off.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -23,7 +23,6 @@ class OfflineCase:
         num_warps, num_stages, fp_fusion: as launched.
         targets: compute capabilities to compile for.
         small: pointers of tensors that never have 2^31 elements; all others must be reached by 64-bit offsets.
-        spills: compute capability -> bytes that are known to spill there and let pass; none on all others.
         needs_tensor_cores: True where the kernel must contain tensor-core instructions.
         label: dtype and shape as the table shows them; made from ``types`` and ``consts`` when empty.
     """
@@ -39,7 +38,6 @@ class OfflineCase:
     fp_fusion: bool = True
     targets: tuple[int, ...] = (80, 90)
     small: tuple[str, ...] = ()
-    spills: Mapping[int, int] = field(default_factory=dict)
     needs_tensor_cores: bool = True
     label: str = ""
 

@@ -15,10 +15,9 @@ SHAPES = {"N=256 d=48": (256, 48), "N=1024 d=48": (1024, 48), "N=1024 d=32": (10
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-# GPUs of the next generation, for which nothing was tuned: the kernels of the network, and the largest ones.
-BLACKWELL = (80, 90, 100, 120)
-# The assembler has no register left for the embeddings there; two kernels in its place would do 7 GEMMs, not 5.
-SPILLS = {100: 512, 120: 64}
+# GPUs of the next generation, for which nothing was tuned: the kernels of the network, and the largest ones. The one
+# backward kernel has a plan of its own there.
+BLACKWELL = (100, 120)
 
 
 def offline_cases() -> list[OfflineCase]:
@@ -35,18 +34,25 @@ def _cases(
     name: str, N: int, d: int, dtype: str, absent: tuple[str, ...] = (), H: int = 12, positive: bool = True
 ) -> list[OfflineCase]:
     torch_dtype = DTYPES.get(dtype, torch.float32)
-    forward, backward = plan_forward(N, N, d, torch_dtype), plan_backward(N, N, d, torch_dtype)
-    case = functools.partial(_case, name, N, d, H, dtype, absent)
+    newest = BLACKWELL if dtype == "bf16" and (d == 128 or (d == 48 and N % 16 == 0 and positive)) else ()
+    case = functools.partial(_case, d=d, H=H, N=N, dtype=dtype, absent=absent, targets=(80, 90, *newest))
+    forward, backward = plan_forward(N, N, d, torch_dtype), plan_backward(N, N, d, torch_dtype, (8, 0))
     held = -(-N // forward.block_m) * forward.one
-    cases = [case("forward", forward_kernel, forward, HELD=held, POSITIVE=positive)]
+    cases = [case("forward", name, forward_kernel, forward, HELD=held, POSITIVE=positive)]
     if not backward.one:
-        cases.append(case("backward q", queries_kernel, backward))
-    return [*cases, case("backward q k v" if backward.one else "backward k v", keys_kernel, backward, ONE=backward.one)]
+        cases.append(case("backward q", name, queries_kernel, backward))
+        return [*cases, case("backward k v", name, keys_kernel, backward, ONE=False)]
+    case = functools.partial(case, "backward q k v", fn=keys_kernel, ONE=True)
+    cases.append(case(name, plan=backward, targets=(80, 90)))
+    if newest:
+        plan = plan_backward(N, N, d, torch_dtype, (10, 0))
+        cases.append(case(f"{name}, {plan.block_n} at a time", plan=plan, targets=newest))
+    return cases
 
 
 def _case(
-    name: str, N: int, d: int, H: int, dtype: str, absent: tuple[str, ...], kernel: str, fn: Any, plan: Plan,
-    **flags: int,
+    kernel: str, name: str, fn: Any, plan: Plan, *, N: int, d: int, H: int, dtype: str, absent: tuple[str, ...],
+    targets: tuple[int, ...], **flags: int,
 ) -> OfflineCase:  # fmt: skip
     D0, D1 = split_head(d)
     consts: dict[str, Any] = {"d": d, "D0": D0, "D1": D1, **flags}
@@ -60,7 +66,5 @@ def _case(
     aligned += [a for a in types if N % 16 == 0 and a in ("N", "M", "rows")]
     options = {"num_warps": plan.num_warps, "num_stages": plan.num_stages, "needs_tensor_cores": dtype != "fp32"}
     label = f"{dtype} {name}"
-    if dtype == "bf16" and (d == 128 or (d == 48 and N % 16 == 0 and flags.get("POSITIVE", True))):
-        options |= {"targets": BLACKWELL, "spills": SPILLS if "ONE" in flags and len(absent) < 2 else {}}
-    options |= {"small": ("QE", "KE")}  # one image's
+    options |= {"targets": targets, "small": ("QE", "KE")}  # small: one image's
     return OfflineCase("patch_attention", kernel, fn, types, consts, tuple(aligned), **options, label=label)

@@ -20,7 +20,6 @@ PROCESSORS = 132
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 FEATURES = ("U", "X", "W", "OUT", "A", "C")  # pointers of the features' dtype; all others are float32
 NUMBERS = ("B", "K", "N")
-_SPILLS = {("backward weights", 8): {120: 8}}  # by Triton 3.6 alone, once a tile
 SMALL = ("QA", "QC", "LOG_GRAD", "LARGEST", "LOGS", "SUMS", "TOKEN_SUM")  # a number or a few an image
 
 
@@ -47,8 +46,7 @@ def _gemms(shape: tuple[int, int, int], dtype: str, precision: str) -> list[Offl
     return [
         _case(name, fn, shape, dtype, {**consts, **flags, **_chunks(p, shape[0], flags["OWN"])}, " tf32" * tf32,
               num_warps=p.num_warps, num_stages=p.num_stages, needs_tensor_cores=dtype != "fp32" or tf32,
-              targets=(80, 90, 100, 120) if dtype == "bf16" and shape[1:] == (256, 576) else (80, 90),
-              spills=_SPILLS.get((name, shape[0]), {}))
+              targets=(80, 90, 100, 120) if dtype == "bf16" and shape[1:] == (256, 576) else (80, 90))
         for name, fn, flags in kernels
     ]  # fmt: skip
 
