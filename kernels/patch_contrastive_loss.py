@@ -71,9 +71,9 @@ def plan(B: int, N: int, D: int, dtype: torch.dtype, processors: int) -> Plan:
     least rounds: its programs are pairs of positions, two of them run on a multiprocessor at a time.
     """
     if dtype == torch.float32:  # no tensor cores, or tf32: twice the bytes
-        blocks, block_d, stages = (64,), min(16, _power(D)), 3
+        blocks, block_d, stages, warps = (64,), min(16, _power(D)), 3, 4
     else:
-        blocks, block_d, stages = (64, 128), min(32, _power(D)), 4  # 64 features at a time spill under Triton 3.6
+        blocks, block_d, stages, warps = (64, 128), min(64, _power(D)), 3, 8
 
     def rounds(size: tuple[int, int]) -> float:
         block, images = size
@@ -87,8 +87,9 @@ def plan(B: int, N: int, D: int, dtype: torch.dtype, processors: int) -> Plan:
     # Of equals those that pad least, then those with the fewest sums of columns in memory
     padded = {(block, images): triton.cdiv(B, images) * images for block, images in sizes}
     block, images = min(sizes, key=lambda size: (rounds(size), padded[size], -size[1]))
+    if block == 128:  # with 64 features at a time Triton 3.6 spills on sm_80
+        block_d, stages = min(32, block_d), 4
     DP = triton.cdiv(D, block_d) * block_d
-    warps = 8 if block == 128 else 4
     return Plan(block, images, block_d, warps, stages, DP, max(1, min(16, 8192 // triton.next_power_of_2(DP))))
 
 
