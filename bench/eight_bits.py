@@ -21,6 +21,7 @@ from ipt_fast.cli.tables import print_table
 from ipt_fast.evaluation.metrics import psnr_y, scored_border
 from ipt_fast.inference.linear import arithmetic
 from ipt_fast.io.images import read_rgb
+from ipt_fast.io.scan import image_files
 from ipt_fast.model import IPT, PRESETS
 from ipt_fast.ops import degrade
 from ipt_fast.tasks import get_task
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_table("milliseconds a window", ["network", *names], networks(args.presets, args.rounds), names)
     cases = []
     for folder, tasks, most in ((args.set5, ("sr2", "sr4"), 5), (args.cbsd68, ("denoise30", "denoise50"), 3)):
-        paths = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg"))[:most] if folder else []
+        paths = image_files(folder)[:most] if folder else []
         cases += [(task, paths) for task in tasks if paths]
     columns = ("task, photos", "photos", "float32, dB", "int8")
     if cases:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from ipt_fast.checkpoint import PRETRAINED
 from ipt_fast.cli import CommandError, user_errors
+from ipt_fast.cli._network import PRECISIONS, load_network, pick_device, pick_precision
+from ipt_fast.inference.prepare import prepare_for_inference
+from ipt_fast.io.images import pillow_set
 
 EXAMPLE = """examples:
   ipt-fast app                                      then open http://127.0.0.1:7860
@@ -30,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=7860, metavar="N", help="default 7860")
     add("--device", default="auto", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     add(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+        "--precision", choices=("auto", *PRECISIONS), default="auto",
         help="of the arithmetic (default auto: bf16 where the processor has it, otherwise fp32 or fp16)",
     )  # fmt: skip
     add("--max-pixels", type=int, default=16_000_000, metavar="N", help="refuse photos of more (default 16,000,000)")
@@ -57,9 +60,6 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
         raise CommandError(
             f"needs gradio ({error}); pip install 'ipt-fast[app]' in an environment of its own"
         ) from error
-    from ipt_fast.cli._network import load_network, pick_device, pick_precision
-    from ipt_fast.inference.prepare import prepare_for_inference
-    from ipt_fast.io.images import pillow_set
 
     device = pick_device(args.device)
     model = load_network(args.checkpoint, args.task, device)
