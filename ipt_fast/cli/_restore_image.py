@@ -72,7 +72,7 @@ def read(job: Job) -> Photo:
     if animation is not None:
         frames = animation.frames
     elif not is_video(job.source):  # whose frames are read one by one, by ``restore_video``
-        frames = (read_float_tiff(job.source) or read_image(job.source, deep=True),)
+        frames = (read_float_tiff(job.source) or read_image(job.source, deep=True, floats=True),)
     return Photo(job, frames, animation, time.perf_counter() - start)
 
 

@@ -1,4 +1,4 @@
-"""TIFF files of float colours, which Pillow does not open: tifffile reads them (extra: tiff)."""
+"""TIFF files of float colours, which Pillow does not open, unlike float gray: tifffile reads them (extra: tiff)."""
 
 from pathlib import Path
 from typing import Any

@@ -1,12 +1,12 @@
 """The one reader of image files, for training, restoration, evaluation and streak folders.
 
-What becomes of the pixels, everywhere alike (uint8 RGB, 0..255, or uint16 where the reader is asked for it):
+What becomes of the pixels, everywhere alike (uint8 RGB, 0..255, or uint16 or float32 where the reader is asked for it):
 
 - gray is repeated, palettes and CMYK are converted, of several frames the first is taken;
 - colours are those that are stored, also under transparent pixels: alpha is kept apart or dropped, never blended;
 - 16 bits a channel are divided by 257 and rounded where 8 are wanted; of colour the upper 8 bits are taken;
-- float pixels are 0..1 where at most one in a hundred is over 1 (those are clipped), 0..255 where at least half are and
-  none is over 255, and refused otherwise, as is nan;
+- float pixels (gray of 32 bits) are 0..1 where at most one in a hundred is over 1 (those are clipped), 0..255 where at
+  least half are and none is over 255, and refused otherwise, as is nan; where floats are wanted they are 0..1;
 - EXIF rotation is applied unless the caller wants the photo as stored: training does, as the reference's reader.
 """
 
@@ -62,8 +62,8 @@ class ImageError(OSError):
 class LoadedImage:
     """One image file.
 
-    ``pixels`` uint8 or uint16 [H, W, 3], float32 0..1 from ``read_float_tiff``; ``alpha`` [H, W] of the same dtype or
-    None; ``notes`` say what was changed on the way in; ``metadata`` belongs to the image as it is now.
+    ``pixels`` uint8, uint16 or float32 0..1 [H, W, 3]; ``alpha`` [H, W] of the same dtype or None; ``notes`` say what
+    was changed on the way in; ``metadata`` belongs to the image as it is now.
     """
 
     pixels: np.ndarray
@@ -82,7 +82,7 @@ class LoadedImage:
 
 @checked
 def read_image(
-    source: str | Path | bytes, *, exif: bool = True, alpha: Alpha = "keep", deep: bool = False
+    source: str | Path | bytes, *, exif: bool = True, alpha: Alpha = "keep", deep: bool = False, floats: bool = False
 ) -> LoadedImage:
     """Read an image file, as the head of this module says.
 
@@ -91,6 +91,7 @@ def read_image(
         exif: turn the image upright as its EXIF tag says; False takes it as stored.
         alpha: "keep" it apart from the colours, or "drop" it.
         deep: return 16-bit and float files as uint16; False rounds them to 8 bits.
+        floats: return float files as float32 0..1, whatever ``deep`` is.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,7 +103,7 @@ def read_image(
     try:
         with _open(source) as opened:
             low = _low_bytes(source, opened) if deep else None
-            image = from_pil(opened, exif=exif, alpha=alpha, deep=deep, low=low)
+            image = from_pil(opened, exif=exif, alpha=alpha, deep=deep, floats=floats, low=low)
             try:
                 count = getattr(opened, "n_frames", 1)
                 frames = (f"first of {count} frames",) if count > 1 else ()
@@ -158,7 +159,13 @@ def decode_reason(error: BaseException) -> str:
 
 
 def from_pil(
-    image: Image.Image, *, exif: bool = True, alpha: Alpha = "keep", deep: bool = False, low: Image.Image | None = None
+    image: Image.Image,
+    *,
+    exif: bool = True,
+    alpha: Alpha = "keep",
+    deep: bool = False,
+    floats: bool = False,
+    low: Image.Image | None = None,
 ) -> LoadedImage:
     """Convert a PIL image of any mode, as the head of this module says; ``low`` holds the lower bytes of 16-bit colour.
 
@@ -191,7 +198,7 @@ def from_pil(
         notes.append("CMYK, converted")
     opacity = None
     if image.mode.startswith(("I", "F")):
-        values = _integers(image, deep, notes)
+        values = _floats(image, deep, floats, notes) if image.mode == "F" else _integers(image, deep, notes)
         pixels = np.repeat(values[..., None], 3, axis=2)
     else:
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -206,28 +213,35 @@ def from_pil(
 
 
 def _integers(image: Image.Image, deep: bool, notes: list[str]) -> np.ndarray:
-    """Return 16-bit and float gray as uint16 or uint8 [H, W]; Pillow's own conversion would clip them."""
+    """Return 16-bit gray as uint16 or uint8 [H, W]; Pillow's own conversion would clip it."""
     values = np.array(image).astype(np.float64)
     smallest, largest = values.min(), values.max()
-    bits = 16 if deep else 8
-    if image.mode != "F":
-        if smallest < 0 or largest > 65535:
-            raise ValueError(f"integer pixels {smallest:.0f}..{largest:.0f}; needed are those of 16 bits, 0..65535")
-        top = 65535
-        notes.append("16 bits a channel" + ("" if deep else ", rounded to 8"))
-    else:
-        if not np.isfinite(values).all():
-            raise ValueError("float pixels that are nan or infinite")
-        over = float((values > 1).mean())
-        if 0.01 < over < 0.5 or (over >= 0.5 and largest > 255):
-            raise ValueError(
-                f"float pixels of no defined range, {over:.0%} over 1 and up to {largest:g}; needed are 0..1 or 0..255"
-            )
-        top = 1 if over <= 0.01 else 255
-        notes.append(
-            f"float values 0..{top}, taken to {bits} bits" + ("; larger ones clipped" if largest > top else "")
+    if smallest < 0 or largest > 65535:
+        raise ValueError(f"integer pixels {smallest:.0f}..{largest:.0f}; needed are those of 16 bits, 0..65535")
+    notes.append("16 bits a channel" + ("" if deep else ", rounded to 8"))
+    return _to_bits(values, 65535, deep)
+
+
+def _floats(image: Image.Image, deep: bool, floats: bool, notes: list[str]) -> np.ndarray:
+    """Return float gray as float32 0..1, uint16 or uint8 [H, W]."""
+    values = np.array(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("float pixels that are nan or infinite")
+    over, largest = float((values > 1).mean()), values.max()
+    if 0.01 < over < 0.5 or (over >= 0.5 and largest > 255):
+        raise ValueError(
+            f"float pixels of no defined range, {over:.0%} over 1 and up to {largest:g}; needed are 0..1 or 0..255"
         )
-    highest = 2**bits - 1
+    top = 1 if over <= 0.01 else 255
+    kept = "gray, 32-bit floats" if floats else f"taken to {16 if deep else 8} bits"
+    clipped = "; others clipped" if values.min() < 0 or largest > top else ""
+    notes.append(f"float values 0..{top}, {kept}{clipped}")
+    return (values / top).clip(0, 1).astype(np.float32) if floats else _to_bits(values, top, deep)
+
+
+def _to_bits(values: np.ndarray, top: int, deep: bool) -> np.ndarray:
+    """Round values 0..top to uint16 or uint8, all of its range."""
+    highest = 65535 if deep else 255
     return np.clip(np.rint(values * (highest / top)), 0, highest).astype(np.uint16 if deep else np.uint8)
 
 

@@ -74,7 +74,7 @@ OTHER_CALLS = {
     "write_sample_grids": lambda w: {"results": w.results, "folder": w.new("grids")},
     "find_paper_sets": lambda w: {"roots": [w.photos]},
     "table_rows": lambda w: {"table": 3, "ours": {("Rain100L", "derain"): {"mine": 30.0}}, "methods": ["mine"]},
-    "read_image": lambda w: {"source": w.photos / "GT" / "0.png", "exif": True, "alpha": "keep"},
+    "read_image": lambda w: {"source": w.photos / "GT" / "0.png", "exif": True, "alpha": "keep", "floats": True},
     "read_rgb": lambda w: {"path": w.photos / "GT" / "0.png"},
     "write_image": lambda w: {
         "image": Image.fromarray(photo()), "path": w.new("image.png"), "force": True, "quality": 90,

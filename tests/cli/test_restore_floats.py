@@ -44,6 +44,32 @@ def test_floats_stay_floats_in_a_tiff(layout, tmp_path, checkpoint, capsys):
     assert np.abs(out - read_image(tmp_path / "c.png", deep=True).pixels / 65535).max() < 1e-3
 
 
+@pytest.mark.parametrize("top, said", [(1, "0..1"), (255, "0..255")])
+def test_gray_floats_become_floats_of_three_channels_as_all_gray_does(top, said, tmp_path, checkpoint, capsys):
+    values = picture(3)[..., 0]
+    tifffile.imwrite(tmp_path / "gray.tif", values * top)
+    tifffile.imwrite(tmp_path / "colour.tif", np.repeat(values[..., None], 3, 2), photometric="rgb")
+    for name in ("gray", "colour"):
+        common = ["-o", tmp_path / f"{name}_out.tif", "--task", "sr2", "--checkpoint", checkpoint]
+        assert run(tmp_path / f"{name}.tif", *common) == 0
+    assert f"(float values {said}, gray, 32-bit floats)" in capsys.readouterr().err
+    gray, colour = (tifffile.imread(tmp_path / f"{name}_out.tif") for name in ("gray", "colour"))
+    assert gray.dtype == np.float32 and gray.shape == (40, 60, 3)
+    assert np.abs(gray - colour).max() < 1e-5
+
+
+def test_gray_floats_need_no_extra_and_a_range(tmp_path, checkpoint, monkeypatch, capsys):
+    values = picture(3)[..., 0]
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    Image.fromarray(values * 300).save(tmp_path / "b.tif")
+    arguments = ["--task", "derain", "--checkpoint", checkpoint, "--ext", "same"]
+    assert run(tmp_path / "a.tif", tmp_path / "b.tif", "-o", tmp_path / "out", *arguments) == 1
+    said = capsys.readouterr().err
+    assert "b.tif: cannot be read (float pixels of no defined range" in said and "1 of 2 images failed" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.tif"]
+
+
 def test_what_another_kind_of_file_loses_is_said(tmp_path, checkpoint, capsys):
     exif = Image.Exif()
     exif[0x010F] = "Maker"

@@ -113,6 +113,17 @@ def test_float_values_up_to_255(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.tif").pixels[..., 0], RAMP + 2)
 
 
+@pytest.mark.parametrize("scale, top", [(1, 1), (200, 255)])
+def test_float_gray_stays_so_where_that_is_asked_for(scale, top, tmp_path):
+    values = np.random.default_rng(0).random((20, 30)).astype(np.float32) * scale
+    values[0, :2] = -0.5, 1.5 if top == 1 else 0  # one in a hundred may be over 1
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    image = read_image(tmp_path / "a.tif", floats=True)
+    assert image.pixels.dtype == np.float32 and image.pixels.shape == (20, 30, 3) and image.alpha is None
+    np.testing.assert_allclose(image.pixels, np.repeat((values / top).clip(0, 1)[..., None], 3, 2), atol=1e-7)
+    assert image.notes == (f"float values 0..{top}, gray, 32-bit floats; others clipped",)
+
+
 @pytest.mark.parametrize(
     "changed, share, message",
     [(np.nan, 0, "nan or infinite"), (np.inf, 0, "nan or infinite"), (4.0, 0.1, "no defined range, 10% over 1"),
