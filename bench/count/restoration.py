@@ -56,7 +56,13 @@ _NOTE = (
 
 
 def trace_restore(
-    preset: str, task: str, size: tuple[int, int], device: Device, dtype: torch.dtype, batch_size: int = 128
+    preset: str,
+    task: str,
+    size: tuple[int, int],
+    device: Device,
+    dtype: torch.dtype,
+    batch_size: int = 128,
+    photos: int | None = None,
 ) -> Counted:
     """Count restoring a photo of ``size`` (height, width), uint8 in the host's memory, by a prepared network.
 
@@ -67,6 +73,7 @@ def trace_restore(
         device: a GPU, pretended.
         dtype: of the prepared network.
         batch_size: windows at once.
+        photos: that many of them as one list; None is one photo alone.
     """
     assert device.capability is not None
     with torch.device("meta"):
@@ -83,7 +90,8 @@ def trace_restore(
         host.begin_step()
         stream = mock.patch("torch.cuda.current_stream", return_value=host)
         with kernels, numpy, holds_data, stream, recorder:
-            restore(network, np.zeros((*size, 3), np.uint8), task, batch_size=batch_size)
+            photo = np.zeros((*size, 3), np.uint8)
+            restore(network, photo if photos is None else [photo] * photos, task, batch_size=batch_size)
     return Counted(tuple(recorder.operations), tuple(host.waits))
 
 

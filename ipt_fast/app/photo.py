@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ipt_fast.inference import restore
-from ipt_fast.inference.restoration import enlarge_alpha
+from ipt_fast.inference.images import enlarge_alpha
 from ipt_fast.io.images import DECODE_ERRORS, LoadedImage, array_to_pil, on_white, read_image, with_alpha
 from ipt_fast.io.write import write_image
 from ipt_fast.tasks import get_task

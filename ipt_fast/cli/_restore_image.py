@@ -16,8 +16,8 @@ from ipt_fast.cli._network import window_options
 from ipt_fast.cli._restore_plan import Job
 from ipt_fast.degradations.resize import resize_array
 from ipt_fast.inference import restore
+from ipt_fast.inference.images import enlarge_alpha
 from ipt_fast.inference.prepare import PreparedIPT
-from ipt_fast.inference.restoration import enlarge_alpha
 from ipt_fast.io.animation import Animation, holds_animation, read_animation, write_animation
 from ipt_fast.io.float_tiff import read_float_tiff
 from ipt_fast.io.images import LoadedImage, array_to_pil, on_white, read_image, with_alpha

@@ -1,22 +1,19 @@
-"""One image of any size through a network that takes squares of one size."""
+"""Images of any size through a network that takes squares of one size."""
 
 import functools
 import logging
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ipt_fast.arguments import checked
 from ipt_fast.checkpoint import PRETRAINED, load_checkpoint
+from ipt_fast.inference.images import given, several_given
 from ipt_fast.inference.linear import EIGHT_BITS
 from ipt_fast.inference.prepare import DTYPES, PreparedIPT, prepare_for_inference
-from ipt_fast.io.images import array_to_tensor, from_pil, read_image
 from ipt_fast.model import IPT
 from ipt_fast.tasks import get_task
 from ipt_fast.tiling.strips import Layout, Source, gathered, quantised, restored_strips
@@ -40,7 +37,7 @@ def restore(
     self_ensemble: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Any:
-    """Restore an image, or a batch of images of one size, of any size from 1x1 up.
+    """Restore an image of any size from 1x1 up, a batch of images of one size, or a list of images of many.
 
     The image is cut into overlapping windows of the network's input size; images smaller than one window are mirrored.
 
@@ -54,7 +51,10 @@ def restore(
             had), its ``info`` with the colour profile and the EXIF data;
             uint8 or uint16 [H, W, 3] or [H, W] array -> array [rH, rW, 3] of that dtype;
             float or uint8 tensor [B, 3, H, W] or [3, H, W], RGB 0..255 -> float32 tensor, not clamped, not rounded,
-            on the device of the image.
+            on the device of the image;
+            a list or tuple of such images (no batches) -> a list of as many results. Windows of all fill batches
+            together, for small images on a device that wants large batches; what an image becomes differs by rounding
+            from what it becomes alone. Images and results are held in memory, windows of one image and one batch.
         task: name of a task of the network; it gives the scale r.
         overlap: least overlap of neighbouring windows in input pixels, for ``stitch="blend"``; less is faster.
         stitch: "blend" fades windows into each other; "official" is the reference code's own stitching, with windows
@@ -76,35 +76,13 @@ def restore(
     if model is None:
         model = load_checkpoint(PRETRAINED)
         _log.info("restore: no network given, so the one that comes with the package restores")
-        if isinstance(image, Tensor) and not image.is_meta:
-            model = model.to(image.device)
+        first = image[0] if isinstance(image, (list, tuple)) and image else image
+        if isinstance(first, Tensor) and not first.is_meta:
+            model = model.to(first.device)
     if not hasattr(model, "task_index") or not hasattr(model, "config"):
         raise TypeError(f"restore: model must be an IPT, a prepared one, or None (got {type(model).__name__})")
-    again = functools.partial(
-        restore, model, task=task, overlap=overlap, stitch=stitch, batch_size=batch_size, dtype=dtype,
-        self_ensemble=self_ensemble, progress=progress,
-    )  # fmt: skip
-    if isinstance(image, (str, os.PathLike)) and image:
-        return again(read_image(Path(image)).pil())
-    if isinstance(image, Image.Image):
-        loaded = from_pil(image)
-        result = Image.fromarray(again(loaded.pixels))
-        if loaded.alpha is not None:  # enlarged with the image, and kept
-            result.putalpha(Image.fromarray(enlarge_alpha(loaded.alpha, result.size)))
-        result.info.update(loaded.metadata.options("PNG")[0].items())
-        return result
-    if isinstance(image, np.ndarray):
-        pixels = array_to_tensor(image)
-        kind = torch.uint16 if image.dtype == np.uint16 else torch.uint8
-    else:
-        pixels, kind = image, torch.float32
-    holds_data = isinstance(pixels, Tensor) and not pixels.is_meta and pixels.layout is torch.strided
-    if not holds_data or pixels.dim() not in (3, 4) or pixels.shape[-3] != 3 or 0 in pixels.shape:
-        given = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(
-            "restore: image must be a path, a PIL image, a uint8 array [H, W, 3] or a dense tensor [B, 3, H, W] 0..255 "
-            f"that holds data, got {given}"
-        )
+    several = isinstance(image, (list, tuple))
+    images = several_given(image) if several else [given(image)]
     model.task_index(task)
     size = model.config.patch_size
     if not 0 <= overlap < size:
@@ -119,69 +97,97 @@ def restore(
         raise ValueError(f"restore: this network is prepared for {model.dtype}, got dtype={dtype}; prepare it for that")
     if isinstance(model, IPT):
         model = prepare_for_inference(model, task, dtype)
-    batch = pixels.reshape(-1, *pixels.shape[-3:])
     layout = Layout(size, get_task(task).scale, overlap, stitch)
     limit = batch_size or getattr(model, "graph_windows", None) or _batch_that_fits(model, layout.scale)
+    through = functools.partial(_restore_images, model, task, layout, limit, dtype, several)
+    through = functools.partial(_self_ensemble, through) if self_ensemble else through
+    if several:
+        outputs = through([one.pixels for one in images], [one.dtype for one in images], progress)
+        return [one.finish(out) for one, out in zip(images, outputs, strict=True)]
+    (one,) = images
+    home, batch = one.pixels.device, one.pixels.reshape(-1, *one.pixels.shape[-3:])
     device = next(model.parameters()).device
-    # On a GPU a photo and its result stay there, and the host waits once: for the result.
-    whole = device.type == "cuda" and fits_whole(layout, *batch.shape[-2:])
-    through = functools.partial(_restore_batch, model, task, layout, limit, dtype, whole)
-    home, batch = batch.device, moved(batch, device) if whole else batch
-    out = _self_ensemble(through, batch, kind, progress) if self_ensemble else through(batch, kind, progress)
-    out = fetched(out, home)
-    out = out.reshape(*pixels.shape[:-3], *out.shape[-3:])
-    return out.permute(1, 2, 0).contiguous().numpy() if isinstance(image, np.ndarray) else out
+    if _lies_whole(batch, layout, device):  # the host waits once: for the results of the batch
+        batch = moved(batch, device)
+    outputs = through(list(batch), [one.dtype] * len(batch), progress)
+    out = fetched(torch.stack(outputs) if len(outputs) > 1 else outputs[0][None], home)
+    return one.finish(out.reshape(*one.pixels.shape[:-3], *out.shape[-3:]))
 
 
-def enlarge_alpha(alpha: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize alpha [H, W] bicubically to (width, height), in its dtype."""
-    large = np.asarray(Image.fromarray(alpha.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
-    return np.clip(np.rint(large), 0, np.iinfo(alpha.dtype).max).astype(alpha.dtype)
+def _lies_whole(image: Tensor, layout: Layout, device: torch.device) -> bool:
+    """Return whether an image [..., H, W] and its result stay on the network's device, a GPU, as a whole."""
+    return device.type == "cuda" and fits_whole(layout, *image.shape[-2:])
 
 
 def _self_ensemble(
-    through: Callable[..., Tensor], batch: Tensor, kind: torch.dtype, progress: Callable[[float], None] | None
-) -> Tensor:
+    through: Callable[..., list[Tensor]],
+    images: Sequence[Tensor],
+    dtypes: Sequence[torch.dtype],
+    progress: Callable[[float], None] | None,
+) -> list[Tensor]:
     done = None if progress is None else lambda share: progress(share / 8)
-    total = torch.zeros(())
+    totals = [torch.zeros(()) for _ in images]
     for transpose in (False, True):
-        turned = batch.transpose(-2, -1) if transpose else batch
         for axes in ((), (-1,), (-2,), (-2, -1)):
-            out = through(turned.flip(axes), torch.float32, done).flip(axes)
-            total = total + (out.transpose(-2, -1) if transpose else out)
-    return quantised(total / 8, kind).to(kind)
+            turned = [(image.transpose(-2, -1) if transpose else image).flip(axes) for image in images]
+            for i, out in enumerate(through(turned, [torch.float32] * len(turned), done)):
+                out = out.flip(axes)
+                totals[i] = totals[i] + (out.transpose(-2, -1) if transpose else out)
+    return [quantised(total / 8, dtype).to(dtype) for total, dtype in zip(totals, dtypes, strict=True)]
 
 
 @torch.no_grad()
-def _restore_batch(
+def _restore_images(
     model: PreparedIPT,
     task: str,
     layout: Layout,
     limit: int,
     dtype: torch.dtype | None,
-    whole: bool,
-    batch: Tensor,
-    kind: torch.dtype,
+    full: bool,
+    images: Sequence[Tensor],
+    dtypes: Sequence[torch.dtype],
     progress: Callable[[float], None] | None,
-) -> Tensor:
-    """[B, 3, H, W] -> [B, 3, rH, rW] of the dtype ``kind`` on the device of the batch."""
+) -> list[Tensor]:
+    """[3, H, W] each -> [3, rH, rW] each, of its dtype of ``dtypes``, on its own device."""
     device = next(model.parameters()).device
     on = dtype not in (None, torch.float32) and not isinstance(model, PreparedIPT)
+    results: dict[int, Tensor] = {}
     with torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on):
 
         def network(windows: Tensor) -> Tensor:
             return model(windows, task)
 
-        if whole:
-            results = restored_whole(network, list(batch), layout, limit, progress)
-            images = [quantised(result, kind).to(kind) for result in results]
-        else:
-            sources = [Source.of(image) for image in batch]
-            strips = restored_strips(network, sources, layout, device, limit, progress)
-            images = [gathered(one, batch.shape[-2] * layout.scale, kind, batch.device) for one in strips]
+        for whole, chosen, share in _by_way(images, layout, device):
+            done = None if progress is None else functools.partial(_in_part, progress, share)
+            if whole:
+                there = [moved(images[i], device) for i in chosen]
+                outputs = restored_whole(network, there, layout, limit, done, full=full)
+                for i, out in zip(chosen, outputs, strict=True):
+                    results[i] = fetched(quantised(out, dtypes[i]).to(dtypes[i]), images[i].device, wait=False)
+                if any(images[i].device != device for i in chosen):
+                    torch.cuda.current_stream(device).synchronize()  # once for all
+            else:
+                sources = [Source.of(images[i]) for i in chosen]
+                strips = restored_strips(network, sources, layout, device, limit, done, full=full)
+                for i, rows in zip(chosen, strips, strict=True):
+                    height = images[i].shape[-2] * layout.scale
+                    results[i] = gathered(rows, height, dtypes[i], images[i].device)
     # Inside the caller's own autocast the cast weights would stay, without the history that training needs.
     torch.clear_autocast_cache()
-    return torch.stack(images) if len(images) > 1 else images[0][None]
+    return [results[i] for i in range(len(images))]
+
+
+def _by_way(images: Sequence[Tensor], layout: Layout, device: torch.device) -> Iterator[tuple[bool, list[int], float]]:
+    """Yield, for images that lie on the device as a whole and for others, which they are and their share of pixels."""
+    total = sum(image[0].numel() for image in images)
+    for whole in (True, False):
+        chosen = [i for i, image in enumerate(images) if _lies_whole(image, layout, device) == whole]
+        if chosen:
+            yield whole, chosen, sum(images[i][0].numel() for i in chosen) / total
+
+
+def _in_part(progress: Callable[[float], None], part: float, share: float) -> None:
+    progress(part * share)
 
 
 def _batch_that_fits(model: PreparedIPT, scale: int) -> int:

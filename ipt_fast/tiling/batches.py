@@ -1,8 +1,10 @@
 """Rows of windows through a network in batches, whatever image they come from."""
 
 import gc
+import itertools
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -38,6 +40,22 @@ def in_batches(
                 progress(len(part))
         del windows, part, result
         yield from (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).split(lengths)
+
+
+def in_full_batches(
+    network: Network, rows: Iterable[Tensor], limit: int, progress: Callable[[int], None] | None = None
+) -> Iterator[Tensor]:
+    """Yield what ``in_batches`` does, but fill every batch but the last: a row may begin in one and end in another."""
+    lengths: deque[int] = deque()
+
+    def windows() -> Iterator[Tensor]:
+        for row in rows:
+            lengths.append(len(row))
+            yield from row.split(1)
+
+    outputs = in_batches(network, windows(), limit, progress)
+    for first in outputs:
+        yield torch.cat([first, *itertools.islice(outputs, lengths.popleft() - 1)])
 
 
 def _groups(rows: Iterable[Tensor], limit: int) -> Iterator[list[Tensor]]:

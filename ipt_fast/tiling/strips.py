@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.io.mirror import mirror_pad
-from ipt_fast.tiling.batches import Network, in_batches
+from ipt_fast.tiling.batches import Network, in_batches, in_full_batches
 from ipt_fast.tiling.windows import Stitch, Tiling, tiling
 
 
@@ -50,15 +50,19 @@ def restored_strips(
     device: torch.device,
     batch_size: int,
     progress: Callable[[float], None] | None = None,
+    *,
+    full: bool = False,
 ) -> Iterator[Iterator[Tensor]]:
     """Yield, of one image after the other, its finished rows from top to bottom, float32 [C, any, W * scale].
 
-    The rows of an image have to be taken before those of the next. Batches reach over images.
+    The rows of an image have to be taken before those of the next. Batches reach over images, by whole rows of windows
+    unless every batch is to be ``full``.
     """
     tilings = [layout.over(source, device) for source in sources]
     total = sum(len(tiles.rows.starts) * len(tiles.columns.starts) for tiles in tilings)
     done = None if progress is None else lambda windows: progress(windows / total)
-    outputs = in_batches(checked(network, layout), _cut(sources, tilings, layout.tile, device), batch_size, done)
+    windows, batches = _cut(sources, tilings, layout.tile, device), in_full_batches if full else in_batches
+    outputs = batches(checked(network, layout), windows, batch_size, done)
     for source, tiles in zip(sources, tilings, strict=True):
         rows = itertools.islice(outputs, len(tiles.rows.starts))
         yield _without_mirror(tiles.stitch(rows), source, layout)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ipt_fast.io.mirror import mirror_pad
-from ipt_fast.tiling.batches import Network, in_batches
+from ipt_fast.tiling.batches import Network, in_batches, in_full_batches
 from ipt_fast.tiling.strips import Layout, checked
 from ipt_fast.tiling.windows import AxisTiles, blend_axis
 
@@ -33,10 +33,13 @@ def restored_whole(
     layout: Layout,
     batch_size: int,
     progress: Callable[[float], None] | None = None,
+    *,
+    full: bool = False,
 ) -> Iterator[Tensor]:
     """Yield the result of one image [C, H, W] after the other, float32 [C', H * scale, W * scale], where they lie.
 
-    Batches reach over images. The two ways of stitching differ by rounding.
+    Batches reach over images, by all windows of an image unless every batch is to be ``full``. The two ways of
+    stitching differ by rounding.
     """
     shapes = [(image.shape[-2], image.shape[-1]) for image in images]
     by_shape = {(h, w): _Places.of(h, w, layout, images[0].device) for h, w in set(shapes)}
@@ -45,7 +48,7 @@ def restored_whole(
     done = None if progress is None else lambda windows: progress(windows / total)
     cuts = zip(places, images, strict=True)
     windows = (place.cut(mirror_pad(image, layout.tile, centre=True)[0]) for place, image in cuts)
-    outputs = in_batches(checked(network, layout), windows, batch_size, done)
+    outputs = (in_full_batches if full else in_batches)(checked(network, layout), windows, batch_size, done)
     for image, place, out in zip(images, places, outputs, strict=True):
         top, left = (max(0, layout.tile - side) // 2 * layout.scale for side in image.shape[-2:])
         height, width = (side * layout.scale for side in image.shape[-2:])
@@ -129,11 +132,15 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device)
 
 
-def fetched(result: Tensor, home: torch.device) -> Tensor:
-    """Return a result on that device; a copy from a GPU to the host goes to pinned memory, and is waited for here."""
+def fetched(result: Tensor, home: torch.device, *, wait: bool = True) -> Tensor:
+    """Return a result on that device; a copy from a GPU to the host goes to pinned memory, and is waited for here.
+
+    Without ``wait`` the caller has to wait before the result is read.
+    """
     if result.device.type != "cuda" or home.type != "cpu":
         return result.to(home)
     there = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
     there.copy_(result, non_blocking=True)
-    torch.cuda.current_stream(result.device).synchronize()
+    if wait:
+        torch.cuda.current_stream(result.device).synchronize()
     return there

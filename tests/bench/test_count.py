@@ -66,6 +66,16 @@ def test_a_photo_waits_for_its_result_alone():
     assert sum(op.bytes for op in large.operations) > 10 * sum(op.bytes for op in small.operations)
 
 
+def test_a_list_of_small_photos_waits_once_and_shares_the_networks_launches():
+    def count(photos):
+        return trace_restore("tiny", "sr2", (64, 64), DEVICES["h100"], torch.bfloat16, 128, photos)
+
+    alone, one, several = count(None), count(1), count(33)  # of 4 windows each: two batches
+    assert several.waits == one.waits == ("synchronize",) and one.launches <= alone.launches + 2
+    gemms = [sum(op.name in ("addmm", "mm") for op in counted.operations) for counted in (one, several)]
+    assert gemms[0] > 0 and gemms[1] == 2 * gemms[0]
+
+
 def test_a_photo_in_fp8():
     counted = trace_restore("tiny", "sr2", (80, 80), DEVICES["h100"], torch.float8_e4m3fn)
     assert counted.waits == ("synchronize",) and counted.launches <= 289

@@ -30,12 +30,12 @@ def test_it_is_the_result_in_strips(scale, size, overlap, margin):
     strips = restored_strips(network, [Source.of(image) for image in images], layout, CPU, 5)
     wanted = [gathered(one, size[0] * scale, torch.float32, CPU) for one in strips]
     shares = []
-    for batch_size in (5, 64):
-        ours = list(restored_whole(network, list(images), layout, batch_size, shares.append))
+    for batch_size, full in ((5, False), (64, False), (5, True)):
+        ours = list(restored_whole(network, list(images), layout, batch_size, shares.append, full=full))
         assert len(ours) == 2
         for a, b in zip(ours, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
-    assert sum(shares) == pytest.approx(2)
+    assert sum(shares) == pytest.approx(3)
 
 
 def test_a_window_gone_wrong_is_seen_where_it_lies_alone():
