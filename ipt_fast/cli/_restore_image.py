@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from ipt_fast.cli._network import window_options
 from ipt_fast.cli._restore_plan import Job
@@ -107,10 +108,21 @@ def scaled(pixels: np.ndarray, way: Way) -> np.ndarray:
 def _restored(pixels: np.ndarray, way: Way, progress: Callable[[float], None]) -> np.ndarray:
     """[H, W, 3] -> [rH, rW, 3] of the same dtype; floats are 0..1."""
     options = {"task": way.task, "progress": progress, **window_options(way.args)}
-    if pixels.dtype != np.float32:
-        return restore(way.network, pixels, **options)
-    out = restore(way.network, torch.from_numpy(pixels * 255).permute(2, 0, 1), **options)
-    return np.ascontiguousarray((out / 255).permute(1, 2, 0).numpy())
+    return _from_network(restore(way.network, _for_network(pixels), **options))
+
+
+def restored_together(images: list[np.ndarray], way: Way, progress: Callable[[float], None]) -> list[np.ndarray]:
+    """[H, W, 3] each -> [rH, rW, 3] each, as one image does, with windows of all in the same batches."""
+    options = {"task": way.task, "progress": progress, **window_options(way.args)}
+    return [_from_network(out) for out in restore(way.network, [_for_network(image) for image in images], **options)]
+
+
+def _for_network(pixels: np.ndarray) -> np.ndarray | Tensor:
+    return torch.from_numpy(pixels * 255).permute(2, 0, 1) if pixels.dtype == np.float32 else pixels
+
+
+def _from_network(out: np.ndarray | Tensor) -> np.ndarray:
+    return out if isinstance(out, np.ndarray) else np.ascontiguousarray((out / 255).permute(1, 2, 0).numpy())
 
 
 def write(output: Output | str, way: Way) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,16 +14,20 @@ B = TypeVar("B")
 def in_three_steps(
     jobs: Iterable[J],
     read: Callable[[J], A],
-    work: Callable[[J, Callable[[], A]], B],
+    work: Callable[[list[A]], Sequence[B | Exception]],
     write: Callable[[B], str],
     report: Callable[[J, "Future[str]"], None],
     threads: int,
+    at_once: int = 1,
 ) -> None:
     """Read each job, ``work`` on it and write what comes out; ``report`` each outcome, in the order of the jobs.
 
+    ``work`` gets what was read of ``at_once`` jobs, less those that could not be read, and returns what becomes of
+    each: something to be written, or why it failed. What it raises is the outcome of all of them.
+
     ``work`` and ``report`` run in the caller's thread, ``read`` and ``write`` in ``threads`` threads each; with 0 all
-    runs in the caller's. While one job is worked on, at most ``threads`` are read ahead, and as many are being written
-    or wait for it. ``work`` gets a function that returns what was read, or raises what the reading raised.
+    runs in the caller's. While some jobs are worked on, at most ``threads`` or ``at_once``, the larger of them, are
+    read ahead, and as many are being written or wait for it; with no threads none.
 
     Where the caller's thread is interrupted, what has been worked on is still written and reported; nothing else is
     begun, and no thread is left.
@@ -31,18 +35,21 @@ def in_three_steps(
     left = iter(jobs)
     ahead: deque[tuple[J, Future[A]]] = deque()
     behind: deque[tuple[J, Future[str]]] = deque()
+    most = max(threads, at_once)
+    kept = most if threads else 0
 
     def read_up_to(count: int) -> None:
         ahead.extend((job, readers.submit(read, job)) for job in itertools.islice(left, max(0, count - len(ahead))))
 
-    def one_more() -> bool:
-        read_up_to(max(1, threads))
+    def some_more() -> bool:
+        read_up_to(most)
         if not ahead:
             return False
-        job, photo = ahead.popleft()
-        photo.exception()  # wait for it, and only then for others
-        read_up_to(threads)
-        behind.append((job, _worked(work, job, photo, writers, write)))
+        taken = [ahead.popleft() for _ in range(min(at_once, len(ahead)))]
+        for _, photo in taken:
+            photo.exception()  # wait for them, and only then for others
+        read_up_to(kept)
+        behind.extend(_worked(work, taken, writers, write))
         return True
 
     def report_down_to(count: int) -> None:
@@ -51,8 +58,8 @@ def in_three_steps(
 
     with _pool(threads) as readers, _pool(threads) as writers:
         try:
-            while one_more():
-                report_down_to(threads)
+            while some_more():
+                report_down_to(kept)
         finally:
             for _, photo in ahead:
                 photo.cancel()
@@ -60,15 +67,25 @@ def in_three_steps(
 
 
 def _worked(
-    work: Callable[..., B], job: J, photo: "Future[A]", writers: Executor, write: Callable[[B], str]
-) -> "Future[str]":
+    work: Callable[[list[A]], Sequence[B | Exception]],
+    taken: Sequence[tuple[J, "Future[A]"]],
+    writers: Executor,
+    write: Callable[[B], str],
+) -> Iterator[tuple[J, "Future[str]"]]:
+    """Yield each job as soon as its output is given to a writer, or with the error that is its outcome."""
+    photos = [photo.result() for _, photo in taken if photo.exception() is None]
     try:
-        output = work(job, photo.result)
+        outputs = iter(work(photos) if photos else ())
     except Exception as error:  # reported, or raised there
-        failed: Future[str] = Future()
-        failed.set_exception(error)
-        return failed
-    return writers.submit(write, output)
+        outputs = itertools.repeat(error)
+    for job, photo in taken:
+        outcome = photo.exception() or next(outputs)
+        if isinstance(outcome, BaseException):
+            failed: Future[str] = Future()
+            failed.set_exception(outcome)
+            yield job, failed
+        else:
+            yield job, writers.submit(write, outcome)
 
 
 class _ThisThread(Executor):

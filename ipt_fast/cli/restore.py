@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Callable
 from concurrent.futures import Future
 from fractions import Fraction
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 from ipt_fast.checkpoint import PRETRAINED
 from ipt_fast.cli import CommandError, user_errors
 from ipt_fast.cli._network import add_network_arguments, pick_task, prepare
-from ipt_fast.cli._restore_image import Output, Photo, Way, read, through_network, write
+from ipt_fast.cli._restore_image import Output, Photo, Way, read, write
 from ipt_fast.cli._restore_pace import Pace
+from ipt_fast.cli._restore_photos import FAILURES, first_line, through
 from ipt_fast.cli._restore_pipeline import in_three_steps
 from ipt_fast.cli._restore_plan import Job, Naming, make_plan
-from ipt_fast.cli._restore_video import restore_video
 from ipt_fast.io.images import pillow_set
 from ipt_fast.io.progress import message_console, progress_bar
 from ipt_fast.io.video import is_video, load_av
@@ -60,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_network_arguments(parser, precision="auto")
     group.add_argument("--tile", type=int, metavar="PX", help="side of a window: the network's own, it has no other")
     group.add_argument(
+        "--batch-photos", type=int, default=1, metavar="N",
+        help="photos whose windows share batches (default 1): for small photos on a GPU; outputs differ by rounding",
+    )  # fmt: skip
+    group.add_argument(
         "--jobs", type=int, default=1, metavar="N",
         help="threads that read photos ahead, and as many that write (default 1; 0: one photo after the other)",
     )  # fmt: skip
@@ -90,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             console.print(outcome.result())
             done += 1
-        except (OSError, RuntimeError, MemoryError) as error:
-            text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        except FAILURES as error:
+            text = first_line(error)
             failed.append(text if str(job.source) in text else f"{job.source}: {text}")
             console.print(f"failed: {failed[-1]}")
 
@@ -99,20 +102,21 @@ def run(args: argparse.Namespace) -> int:
         with pillow_set(args.max_pixels), progress_bar("", len(plan.jobs), console) as advance:
             pace = Pace()
 
-            def work(job: Job, photo: Callable[[], Photo]) -> Output | str:
-                advance(0, job.source.name)
+            def work(photos: list[Photo]) -> list[Output | str | Exception]:
+                others = f" and {len(photos) - 1} more" * (len(photos) > 1)
+                advance(0, photos[0].job.source.name + others)
 
                 def progress(share: float, images: float, pixels: float) -> None:
                     pace.add(images, pixels)
                     advance(share, note=pace.rate())
 
                 try:
-                    video = is_video(job.source)
-                    return restore_video(job, way, progress) if video else through_network(photo(), way, progress)
+                    return through(photos, way, progress)
                 finally:
                     advance(to_whole=True)
 
-            in_three_steps(plan.jobs, read, work, lambda output: write(output, way), report, args.jobs)
+            steps = read, work, lambda output: write(output, way), report
+            in_three_steps(plan.jobs, *steps, args.jobs, args.batch_photos)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{done} of {count} restored") from None
     if done > 1:
@@ -135,6 +139,8 @@ def _naming(args: argparse.Namespace) -> Naming:
         raise CommandError(f"--quality must be 1 to 100, got {args.quality}")
     if not 0 <= args.jobs <= 64:
         raise CommandError(f"--jobs must be 0 to 64 threads, got {args.jobs}")
+    if not 1 <= args.batch_photos <= 4096:
+        raise CommandError(f"--batch-photos must be 1 to 4096 photos, got {args.batch_photos}")
     if args.force and args.skip_existing:
         raise CommandError("--force overwrites what --skip-existing leaves alone; give one of them")
     return Naming(args.suffix, ext, args.compare)

@@ -325,6 +325,7 @@ def test_unseen_noise_levels_go_to_the_nearest_task(tmp_path, checkpoint, capsys
         ({"--tile-overlap": "48"}, "--overlap must be 0 to 47"),
         ({"--tile": "64"}, "windows of 48x48 pixels and no others, as its position embedding belongs to them"),
         ({"--jobs": "-1"}, "--jobs must be 0 to 64 threads, got -1"),
+        ({"--batch-photos": "0"}, "--batch-photos must be 1 to 4096 photos, got 0"),
         ({"--batch-size": "0"}, "--batch-size must be at least 1"),
         ({"--device": "cuda:99"}, "CUDA devices; give cpu"),
         ({"--device": "abacus"}, "is not a device"),

@@ -67,34 +67,39 @@ def test_the_pace_counts_images_and_their_megapixels():
     assert pace.total() == "2 images, 6 MP in 4.0 s: 0.5 images/s, 1.5 MP/s"
 
 
-@pytest.mark.parametrize("threads, ahead, behind", [(0, 1, 0), (1, 2, 1), (3, 4, 3)])
-def test_few_photos_are_held_at_a_time(threads, ahead, behind):
-    begun, reported, most, held = [], [], 0, 0
-    second_is_read = threading.Event()
+@pytest.mark.parametrize(
+    "threads, at_once, ahead, behind",
+    [(0, 1, 1, 0), (1, 1, 2, 1), (3, 1, 4, 3), (0, 5, 5, 0), (1, 5, 10, 5), (7, 5, 12, 7)],
+)
+def test_few_photos_are_held_at_a_time(threads, at_once, ahead, behind):
+    begun, reported, together, most, held = [], [], [], 0, 0
+    next_is_read = threading.Event()
 
     def read(job):
         begun.append(job)
-        if job == 1:
-            second_is_read.set()
+        if job == at_once:
+            next_is_read.set()
         return job
 
-    def work(job, result):
+    def work(jobs):
         nonlocal most, held
-        assert not threads or second_is_read.wait(60)  # while this thread works
+        assert not threads or next_is_read.wait(60)  # while this thread works
         time.sleep(0.02)  # for readers that do not know where to stop
-        most = max(most, len(begun) - job)
-        held = max(held, job - len(reported))
-        return result()
+        together.append(len(jobs))
+        most = max(most, len(begun) - jobs[0])
+        held = max(held, jobs[0] - len(reported))
+        return jobs
 
-    in_three_steps(range(12), read, work, str, lambda job, outcome: reported.append(outcome.result()), threads)
-    assert reported == [str(job) for job in range(12)]
+    report = lambda job, outcome: reported.append(outcome.result())  # noqa: E731
+    in_three_steps(range(22), read, work, str, report, threads, at_once)
+    assert reported == [str(job) for job in range(22)]
+    assert together == ([1] * 22 if at_once == 1 else [5, 5, 5, 5, 2])
     assert most <= ahead and held <= behind
 
 
 def test_an_error_of_one_step_is_that_jobs_outcome_and_goes_no_further():
     def step(number):
-        def call(job, result=lambda: 0):
-            result()
+        def call(job):
             if job % 10 == number:
                 raise OSError(f"{job} in step {number}")
             return job
@@ -103,9 +108,9 @@ def test_an_error_of_one_step_is_that_jobs_outcome_and_goes_no_further():
 
     said, worked = [], []
 
-    def work(job, result):
-        worked.append(job)
-        return step(2)(job, result)
+    def work(jobs):
+        worked.extend(jobs)
+        return [step(2)(job) for job in jobs]
 
     def write(job):
         time.sleep(0.3 * (job == 4))  # that no job is left does not mean that all are written
@@ -113,4 +118,21 @@ def test_an_error_of_one_step_is_that_jobs_outcome_and_goes_no_further():
 
     in_three_steps([0, 1, 2, 3, 4], step(1), work, write, lambda job, done: said.append(done.exception()), 2)
     assert [str(error) for error in said] == ["None", "1 in step 1", "2 in step 2", "3 in step 3", "None"]
-    assert worked == [0, 1, 2, 3, 4]
+    assert worked == [0, 2, 3, 4]
+
+
+def test_an_error_of_one_of_several_is_its_own():
+    said = []
+
+    def read(job):
+        return {}[job] if job == 1 else job
+
+    def work(jobs):
+        if 6 in jobs:
+            raise OSError("of all")
+        return [OSError(f"{job} alone") if job == 2 else job for job in jobs]
+
+    in_three_steps(range(8), read, work, str, lambda job, done: said.append((job, done.exception())), 2, 3)
+    assert [(job, str(error)) for job, error in said] == [
+        (0, "None"), (1, "1"), (2, "2 alone"), (3, "None"), (4, "None"), (5, "None"), (6, "of all"), (7, "of all"),
+    ]  # fmt: skip

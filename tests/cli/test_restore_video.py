@@ -73,6 +73,17 @@ def test_frames_times_and_sound(kind, colorspace, tmp_path, checkpoint, capsys):
     assert np.abs(luma[0] - luma[1]).mean() < 8  # H.264, with colours at half the resolution
 
 
+def test_a_video_between_photos_that_share_batches(tmp_path, checkpoint, capsys):
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (40, 30), "teal").save(tmp_path / name)
+    clip(tmp_path / "b.mp4")
+    common = ["--task", "derain", "--checkpoint", checkpoint, "--batch-photos", 3]
+    assert run(*(tmp_path / name for name in ("a.png", "b.mp4", "c.png")), "-o", tmp_path / "out", *common) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if " -> " in line]
+    assert [line.split("/")[-1].split()[0] for line in lines] == ["a.png", "b.mp4", "c.png"]
+    assert len(frames_of(tmp_path / "out/b.mp4")[0]) == 5
+
+
 @pytest.mark.parametrize("colorspace", [None, 1, 5])
 def test_colours_are_stored_by_the_matrix_that_the_file_names(colorspace, tmp_path):
     path = clip(tmp_path / "a.mp4", audio=None, colorspace=colorspace)
