@@ -1,8 +1,9 @@
 """Put the averaged weights of a run into the package: file, sum, scores, log and model card, all at once.
 
-    python -m bench.weights.pack runs/pocket/checkpoint.pt --sets FOLDER [--limit N]
+    python -m bench.weights.pack runs/pocket/checkpoint.pt --sets FOLDER [--limit N] [--goes-on]
 
-The file is float16; what is scored is what is in the file.
+The file is float16; what is scored is what is in the file. ``--goes-on``: the run began with the packaged weights
+(``train.py --init``), so its log is written behind theirs, and steps and hours count on.
 """
 
 import argparse
@@ -69,6 +70,22 @@ def thin_log(records: Sequence[dict], tasks: Sequence[str]) -> list[dict]:
     return rows
 
 
+def read_rows(path: Path) -> list[dict]:
+    """Return the rows of a committed log, numbers again."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [{key: float(value) if value else "" for key, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "step": int(row["step"])} for row in rows]
+
+
+def joined(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
+    """Return the rows of a run behind those of the runs before it; steps and hours count on."""
+    if not before:
+        return list(rows)
+    steps, spent = before[-1]["step"], before[-1]["hours"]
+    later = [{**row, "step": row["step"] + steps, "hours": round(row["hours"] + spent, 3)} for row in rows]
+    return [*before, *later]
+
+
 def write_package(model: IPT, notes: dict[str, str]) -> None:
     """Write the file of weights and its sum, where ``load_checkpoint("pretrained")`` finds them."""
     SUM.parent.mkdir(exist_ok=True)
@@ -124,11 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="checkpoint.pt in the folder of its run")
     parser.add_argument("--sets", type=Path, required=True, help="folder with Set5, CBSD68 and Rain100L")
     parser.add_argument("--limit", type=int, help="images of each set (default all)")
+    parser.add_argument("--goes-on", action="store_true", help="the run began with the packaged weights")
     args = parser.parse_args(argv)
     model, state = load_checkpoint(args.checkpoint), load_training_state(args.checkpoint)
     records = [record for record in read_log(args.checkpoint.parent) if record["step"] <= state["step"]]
     config, tasks = state["config"], model.config.tasks
-    run = {"step": state["step"], "hours": round(hours(records), 2), "of": config["steps"]}
+    rows = joined(read_rows(LOG) if args.goes_on else [], thin_log(records, tasks))
+    steps, spent = rows[-1]["step"], rows[-1]["hours"]
+    trained = f"{steps:,} steps of {config['batch_size']} crops in {spent:.1f} hours on one CPU core"
 
     notes = {
         "task": ", ".join(tasks),
@@ -136,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "preset": config["preset"],
         "range": "RGB 0..255 in and out",
         "training_data": TRAINED_ON,
-        "training": f"{run['step']} steps of {config['batch_size']} crops, {run['hours']} hours on one CPU core",
+        "training": trained,
         "licence": "MIT",
     }
     write_package(model, notes)
@@ -146,19 +166,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores.append(score)
     write_package(model, {**notes, "metrics": json.dumps([asdict(score) for score in scores])})
 
-    rows = thin_log(records, tasks)
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(LOG, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     draw_log(rows, tasks, CARD.with_name("model_card_curve.png"))
-    trained = (
-        f"{run['step']:,} steps of {config['batch_size']} crops in {run['hours']:.1f} hours by the clock on one core, "
-        f"{run['step'] / run['of']:.0%} of the recipe's {run['of']:,}."
-    )
     subset = f" Of each set the first {args.limit} images at most." if args.limit else ""
-    card = replace_block(CARD.read_text(encoding="utf-8"), "trained", trained)
+    card = replace_block(CARD.read_text(encoding="utf-8"), "trained", f"{trained}, by the clock.")
     card = replace_block(card, "scores", f"PSNR in dB.{subset}\n\n{score_table(scores)}")
     with atomic_write(CARD, "w") as file:
         file.write(card)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.baselines.plain_trainer import contrastive_loss
-from bench.weights.pack import hours, read_log, replace_block, thin_log
+from bench.weights.pack import hours, joined, read_log, read_rows, replace_block, thin_log
 from bench.weights.same_curve import SETTINGS, both_losses
 from bench.weights.start import start_network
 from ipt_fast.engine.config import recipe
@@ -76,6 +76,15 @@ def test_a_thin_log_has_the_means():
     assert len(rows) == 50 and rows[-1]["step"] == 20_000 and rows[0]["step"] == 400
     assert rows[1]["sr2"] == pytest.approx(0.5) and rows[1]["sr3"] == 2.0 and rows[1]["sr4"] == ""
     assert rows[-1]["hours"] == pytest.approx(2.0)
+
+
+def test_steps_and_hours_of_a_later_run_count_on(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,hours,lr,contrastive,sr2,sr3\n20,0.002,0.001,0.0,9.0,\n40,0.004,0.001,0.0,8.0,7.5\n")
+    rows = joined(read_rows(path), thin_log([record(20, sr2=5.0), record(40, sr3=4.0)], ("sr2", "sr3")))
+    assert [row["step"] for row in rows] == [20, 40, 60, 80]
+    assert [row["hours"] for row in rows] == [0.002, 0.004, 0.006, 0.008]
+    assert [row["sr2"] for row in rows] == [9.0, 8.0, 5.0, ""] and rows[0]["sr3"] == ""
 
 
 def test_a_block_of_the_card_is_replaced_alone():
