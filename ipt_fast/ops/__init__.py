@@ -6,6 +6,7 @@ from ipt_fast.ops.layernorm_linear import layernorm_linear
 from ipt_fast.ops.patch_attention import patch_attention
 from ipt_fast.ops.patch_contrastive_loss import patch_contrastive_loss
 from ipt_fast.ops.pixelshuffle_tail import CollapsedTail, PixelShuffleTail, collapse_tail, pixelshuffle_tail
+from ipt_fast.ops.row_contrastive_loss import row_contrastive_loss
 
 __all__ = [
     "CollapsedTail",
@@ -17,4 +18,5 @@ __all__ = [
     "patch_attention",
     "patch_contrastive_loss",
     "pixelshuffle_tail",
+    "row_contrastive_loss",
 ]

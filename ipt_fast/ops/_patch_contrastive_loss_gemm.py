@@ -27,19 +27,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ipt_fast.ops import _common
-from ipt_fast.ops._patch_contrastive_loss_ring import ranks_in_scope, visitors
+from ipt_fast.ops._contrastive_blocks import HALF, add_product, chunks, inside, length, overlap, product
+from ipt_fast.ops._contrastive_ranks import ranks_in_scope, visitors
 
 NO_DIRECTION = 1e-12  # a token with a norm up to this has no direction
 _LIMIT = 64_000_000  # bytes
 _KEPT = 36_000_000  # bytes of row statistics
 _VISIT = 1 << 21  # bytes of features that go round the ranks at a time
 _PART = 1 << 18  # elements that are widened at once
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def kept_dtype(dtype: torch.dtype, mode: str) -> torch.dtype:
     """Return the dtype of the row statistics: within [1 / e, e] in mode "paper", so float16 is as good as features."""
-    return torch.float16 if dtype in _HALF and mode == "paper" else torch.promote_types(dtype, torch.float32)
+    return torch.float16 if dtype in HALF and mode == "paper" else torch.promote_types(dtype, torch.float32)
 
 
 def new_kept(features: Tensor, mode: str) -> Tensor:
@@ -57,45 +57,16 @@ def product_dtype(features: Tensor, mode: str) -> torch.dtype:
     """
     wide, allowed = torch.promote_types(features.dtype, torch.float32), torch.get_float32_matmul_precision()
     if features.device.type == "cuda":
-        return torch.float16 if features.dtype in _HALF or (wide == torch.float32 and allowed != "highest") else wide
+        return torch.float16 if features.dtype in HALF or (wide == torch.float32 and allowed != "highest") else wide
     permitted = features.dtype == torch.bfloat16 or (features.dtype == torch.float32 and allowed == "medium")
     # For "supcon" the temperature makes bfloat16 GEMMs too rough.
     rough = features.device.type == "cpu" and permitted and mode == "paper" and _common.has_fast_bf16()
     return torch.bfloat16 if rough else wide
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return a b: of float16 in float32, of others in their own dtype."""
-    if a.dtype == torch.float16:
-        return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    return torch.mm(a, b, out=out)
-
-
-def _add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a b to ``target`` [c, N, D], which is dense."""
-    rows, b = target.flatten(0, 1), b.flatten(0, 1)
-    if a.dtype == rows.dtype:
-        rows.addmm_(a, b)
-    else:
-        rows += _product(a, b)
-
-
-def _chunks(start: int, stop: int, step: int) -> Iterator[slice]:
-    for first in range(start, stop, step):
-        yield slice(first, min(first + step, stop))
-
-
 def _parts(features: Tensor) -> Iterator[slice]:
     images, N, D = features.shape
-    return _chunks(0, images, max(1, _PART // (N * D)))
-
-
-def _inside(group: slice, images: slice) -> slice:
-    return slice(images.start - group.start, images.stop - group.start)
-
-
-def _length(of: slice) -> int:
-    return of.stop - of.start
+    return chunks(0, images, max(1, _PART // (N * D)))
 
 
 def _even(whole: int, most: int) -> int:
@@ -120,7 +91,7 @@ def _plan(features: Tensor, operand: torch.dtype, kept: Tensor, others: int, bac
     if features.device.type == "cpu":
         plans = [_divided(256, 1 << 19, features, operand, kept, others, backward)]
     else:
-        sizes = (1 << 21, 1 << 20) if operand in _HALF else (1 << 20,)
+        sizes = (1 << 21, 1 << 20) if operand in HALF else (1 << 20,)
         plans = [_divided(1024, size, features, operand, kept, others, backward) for size in sizes]
     # In smaller blocks all positions may be done at once, so that blocks serve both of their images; or at least a few
     whole = next((plan for plan in plans if plan.positions == features.shape[1]), None)
@@ -140,7 +111,7 @@ def _divided(
     free -= cosines * number + (row_tokens + column_tokens) * D * operand.itemsize + _PART * number
     free -= (2 * row_tokens + column_tokens) * widest * number
     if backward:
-        free -= cosines * operand.itemsize + (operand in _HALF) * column_tokens * D * number
+        free -= cosines * operand.itemsize + (operand in HALF) * column_tokens * D * number
     divide = _backward_shares if backward else _forward_shares
     group, positions, partners, taken = divide(features, kept, max(free, 0), widest, rows)
     return _Plan(rows, cosines, group, positions, partners, images * N * D * operand.itemsize <= free - taken)
@@ -235,13 +206,13 @@ class _Blocks:
         self.scale = float(ranks * self.images - 1) if paper else 2.0**14
 
     def rows(self, images: slice, positions: slice) -> Iterator[slice]:
-        return _chunks(images.start, images.stop, max(1, self.plan.rows // _length(positions)))
+        return chunks(images.start, images.stop, max(1, self.plan.rows // length(positions)))
 
     def visitors(self, positions: slice, *kept: Tensor) -> Iterator[tuple[_Tokens, slice, list[Tensor]]]:
         """Yield the other ranks' tokens at ``positions`` and what is kept of them, a few images at a time."""
-        for part in _chunks(0, self.images, self.visit) if self.ranks > 1 else ():
+        for part in chunks(0, self.images, self.visit) if self.ranks > 1 else ():
             for features, *others in visitors(self.features[part, positions], *(x[part] for x in kept)):
-                yield _Tokens(features, self.dtype, held=True), slice(0, _length(positions)), others
+                yield _Tokens(features, self.dtype, held=True), slice(0, length(positions)), others
 
     def columns(
         self, j: slice, a: slice, b: slice, images: int, together: slice | None
@@ -250,21 +221,21 @@ class _Blocks:
 
         ``a``, ``b``: positions of the rows and of the columns. ``together``: of these images each pair comes once.
         """
-        step = max(1, self.plan.cosines // max(self.plan.rows, _length(a)) // _length(b))
+        step = max(1, self.plan.cosines // max(self.plan.rows, length(a)) // length(b))
         if together is None:
-            yield from ((k, False) for k in _chunks(0, images, step))
+            yield from ((k, False) for k in chunks(0, images, step))
             return
-        if _length(j) > 1:
+        if length(j) > 1:
             yield j, False
-        yield from ((k, True) for k in _chunks(j.stop, together.stop, step))
+        yield from ((k, True) for k in chunks(j.stop, together.stop, step))
         for start, stop in ((0, together.start), (together.stop, images)):
-            yield from ((k, False) for k in _chunks(start, stop, step))
+            yield from ((k, False) for k in chunks(start, stop, step))
 
     def block(self, rows: Tensor, columns: Tensor, own: tuple[slice, slice] | None) -> Tensor:
         """Return [c, a, K, b] for images [c, a, D] and [K, b, D]; 0 of an image with itself in ``own`` ranges."""
         (c, a, _), (K, b, _) = rows.shape, columns.shape
         p = self.p[: c * a * K * b].view(c * a, K * b)
-        _product(rows.flatten(0, 1), columns.flatten(0, 1).t(), out=p)
+        product(rows.flatten(0, 1), columns.flatten(0, 1).t(), out=p)
         if self.shift:
             p.sub_(self.shift)
         if self.temperature != 1.0:
@@ -272,14 +243,14 @@ class _Blocks:
         p = p.exp_().view(c, a, K, b)
         if own is not None:
             j, k = own
-            both = slice(max(j.start, k.start), max(j.start, k.start, min(j.stop, k.stop)))
-            p[_inside(j, both), :, _inside(k, both)].diagonal(dim1=0, dim2=2).zero_()
+            both = overlap(j, k)
+            p[inside(j, both), :, inside(k, both)].diagonal(dim1=0, dim2=2).zero_()
         return p
 
     def zeros(self, a: slice, b: slice) -> tuple[Tensor, Tensor]:
         """Return memory for sums [images, a, b] and [images, b, a]; the same if a is b."""
-        ab = self.features.new_zeros(self.images, _length(a), _length(b), dtype=self.wide)
-        return ab, ab if a == b else ab.new_zeros(self.images, _length(b), _length(a))
+        ab = self.features.new_zeros(self.images, length(a), length(b), dtype=self.wide)
+        return ab, ab if a == b else ab.new_zeros(self.images, length(b), length(a))
 
     def add_sums(self, a: slice, b: slice, ab: Tensor, ba: Tensor) -> None:
         """Add the sums at two ranges of positions to [images, a, b] and [images, b, a]; the same if a is b."""
@@ -294,7 +265,7 @@ class _Blocks:
         together = images if mirrored is not None and a == b else None
         for j in self.rows(images, a):
             rows = self.tokens[j, a]
-            row_sums = sums.new_zeros(len(rows), _length(a), _length(b))
+            row_sums = sums.new_zeros(len(rows), length(a), length(b))
             for k, both in self.columns(j, a, b, len(tokens.features), together):
                 p = self.block(rows, tokens[k, b], None if mirrored is None else (j, k))
                 row_sums += p.sum(2, dtype=self.wide)
@@ -319,7 +290,7 @@ def gemm_forward(features: Tensor, mode: str, temperature: float, scope: str) ->
         kept = new_kept(features, mode).zero_()
         blocks = _Blocks(features, mode, temperature, ranks_in_scope(scope), kept, backward=False)
         log_sums = features.new_zeros(blocks.images, dtype=blocks.wide)
-        ranges = list(_chunks(0, blocks.N, blocks.plan.positions))
+        ranges = list(chunks(0, blocks.N, blocks.plan.positions))
         for i, a in enumerate(ranges):
             for b in ranges[i:]:
                 _forward_pair(blocks, a, b, kept, log_sums)
@@ -380,11 +351,11 @@ def gemm_backward(features, kept, token_sum, weights, mode, temperature, scope) 
         whole = grad.dtype == blocks.wide and (plan.images, plan.positions) == (images, N)
         size = plan.images * plan.positions * blocks.D
         memory = grad.view(-1) if whole else grad.new_empty(size, dtype=blocks.wide)
-        for group in _chunks(0, images, plan.images):
-            for a in _chunks(0, N, plan.positions):
-                shape = _length(group), _length(a), blocks.D
+        for group in chunks(0, images, plan.images):
+            for a in chunks(0, N, plan.positions):
+                shape = length(group), length(a), blocks.D
                 g = memory[: math.prod(shape)].view(shape).zero_()
-                for b in _chunks(0, N, plan.partners):
+                for b in chunks(0, N, plan.partners):
                     _add_gradient(blocks, g, group, a, b, kept, relative)
                 g.mul_(largest)
                 for part in _parts(g):
@@ -407,7 +378,7 @@ def _add_gradient(blocks: _Blocks, g: Tensor, group: slice, a: slice, b: slice, 
         own = tokens is blocks.tokens
         together = group if own and a == b else None
         for j in blocks.rows(group, a):
-            rows, g_rows = blocks.tokens[j, a], g[_inside(group, j)]
+            rows, g_rows = blocks.tokens[j, a], g[inside(group, j)]
             c_rows = (ba[j].transpose(1, 2) * relative[j][:, None, None]).unsqueeze(2)  # [c, a, 1, b]
             for k, both in blocks.columns(j, a, b, len(tokens.features), together):
                 columns = tokens[k, at]
@@ -417,6 +388,6 @@ def _add_gradient(blocks: _Blocks, g: Tensor, group: slice, a: slice, b: slice, 
                 torch.mul(p, c_rows, out=w)
                 w.addcmul_(p, statistics[k].transpose(0, 1) * importance[k][:, None])
                 w = w.flatten(2).flatten(0, 1)  # [c a, K b]
-                _add_product(g_rows, w, columns)
+                add_product(g_rows, w, columns)
                 if both:
-                    _add_product(g[_inside(group, k)], w.t(), rows)
+                    add_product(g[inside(group, k)], w.t(), rows)

@@ -3,12 +3,11 @@
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ipt_fast.ops._common import autocast_off, check_choice, check_number, check_tensor
+from ipt_fast.ops._contrastive_ranks import Remote, gather_remote, ranks_in_scope
 from ipt_fast.ops._patch_contrastive_loss_gemm import NO_DIRECTION, gemm_backward, gemm_forward, new_kept
-from ipt_fast.ops._patch_contrastive_loss_ring import ranks_in_scope
 from ipt_fast.ops._registry import Backend, Backends, overridable, triton_missing
 
 _OP = "patch_contrastive_loss"
@@ -57,43 +56,13 @@ def patch_contrastive_loss_reference(
     return -local.sum((1, 2)) / (N * (N - 1))
 
 
-def _gather_remote(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the ranks before and behind have in place of ``x``, joined in rank order; without gradient.
-
-    Both are views of one tensor: what was gathered is held once.
-    """
-    gathered = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
-    # PyTorch 2.13 deprecates the second name; older ones do not have the first.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(gathered, x.detach().contiguous())
-    first = dist.get_rank() * len(x)
-    return gathered[:first], gathered[first + len(x) :]
-
-
-class _Remote(torch.autograd.Function):
-    """Images of the other ranks, in rank order; an image's gradient is the sum of what these have for it."""
-
-    @staticmethod
-    def forward(ctx, features: Tensor) -> Tensor:
-        ctx.images = len(features)
-        return torch.cat(_gather_remote(features))  # [(R - 1) B, N, D]
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        first = dist.get_rank() * ctx.images
-        own = torch.zeros_like(grad[: ctx.images])
-        grads = torch.cat([grad[:first], own, grad[first:]])  # [R B, N, D]
-        dist.all_reduce(grads)
-        return grads[first : first + ctx.images]
-
-
 # Backends. "eager" gives values per image [B]; the others also row statistics, which the backward takes instead of the
 # cosines, and the sum of each image's unit tokens.
 
 
 def _eager(features: Tensor, mode: str, temperature: float, scope: str) -> Tensor:
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-    others = _Remote.apply(features) if ranks_in_scope(scope) > 1 else None  # [(R - 1) B, N, D]
+    others = Remote.apply(features) if ranks_in_scope(scope) > 1 else None  # [(R - 1) B, N, D]
     with autocast_off(features):
         return patch_contrastive_loss_reference(features, mode, temperature, others)
 
@@ -109,7 +78,7 @@ def _triton_precision(features: Tensor) -> tuple[torch.dtype, str]:
 def _triton(features: Tensor, mode: str, temperature: float, scope: str) -> tuple[Tensor, ...]:
     from ipt_fast.kernels.patch_contrastive_loss import patch_contrastive_forward
 
-    others = [bank for bank in _gather_remote(features) if len(bank)] if ranks_in_scope(scope) > 1 else []
+    others = [bank for bank in gather_remote(features) if len(bank)] if ranks_in_scope(scope) > 1 else []
     sums, log_sums, token_sum = patch_contrastive_forward(features, others, *_triton_precision(features))
     return sums, (log_sums - token_sum.square().sum(1)) / features.shape[1] ** 2, token_sum
 
@@ -120,7 +89,7 @@ def _triton_backward(features, sums, token_sum, weights, mode, temperature, scop
     log_grad = weights / features.shape[1] ** 2  # of each log S of an image, [B]
     others: list[Negatives] = []
     if ranks_in_scope(scope) > 1:
-        gathered = zip(*map(_gather_remote, (features, sums[None], log_grad)), strict=True)
+        gathered = zip(*map(gather_remote, (features, sums[None], log_grad)), strict=True)
         others = [Negatives(*bank) for bank in gathered if len(bank[0])]
     with autocast_off(features):
         return patch_contrastive_backward(features, sums, token_sum, log_grad, others, *_triton_precision(features))

@@ -6,7 +6,7 @@ _ATTENTION, _LOSS, _TAIL = (
     f"ipt_fast/ops/{op}.py" for op in ("patch_attention", "patch_contrastive_loss", "pixelshuffle_tail")
 )
 _ATTENTION_CPU, _LOSS_GEMM = "ipt_fast/ops/_patch_attention_cpu.py", "ipt_fast/ops/_patch_contrastive_loss_gemm.py"
-_LOSS_RING = "ipt_fast/ops/_patch_contrastive_loss_ring.py"
+_RANKS = "ipt_fast/ops/_contrastive_ranks.py"
 _NORM, _FFN, _REGISTRY = "ipt_fast/ops/layernorm_linear.py", "ipt_fast/ops/ffn.py", "ipt_fast/ops/_registry.py"
 _TEST_ATTENTION, _TEST_LOSS = "tests/ops/test_patch_attention.py", "tests/ops/test_patch_contrastive_loss.py"
 _TEST_NORM, _TEST_FFN = "tests/ops/test_layernorm_linear.py", "tests/ops/test_ffn.py"
@@ -30,11 +30,11 @@ MUTANTS = [
         _TEST_LOSS,
     ),
     Mutant(_LOSS, "norm = norm.masked_fill(norm.isinf(), torch.nan)\n", "", _TEST_LOSS),
-    Mutant(_LOSS, "first = dist.get_rank() * len(x)\n", "first = 0\n", _TEST_RANKS),
-    Mutant(_LOSS, "        dist.all_reduce(grads)\n", "", _TEST_RANKS),
-    Mutant(_LOSS_GEMM, "p[_inside(j, both), :, _inside(k, both)].diagonal(dim1=0, dim2=2).zero_()", "pass", _TEST_LOSS),
+    Mutant(_RANKS, "first = dist.get_rank() * len(x)\n", "first = 0\n", _TEST_RANKS),
+    Mutant(_RANKS, "        dist.all_reduce(grads)\n", "", _TEST_RANKS),
+    Mutant(_LOSS_GEMM, "p[inside(j, both), :, inside(k, both)].diagonal(dim1=0, dim2=2).zero_()", "pass", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "log_means - positives / N**2", "log_means - positives / N", _TEST_LOSS),
-    Mutant(_LOSS_GEMM, "_add_product(g[_inside(group, k)], w.t(), rows)", "pass", _TEST_LOSS),
+    Mutant(_LOSS_GEMM, "add_product(g[inside(group, k)], w.t(), rows)", "pass", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "total.addcmul_(unit, along[..., None], value=-1)", "total", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "if mirrored is not None and (both or together is None)", "if both", _TEST_LOSS),
     Mutant(_LOSS_GEMM, "together = group if own and a == b else None", "together = group if own else None", _TEST_LOSS),
@@ -43,8 +43,8 @@ MUTANTS = [
         _LOSS_GEMM, "widest, budget // (images * D * number)", "widest", "tests/ops/test_patch_contrastive_memory.py"
     ),
     Mutant(_LOSS_GEMM, "_VISIT = 1 << 21", "_VISIT = 1 << 40", "tests/ops/test_patch_contrastive_memory.py"),
-    Mutant(_LOSS_RING, "        held = coming\n", "", _TEST_RANKS),
-    Mutant(_LOSS_RING, "if step < ranks - 1 else ()", "if step < ranks - 2 else ()", _TEST_RANKS),
+    Mutant(_RANKS, "        held = coming\n", "", _TEST_RANKS),
+    Mutant(_RANKS, "if step < ranks - 1 else ()", "if step < ranks - 2 else ()", _TEST_RANKS),
     Mutant(_LOSS_GEMM, "dist.all_reduce(largest, dist.ReduceOp.MAX)", "pass", _TEST_RANKS),
     # LayerNorm and linear, feed-forward network.
     Mutant(

@@ -64,7 +64,7 @@ def ends(start, stop, step):
 def test_no_more_than_64_megabytes_beyond_features_and_gradient(monkeypatch, mode, B, dtype):
     monkeypatch.setattr(f"{GEMM}.product_dtype", lambda features, mode: dtype)
     whole = peak(B, dtype, mode) if (mode, B) in {("paper", 64), ("supcon", 32)} else None
-    monkeypatch.setattr(f"{GEMM}._chunks", ends)
+    monkeypatch.setattr(f"{GEMM}.chunks", ends)
     most = peak(B, dtype, mode)
     assert 10e6 < most <= 64e6
     assert whole in (None, most)  # nothing is missed by the chunks left out
@@ -82,5 +82,5 @@ def test_ranks_need_no_more(monkeypatch, B):
     }.items():
         monkeypatch.setattr(torch.distributed, name, instead)
     monkeypatch.setattr(f"{GEMM}.product_dtype", lambda features, mode: torch.float16)
-    monkeypatch.setattr(f"{GEMM}._chunks", ends)
+    monkeypatch.setattr(f"{GEMM}.chunks", ends)
     assert 10e6 < peak(B, torch.float16, "paper", "global") <= 64e6
