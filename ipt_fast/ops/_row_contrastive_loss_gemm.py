@@ -26,7 +26,7 @@ from ipt_fast.ops._contrastive_blocks import HALF, add_product, chunks, inside, 
 from ipt_fast.ops._contrastive_ranks import ranks_in_scope, visitors
 
 # Rows and columns of a tile: 2 MB of float32, which a CPU's cache holds; 17 MB, so that a GPU is launched less often.
-_TILES = {"cpu": (256, 2048), "others": (2048, 2048)}
+_CPU_TILE, _TILE = (256, 2048), (2048, 2048)
 _FLOAT16_UNIT = 2.0**14  # of G, each element at most 1: float16 then holds 1 / B of it for any B that fits
 
 
@@ -49,7 +49,7 @@ class _Tiles:
         self.wide, self.dtype = torch.promote_types(x.dtype, torch.float32), operand_dtype(x)
         self.x, self.y = (t.to(self.dtype).contiguous() for t in (x, y))
         self.scale, self.bias = scale.to(self.wide), bias.to(self.wide)
-        self.rows, self.columns = (min(len(x), n) for n in _TILES.get(x.device.type, _TILES["others"]))
+        self.rows, self.columns = (min(len(x), n) for n in (_CPU_TILE if x.device.type == "cpu" else _TILE))
         self.memory = x.new_empty(2, self.rows * self.columns, dtype=self.wide)
 
     def __call__(self, x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
@@ -193,6 +193,6 @@ def gemm_backward(x, y, scale, bias, kept, weights, mode, scope) -> tuple[Tensor
         for visitor in visitors(tiles.x, tiles.y, grads.known) if ranks > 1 else ():
             grads.add_visitor(*visitor)
         back = largest / unit
-        dscale = (grads.x * tiles.x).sum() * back
+        dscale = sum((grads.x[j] * tiles.x[j]).sum() for j in chunks(0, len(x), tiles.rows)) * back
         dx, dy = (g.mul_(tiles.scale * back).to(x.dtype) for g in (grads.x, grads.y))
         return dx, dy, dscale.to(scale.dtype), (grads.bias * back).to(bias.dtype)

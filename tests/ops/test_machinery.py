@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from ipt_fast.ops import ffn, layernorm_linear, patch_attention
+from ipt_fast.ops import ffn, layernorm_linear, patch_attention, row_contrastive_loss
 from tests.saved_tensors import negative_view
 
 NORM, FFN = [(6,), (6,)], [(9, 6), (9,), (4, 9), (4,)]
@@ -24,6 +24,11 @@ def without_norm(x, weight1, weight2, **options):
     return ffn(x, None, None, weight1, None, weight2, None, **options)
 
 
+def rows(x, y, scale, bias=None, **options):
+    mode = "softmax" if bias is None else "sigmoid"
+    return row_contrastive_loss(x, y, scale, bias, mode=mode, reduction="none", **options)
+
+
 # name -> the call, its fused backend, the shapes of its tensors
 CASES = {
     "attention, sdpa": (attention, "sdpa", [(2, 5, 8), (2, 7, 8), (2, 7, 8), (5, 8), (7, 8)]),
@@ -34,6 +39,8 @@ CASES = {
     "layernorm_linear without bias": (layernorm_linear, "fused", [(2, 5, 6), *NORM, (10, 6)]),
     "ffn": (ffn, "fused", [(2, 5, 6), *NORM, *FFN]),
     "ffn, kept": (partial(ffn, recompute=False, activation="gelu"), "fused", [(2, 5, 6), *NORM, *FFN]),
+    "rows, softmax": (rows, "gemm", [(5, 6), (5, 6), ()]),
+    "rows, sigmoid": (rows, "gemm", [(5, 6), (5, 6), (), (1,)]),
     "ffn without norm and biases": (without_norm, "fused", [(2, 5, 6), (9, 6), (4, 9)]),
 }
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -218,6 +225,10 @@ def test_negative_views_inference_tensors_and_empty_batches(case):
     same(results(fused, negative), results(eager, tensors))
     with torch.inference_mode():
         same(fused(*(t.clone() for t in tensors)), eager(*tensors))
+    if fused.func is rows:
+        with pytest.raises(ValueError, match="at least one row"):
+            fused(tensors[0][:0], tensors[1][:0], *tensors[2:])
+        return
     lead = 3 if fused.func is attention else 1
     empty = [t[:0] if i < lead else t for i, t in enumerate(tensors)]
     out, *grads = results(fused, empty)
