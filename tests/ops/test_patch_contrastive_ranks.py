@@ -1,7 +1,5 @@
 """scope="global": gloo ranks that hold a slice each equal one process that holds the whole batch."""
 
-import gc
-import time
 import types
 from contextlib import contextmanager
 
@@ -11,9 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from ipt_fast.ops import patch_contrastive_loss
+from tests.ops.ranks import run_ranks
 
 IMAGES, N, D = 2, 5, 7  # IMAGES a rank
-PATIENCE = 300  # seconds for ranks that need a few
 IMPLS = ("eager", "gemm")
 MODES = ("paper", "supcon")
 WEIGHTS = (0.3, -2.0, 1.5, 0.7, 4.0, 1.1, -0.2, 0.9)  # of the values per image, for reduction="none"
@@ -83,9 +81,7 @@ def little_memory(mode):
         yield
 
 
-def rank_main(rank, ranks, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+def rank_main(rank, ranks):
     mine = slice(rank * IMAGES, (rank + 1) * IMAGES)
     features, weights = whole_batch(ranks)[mine], torch.tensor(WEIGHTS[mine], dtype=torch.float64)
     found = {}
@@ -100,29 +96,12 @@ def rank_main(rank, ranks, folder):
             found["gemm in little memory", mode] = losses(features, weights, mode=mode, scope="global", impl="gemm")
     found["local"] = patch_contrastive_loss(features, scope="local")
     found["traffic"] = traffic(features)
-    torch.save(found, f"{folder}/rank{rank}.pt")
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def run_ranks(ranks, folder):
-    """All ranks in processes of their own; ends them and fails where they do not finish."""
-    context = torch.multiprocessing.spawn(rank_main, (ranks, folder), nprocs=ranks, join=False)
-    deadline = time.monotonic() + PATIENCE
-    while not context.join(timeout=1):
-        if time.monotonic() > deadline:
-            alive = [process for process in context.processes if process.is_alive()]
-            for process in alive:
-                process.kill()
-            pytest.fail(f"{len(alive)} of {ranks} ranks did not finish within {PATIENCE} s")
+    return found
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4], ids="{} ranks".format)
 def results(request, tmp_path_factory):
-    ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
-    run_ranks(ranks, folder)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
+    return run_ranks(rank_main, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def close(got, want):
