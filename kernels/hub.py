@@ -81,6 +81,7 @@ out = ops.patch_attention(q, k, v, num_heads=12, q_embed=q_embed, k_embed=k_embe
 |---|---|
 | `patch_attention` | attention with embeddings of queries and keys that all images share, forward and backward |
 | `patch_contrastive_loss` | Eq. 5 of the paper, or the supervised-contrastive form; no matrix of similarities |
+| `row_contrastive_loss` | the losses of CLIP and SigLIP over rows of two matrices; no matrix of logits |
 | `pixelshuffle_tail`, `collapse_tail` | conv, PixelShuffle, ..., conv as one convolution with an exact frame |
 | `degrade` | clean uint8 crops to (input, target) of a task: `sr2`, `sr3`, `sr4`, `derain`, `denoise<sigma>` |
 | `layernorm_linear`, `ffn` | LayerNorm and a linear layer; LayerNorm, linear, activation, linear, and the residual |

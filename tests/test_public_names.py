@@ -15,7 +15,7 @@ PUBLIC = {
     ],
     "ipt_fast.ops": [
         "CollapsedTail", "PixelShuffleTail", "collapse_tail", "degrade", "ffn", "layernorm_linear", "patch_attention",
-        "patch_contrastive_loss", "pixelshuffle_tail",
+        "patch_contrastive_loss", "pixelshuffle_tail", "row_contrastive_loss",
     ],
     "ipt_fast.model": ["IPT", "PRESETS", "IPTConfig", "preset"],
     "ipt_fast.inference": ["load_checkpoint", "prepare_for_inference", "restore"],

@@ -24,6 +24,7 @@ from torch import Tensor
 from ipt_fast.ops._common import autocast_off
 from ipt_fast.ops._contrastive_blocks import HALF, add_product, chunks, inside, length, overlap, product
 from ipt_fast.ops._contrastive_ranks import ranks_in_scope, visitors
+from ipt_fast.ops._registry import capability
 
 # Rows and columns of a tile: 2 MB of float32, which a CPU's cache holds; 17 MB, so that a GPU is launched less often.
 _CPU_TILE, _TILE = (256, 2048), (2048, 2048)
@@ -32,13 +33,14 @@ _FLOAT16_UNIT = 2.0**14  # of G, each element at most 1: float16 then holds 1 / 
 
 def operand_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of the GEMMs' operands: that of x where 16 bits can be multiplied with sums in float32."""
-    if x.dtype in HALF and x.device.type in ("cuda", "meta"):
+    old = x.dtype == torch.bfloat16 and (capability(x.device) or (8, 0)) < (8, 0)
+    if x.dtype in HALF and x.device.type in ("cuda", "meta") and not old:
         return x.dtype
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def new_kept(x: Tensor, mode: str) -> Tensor:
-    """Return memory for what the backward needs: maximum and sum of each row and of each column [4, B]; or none."""
+    """Return memory for what the backward needs: maximum of each row and of each column, and their sums [4, B]."""
     return x.new_empty(4 if mode == "softmax" else 0, len(x), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
@@ -92,8 +94,8 @@ def gemm_forward(x, y, scale, bias, mode, scope) -> tuple[Tensor, Tensor]:
 
 
 def _softmax_forward(tiles: _Tiles, kept: Tensor, values: Tensor, ranks: int) -> None:
-    kept[::2], kept[1::2] = -torch.inf, 0.0
-    (row_most, row_sums), (column_most, column_sums) = rows, columns = kept[:2], kept[2:]
+    kept[:2], kept[2:] = -torch.inf, 0.0
+    (row_most, row_sums), (column_most, column_sums) = rows, columns = kept[::2], kept[1::2]
     positives = torch.empty_like(values)
     for j, k, logits, spare in tiles(tiles.x, tiles.y):
         both, diagonal = _diagonal(logits, j, k)
@@ -132,21 +134,19 @@ def _gradient(logits: Tensor, rows: Tensor, columns: Tensor, spare: Tensor) -> T
     return logits.sub_(most).exp_().mul_(weights / (2 * sums)).add_(by_row)
 
 
-def _sides(known: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what is known of the rows and of the columns: weights, and the statistics of each."""
-    return (known, known) if len(known) == 1 else (known[:3], known[[0, 3, 4]])
-
-
 class _Gradients:
-    """Sums of G y [B, D], G^T x [B, D] and G []; ``known``: weights and, for the softmax, statistics [1 or 5, B]."""
+    """Sums of G y [B, D], G^T x [B, D] and G [].
+
+    ``known`` [2 or 6, B] are the weights of the rows and of the columns, and what the forward kept.
+    """
 
     def __init__(self, tiles: _Tiles, known: Tensor) -> None:
-        self.tiles, self.known, self.sigmoid = tiles, known, len(known) == 1
+        self.tiles, self.known, self.sigmoid = tiles, known, len(known) == 2
         self.x, self.y = (torch.zeros_like(t, dtype=tiles.wide) for t in (tiles.x, tiles.y))
         self.bias = self.x.new_zeros(())
 
     def add_own(self) -> None:
-        tiles, (rows, columns) = self.tiles, _sides(self.known)
+        tiles, rows, columns = self.tiles, self.known[::2], self.known[1::2]
         for j, k, logits, spare in tiles(tiles.x, tiles.y):
             both, positives = _diagonal(logits, j, k)
             if self.sigmoid:
@@ -163,7 +163,8 @@ class _Gradients:
 
     def add_visitor(self, x: Tensor, y: Tensor, known: Tensor) -> None:
         """Add what another rank's rows give to the gradients of this one's."""
-        tiles, (rows, columns), (other_rows, other_columns) = self.tiles, _sides(self.known), _sides(known)
+        tiles, rows, columns = self.tiles, self.known[::2], self.known[1::2]
+        other_rows, other_columns = known[::2], known[1::2]
         for j, k, logits, spare in tiles(tiles.x, y):
             g = _gradient(logits, rows[:, j], other_columns[:, k], spare)
             if self.sigmoid:
@@ -188,7 +189,7 @@ def gemm_backward(x, y, scale, bias, kept, weights, mode, scope) -> tuple[Tensor
         tiles = _Tiles(x, y, scale, bias)
         unit = _FLOAT16_UNIT if tiles.dtype == torch.float16 else 1.0
         weights = weights * unit / largest.masked_fill(largest == 0, 1.0)
-        grads = _Gradients(tiles, torch.cat([weights[None], kept]))
+        grads = _Gradients(tiles, torch.cat([weights.expand(2, -1), kept]))
         grads.add_own()
         for visitor in visitors(tiles.x, tiles.y, grads.known) if ranks > 1 else ():
             grads.add_visitor(*visitor)

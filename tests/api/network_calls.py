@@ -36,6 +36,12 @@ def _contrastive() -> dict:
     return {"features": uniform(3, 4, 8) - 0.5, **options}
 
 
+def _rows() -> dict:
+    rows = {"x": uniform(4, 8) - 0.5, "y": uniform(4, 8, seed=1) - 0.5}
+    options = {"mode": "sigmoid", "reduction": "mean", "scope": "local", "impl": "gemm"}
+    return {**rows, "scale": uniform(1, seed=2), "bias": -1.0, **options}
+
+
 def _degrade() -> dict:
     clean = (uniform(2, 3, 12, 12) * 255).byte()
     options = {"generator": torch.Generator().manual_seed(3), "seeds": None, "margin": 1, "rain": None, "impl": "eager"}
@@ -53,6 +59,7 @@ NETWORK_CALLS = {
     "layernorm_linear": lambda w: _linear(),
     "ffn": lambda w: _ffn(),
     "patch_contrastive_loss": lambda w: _contrastive(),
+    "row_contrastive_loss": lambda w: _rows(),
     "pixelshuffle_tail": lambda w: {"x": uniform(2, 4, 5, 6), "convs": _tail(), "scales": (2,), "impl": "eager"},
     "collapse_tail": lambda w: {"convs": _tail(), "scales": (2,), "dtype": torch.float32},
     "degrade": lambda w: _degrade(),

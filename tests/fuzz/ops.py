@@ -1,4 +1,4 @@
-"""The six ops on random shapes, dtypes, layouts, scales and devices, and with one bad argument."""
+"""The seven ops on random shapes, dtypes, layouts, scales and devices, and with one bad argument."""
 
 import random
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from ipt_fast.ops.layernorm_linear import layernorm_linear_reference
 from ipt_fast.ops.patch_attention import patch_attention_reference
 from ipt_fast.ops.patch_contrastive_loss import patch_contrastive_loss_reference
 from ipt_fast.ops.pixelshuffle_tail import pixelshuffle_tail_reference
+from ipt_fast.ops.row_contrastive_loss import row_contrastive_loss_reference
 from ipt_fast.tasks import get_task
 from tests.api.wrong import wrong_values
 from tests.fuzz.verdict import AGREED, DTYPES, FaultError, close, differentiable, laid_out, refused
@@ -131,6 +132,22 @@ def pixelshuffle_tail(draw: Draw) -> Drawn:
     return call, plain, {**inputs, "scales": scales, "impl": draw.one([None, None, "eager", "collapsed"])}
 
 
+def row_contrastive_loss(draw: Draw) -> Drawn:
+    mode, reduction = draw.one(["softmax", "sigmoid"]), draw.one(["mean", "sum", "none"])
+    B, D = draw.number(9), draw.number(20)
+    inputs: dict[str, Any] = {"x": draw.tensor(B, D), "y": draw.tensor(B, D)}
+    inputs |= {"scale": draw.one([0.5, 3, draw.tensor(), draw.tensor(1)])}
+    inputs |= {"bias": draw.one([None, -1, draw.tensor()]) if mode == "sigmoid" else None}
+
+    def plain(x, y, scale, bias, mode, reduction, impl):
+        wide = [t.float() if isinstance(t, Tensor) and t.dtype.itemsize < 4 else t for t in (x, y, scale, bias)]
+        values = row_contrastive_loss_reference(*wide[:3], 0.0 if bias is None else wide[3], mode)
+        return values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
+
+    options = {"mode": mode, "reduction": reduction, "impl": draw.one([None, "gemm", "eager"])}
+    return ops.row_contrastive_loss, plain, {**inputs, **options}
+
+
 def degrade(draw: Draw) -> str:
     """Compare with the reference bit for bit, the super-resolution and the seeds' part of a batch as well."""
     task = get_task(draw.one(["sr2", "sr3", "sr4", "derain", "denoise30", "denoise12.5"]))
@@ -158,7 +175,7 @@ def degrade(draw: Draw) -> str:
     return AGREED
 
 
-OPS = (patch_attention, layernorm_linear, ffn, patch_contrastive_loss, pixelshuffle_tail)
+OPS = (patch_attention, layernorm_linear, ffn, patch_contrastive_loss, row_contrastive_loss, pixelshuffle_tail)
 
 
 def random_op(rng: random.Random) -> str:
