@@ -51,7 +51,7 @@ def gather_remote(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Remote(torch.autograd.Function):
-    """What the other ranks have in place of ``x`` [B, ...], in rank order; its gradient is the sum of what these find."""
+    """What the other ranks have in place of ``x`` [B, ...], in rank order; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def row_contrastive_loss(
     """Compute a loss in which row i of x and row i of y attract each other, and all other pairs of rows repel.
 
     With the logits ``l[i, j] = scale * dot(x[i], y[j]) + bias``, ``mode="softmax"`` is the loss of CLIP (Radford et
-    al., arXiv:2103.00020), the mean of the cross entropies of the logits' rows and columns with the diagonal as target::
+    al., arXiv:2103.00020), the mean of the cross entropies of the logits' rows and columns, the diagonal as target::
 
         1/(2 B) * sum_i [ log sum_j exp l[i, j] - l[i, i]  +  log sum_j exp l[j, i] - l[i, i] ]
 
@@ -131,8 +131,8 @@ def row_contrastive_loss(
     Args:
         x, y: [B, D] each, float16, bfloat16, float32 or float64, any strides, on one device; of two dtypes the wider
             one counts. A nan, an inf or a logit that overflows makes the loss nan or inf.
-        scale: what multiplies the cosines, a number or a tensor of one element, any floating dtype: ``logit_scale.exp()``
-            of CLIP and SigLIP; 1 / temperature.
+        scale: what multiplies the cosines, 1 / temperature, a number or a tensor of one element, any floating dtype:
+            ``logit_scale.exp()`` of CLIP and SigLIP.
         bias: added to the logits in mode "sigmoid", likewise; None for none. The softmax does not change with it.
         mode: "softmax" or "sigmoid".
         reduction: "none" gives the values per pair [B]: of the softmax half the sum of the two cross entropies, of the
@@ -143,7 +143,8 @@ def row_contrastive_loss(
             as DistributedDataParallel does, are those of that one process. Without a process group the two are the
             same. Every rank must call forward and backward. "gemm" passes rows round a ring of ranks; "eager" gathers.
         impl: "gemm" (tiles of logits, in memory proportional to B; the same bits each time) or "eager" (the whole
-            matrix of logits, several times), see ``backend_status``; None takes ``IPT_FAST_IMPL`` or, without it, "gemm".
+            matrix of logits, several times), see ``backend_status``; None takes ``IPT_FAST_IMPL`` or, without it,
+            "gemm".
 
     Under ``torch.autocast`` nothing changes.
 

@@ -45,8 +45,9 @@ def wrong_values(valid: Any) -> list[Any]:
 def _wrong_tensors(x: Tensor) -> list[Tensor]:
     other = torch.uint8 if x.is_floating_point() else torch.float32
     sparse = [] if x.is_meta else [x.to_sparse()]
-    shapes = [x[None], x.flatten(), x[:0], x[..., :0], x[..., :1]]
-    return [*shapes, x.to(other), x.bool(), x.to(torch.complex64), x.to("meta"), *sparse]
+    shapes = [x[None], x.flatten()]
+    parts = [x[:0], x[..., :0], x[..., :1]] if x.dim() else []
+    return [*shapes, *parts, x.to(other), x.bool(), x.to(torch.complex64), x.to("meta"), *sparse]
 
 
 def fault_of(error: BaseException, name: str, value: Any) -> str | None:

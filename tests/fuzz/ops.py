@@ -140,8 +140,9 @@ def row_contrastive_loss(draw: Draw) -> Drawn:
     inputs |= {"bias": draw.one([None, -1, draw.tensor()]) if mode == "sigmoid" else None}
 
     def plain(x, y, scale, bias, mode, reduction, impl):
-        wide = [t.float() if isinstance(t, Tensor) and t.dtype.itemsize < 4 else t for t in (x, y, scale, bias)]
-        values = row_contrastive_loss_reference(*wide[:3], 0.0 if bias is None else wide[3], mode)
+        numbers = [t if isinstance(t, Tensor) else float(t or 0) for t in (scale, bias)]
+        wide = [t.float() if isinstance(t, Tensor) and t.dtype.itemsize < 4 else t for t in (x, y, *numbers)]
+        values = row_contrastive_loss_reference(*wide, mode)
         return values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
 
     options = {"mode": mode, "reduction": reduction, "impl": draw.one([None, "gemm", "eager"])}
