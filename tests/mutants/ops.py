@@ -9,6 +9,8 @@ _ATTENTION_CPU, _LOSS_GEMM = "ipt_fast/ops/_patch_attention_cpu.py", "ipt_fast/o
 _RANKS = "ipt_fast/ops/_contrastive_ranks.py"
 _NORM, _FFN, _REGISTRY = "ipt_fast/ops/layernorm_linear.py", "ipt_fast/ops/ffn.py", "ipt_fast/ops/_registry.py"
 _TEST_ATTENTION, _TEST_LOSS = "tests/ops/test_patch_attention.py", "tests/ops/test_patch_contrastive_loss.py"
+_ROWS, _ROWS_GEMM = "ipt_fast/ops/row_contrastive_loss.py", "ipt_fast/ops/_row_contrastive_loss_gemm.py"
+_TEST_ROWS, _TEST_ROWS_RANKS = "tests/ops/test_row_contrastive_loss.py", "tests/ops/test_row_contrastive_ranks.py"
 _TEST_NORM, _TEST_FFN = "tests/ops/test_layernorm_linear.py", "tests/ops/test_ffn.py"
 _TEST_RANKS, _TEST_TAIL = "tests/ops/test_patch_contrastive_ranks.py", "tests/ops/test_pixelshuffle_tail.py"
 
@@ -46,6 +48,34 @@ MUTANTS = [
     Mutant(_RANKS, "        held = coming\n", "", _TEST_RANKS),
     Mutant(_RANKS, "if step < ranks - 1 else ()", "if step < ranks - 2 else ()", _TEST_RANKS),
     Mutant(_LOSS_GEMM, "dist.all_reduce(largest, dist.ReduceOp.MAX)", "pass", _TEST_RANKS),
+    # Contrastive loss over rows.
+    Mutant(_ROWS, "torch.where(same_pair, by_row, -by_row)", "torch.where(same_pair, -by_row, by_row)", _TEST_ROWS),
+    Mutant(_ROWS, 'if mode == "softmax" and bias is not None:', "if False:", _TEST_ROWS),
+    Mutant(
+        _ROWS_GEMM,
+        "(row_most - positives) + row_sums.log()",
+        "(row_most + row_sums.log()) - positives",
+        _TEST_ROWS,
+    ),
+    Mutant(
+        _ROWS_GEMM, "sums.mul_((most - both).exp_()).add_(terms.sum(axis))", "sums.add_(terms.sum(axis))", _TEST_ROWS
+    ),
+    Mutant(_ROWS_GEMM, "(logits, 1, 50, out=spare)", "(logits, 1, 20, out=spare)", _TEST_ROWS),
+    Mutant(_ROWS_GEMM, "positives.sub_(self.known[0, both])", "pass", _TEST_ROWS),
+    Mutant(_ROWS_GEMM, "largest.masked_fill(largest == 0, 1.0)", "largest", _TEST_ROWS),
+    Mutant(
+        _ROWS_GEMM,
+        "(logits, rows[:, j], other_columns[:, k], spare)",
+        "(logits, rows[:, j], columns[:, k], spare)",
+        _TEST_ROWS_RANKS,
+    ),
+    Mutant(_ROWS_GEMM, "dist.all_reduce(largest, dist.ReduceOp.MAX)", "pass", _TEST_ROWS_RANKS),
+    Mutant(
+        _ROWS_GEMM,
+        "_TILE = (256, 2048), (2048, 2048)",
+        "_TILE = (256, 2048), (8192, 8192)",
+        "tests/ops/test_row_contrastive_memory.py",
+    ),
     # LayerNorm and linear, feed-forward network.
     Mutant(
         _NORM,
