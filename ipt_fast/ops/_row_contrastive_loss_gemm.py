@@ -15,14 +15,16 @@ Other ranks' rows come round the ring. A logit of an own row and another rank's 
 needs its sums: to pass these on would take a second turn round the ring.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ipt_fast.ops._common import autocast_off
-from ipt_fast.ops._contrastive_blocks import HALF, add_product, chunks, inside, length, overlap, product
+from ipt_fast.ops._contrastive_blocks import HALF, add_product, chunks, length, product
 from ipt_fast.ops._contrastive_ranks import ranks_in_scope, visitors
 from ipt_fast.ops._registry import capability
 
@@ -44,8 +46,85 @@ def new_kept(x: Tensor, mode: str) -> Tensor:
     return x.new_empty(4 if mode == "softmax" else 0, len(x), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+class Passes(NamedTuple):
+    """What is done to a tile x y^T [j, k] between GEMMs; ``offset`` is where its positives lie, ``spare`` memory."""
+
+    add_sums: Callable[..., None]
+    softmax_gradient: Callable[..., Tensor]
+    add_losses: Callable[..., None]
+    sigmoid_gradient: Callable[..., tuple[Tensor, Tensor]]
+
+
+def _positives(tile: Tensor, offset: int | None) -> tuple[slice, Tensor]:
+    """Return the rows of a tile whose positive is in it, and these positives, a view."""
+    if offset is None:
+        return slice(0, 0), tile[0, :0]
+    diagonal, first = tile.diagonal(offset), max(0, -offset)
+    return slice(first, first + len(diagonal)), diagonal
+
+
+def _add_sums(tile: Tensor, scale: Tensor, rows: Tensor | None, columns: Tensor | None, spare: Tensor) -> None:
+    """Bring maxima and sums of the exponentials of logits, [2, j] and [2, k] where asked for, up to date."""
+    logits = tile.mul_(scale)
+    for axis, kept in ((1, rows), (0, columns)):
+        if kept is None:
+            continue
+        most, sums = kept
+        both = torch.maximum(most, logits.amax(axis))
+        terms = torch.sub(logits, both.unsqueeze(axis), out=spare).exp_()
+        sums.mul_((most - both).exp_()).add_(terms.sum(axis))
+        most.copy_(both)
+
+
+def _softmax_gradient(
+    tile: Tensor, scale: Tensor, offset: int | None, rows: Tensor, columns: Tensor, dtype: torch.dtype, spare: Tensor
+) -> Tensor:
+    """Return the gradient of the logits, from weights, maxima and sums of the rows [3, j] and of the columns [3, k]."""
+    logits = tile.mul_(scale)
+    weights, most, sums = rows.unsqueeze(2)
+    by_row = torch.sub(logits, most, out=spare).exp_().mul_(weights / (2 * sums))
+    at, positives = _positives(by_row, offset)
+    positives.sub_(rows[0, at])
+    weights, most, sums = columns
+    return logits.sub_(most).exp_().mul_(weights / (2 * sums)).add_(by_row).to(dtype)
+
+
+def _add_losses(tile: Tensor, scale: Tensor, bias: Tensor, offset: int | None, values: Tensor, spare: Tensor) -> None:
+    """Add the sigmoid losses of the rows to ``values`` [j]; the threshold of PyTorch's default is felt in float64."""
+    logits = tile.mul_(scale).add_(bias)
+    _positives(logits, offset)[1].neg_()
+    values += torch.ops.aten.softplus.out(logits, 1, 50, out=spare).sum(1)
+
+
+def _sigmoid_gradient(
+    tile: Tensor, scale: Tensor, bias: Tensor, offset: int | None, weights: Tensor, dtype: torch.dtype, spare: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the logits, from the weights of the rows [j], and its sum []."""
+    logits = tile.mul_(scale).add_(bias)
+    _, positives = _positives(logits, offset)
+    positives.neg_()
+    g = logits.sigmoid_().mul_(weights[:, None])
+    positives.neg_()
+    return g.to(dtype), g.sum()
+
+
+TORCH = Passes(_add_sums, _softmax_gradient, _add_losses, _sigmoid_gradient)
+
+
+def torch_passes() -> Passes:
+    """Return passes of PyTorch's own operators."""
+    return TORCH
+
+
+def triton_passes() -> Passes:
+    """Return the Triton kernels' passes, which read a tile once and write it once, in the backward."""
+    from ipt_fast.kernels import row_contrastive_loss as kernels
+
+    return Passes(kernels.add_sums, kernels.softmax_gradient, kernels.add_losses, kernels.sigmoid_gradient)
+
+
 class _Tiles:
-    """Tiles of logits = scale x y^T + bias, in one buffer that each overwrites; beside it one more of that size."""
+    """Tiles x y^T of rows of x and rows of y, in one buffer that each overwrites; beside it one more of that size."""
 
     def __init__(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> None:
         self.wide, self.dtype = torch.promote_types(x.dtype, torch.float32), operand_dtype(x)
@@ -54,84 +133,47 @@ class _Tiles:
         self.rows, self.columns = (min(len(x), n) for n in (_CPU_TILE if x.device.type == "cpu" else _TILE))
         self.memory = x.new_empty(2, self.rows * self.columns, dtype=self.wide)
 
-    def __call__(self, x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        """Yield rows j, columns k, their logits [j, k] and spare memory of that shape."""
+    def __call__(self, x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor, int | None]]:
+        """Yield rows j, columns k, their tile [j, k], spare memory of its shape, and the offset of the positives."""
+        own = x is self.x and y is self.y
         for j in chunks(0, len(x), self.rows):
             for k in chunks(0, len(y), self.columns):
-                logits, spare = (m[: length(j) * length(k)].view(length(j), length(k)) for m in self.memory)
-                product(x[j], y[k].t(), out=logits)
-                yield j, k, logits.mul_(self.scale).add_(self.bias), spare
+                tile, spare = (m[: length(j) * length(k)].view(length(j), length(k)) for m in self.memory)
+                yield j, k, product(x[j], y[k].t(), out=tile), spare, j.start - k.start if own else None
 
 
-def _diagonal(tile: Tensor, j: slice, k: slice) -> tuple[slice, Tensor]:
-    """Return the rows whose positive is in the tile, and these positives, a view."""
-    both = overlap(j, k)
-    return both, tile[inside(j, both), inside(k, both)].diagonal()
-
-
-def _add_sums(kept: Tensor, logits: Tensor, axis: int, spare: Tensor) -> None:
-    """Bring maxima and sums of exponentials, ``kept`` [2, n], up to date with logits along ``axis``."""
-    most, sums = kept
-    both = torch.maximum(most, logits.amax(axis))
-    terms = torch.sub(logits, both.unsqueeze(axis), out=spare).exp_()
-    sums.mul_((most - both).exp_()).add_(terms.sum(axis))
-    most.copy_(both)
-
-
-def _pair_losses(logits: Tensor, spare: Tensor) -> Tensor:
-    """Return log(1 + exp(logits)); the threshold of PyTorch's default is felt in float64."""
-    return torch.ops.aten.softplus.out(logits, 1, 50, out=spare)
-
-
-def gemm_forward(x, y, scale, bias, mode, scope) -> tuple[Tensor, Tensor]:
+def gemm_forward(passes, x, y, scale, bias, mode, scope) -> tuple[Tensor, Tensor]:
     """Return what the backward needs, see ``new_kept``, and values [B]."""
     with autocast_off(x):
         tiles, kept = _Tiles(x, y, scale, bias), new_kept(x, mode)
         values = x.new_zeros(len(x), dtype=tiles.wide)
         forward = _softmax_forward if mode == "softmax" else _sigmoid_forward
-        forward(tiles, kept, values, ranks_in_scope(scope))
+        forward(passes(), tiles, kept, values, ranks_in_scope(scope))
         return kept, values
 
 
-def _softmax_forward(tiles: _Tiles, kept: Tensor, values: Tensor, ranks: int) -> None:
+def _softmax_forward(passes: Passes, tiles: _Tiles, kept: Tensor, values: Tensor, ranks: int) -> None:
     kept[:2], kept[2:] = -torch.inf, 0.0
     (row_most, row_sums), (column_most, column_sums) = rows, columns = kept[::2], kept[1::2]
     positives = torch.empty_like(values)
-    for j, k, logits, spare in tiles(tiles.x, tiles.y):
-        both, diagonal = _diagonal(logits, j, k)
-        positives[both] = diagonal
-        _add_sums(rows[:, j], logits, 1, spare)
-        _add_sums(columns[:, k], logits, 0, spare)
+    for j, k, tile, spare, offset in tiles(tiles.x, tiles.y):
+        at, diagonal = _positives(tile, offset)
+        positives[j][at] = diagonal * tiles.scale
+        passes.add_sums(tile, tiles.scale, rows[:, j], columns[:, k], spare)
     for x, y in visitors(tiles.x, tiles.y) if ranks > 1 else ():
-        for j, _, logits, spare in tiles(tiles.x, y):
-            _add_sums(rows[:, j], logits, 1, spare)
-        for _, k, logits, spare in tiles(x, tiles.y):
-            _add_sums(columns[:, k], logits, 0, spare)
+        for j, _, tile, spare, _ in tiles(tiles.x, y):
+            passes.add_sums(tile, tiles.scale, rows[:, j], None, spare)
+        for _, k, tile, spare, _ in tiles(x, tiles.y):
+            passes.add_sums(tile, tiles.scale, None, columns[:, k], spare)
     values += (row_most - positives) + row_sums.log()
     values += (column_most - positives) + column_sums.log()
     values /= 2
 
 
-def _sigmoid_forward(tiles: _Tiles, kept: Tensor, values: Tensor, ranks: int) -> None:
-    for j, k, logits, spare in tiles(tiles.x, tiles.y):
-        _diagonal(logits, j, k)[1].neg_()
-        values[j] += _pair_losses(logits, spare).sum(1)
-    for (y,) in visitors(tiles.y) if ranks > 1 else ():
-        for j, _, logits, spare in tiles(tiles.x, y):
-            values[j] += _pair_losses(logits, spare).sum(1)
-
-
-def _gradient(logits: Tensor, rows: Tensor, columns: Tensor, spare: Tensor) -> Tensor:
-    """Turn logits [j, k] into their gradient, as if no pair were a positive one.
-
-    ``rows`` [1, j] are the weights of the values; [3, j] for the softmax: then maxima and sums, of ``columns``, too.
-    """
-    if len(rows) == 1:
-        return logits.sigmoid_().mul_(rows.view(-1, 1))
-    weights, most, sums = rows.unsqueeze(2)
-    by_row = torch.sub(logits, most, out=spare).exp_().mul_(weights / (2 * sums))
-    weights, most, sums = columns
-    return logits.sub_(most).exp_().mul_(weights / (2 * sums)).add_(by_row)
+def _sigmoid_forward(passes: Passes, tiles: _Tiles, kept: Tensor, values: Tensor, ranks: int) -> None:
+    for (y,) in chain([(tiles.y,)], visitors(tiles.y) if ranks > 1 else ()):
+        for j, _, tile, spare, offset in tiles(tiles.x, y):
+            passes.add_losses(tile, tiles.scale, tiles.bias, offset, values[j], spare)
 
 
 class _Gradients:
@@ -140,42 +182,40 @@ class _Gradients:
     ``known`` [2 or 6, B] are the weights of the rows and of the columns, and what the forward kept.
     """
 
-    def __init__(self, tiles: _Tiles, known: Tensor) -> None:
-        self.tiles, self.known, self.sigmoid = tiles, known, len(known) == 2
+    def __init__(self, passes: Passes, tiles: _Tiles, known: Tensor) -> None:
+        self.passes, self.tiles, self.known = passes, tiles, known
         self.x, self.y = (torch.zeros_like(t, dtype=tiles.wide) for t in (tiles.x, tiles.y))
         self.bias = self.x.new_zeros(())
 
+    def tile_gradients(self, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple]:
+        """Yield rows j of x, rows k of y and G [j, k], from what is known of these rows and columns."""
+        tiles = self.tiles
+        for j, k, tile, spare, offset in tiles(x, y):
+            if len(rows) == 3:
+                of = rows[:, j], columns[:, k]
+                yield j, k, self.passes.softmax_gradient(tile, tiles.scale, offset, *of, tiles.dtype, spare)
+                continue
+            of = tiles.scale, tiles.bias, offset, rows[0, j]
+            g, total = self.passes.sigmoid_gradient(tile, *of, tiles.dtype, spare)
+            if x is tiles.x:  # a rank counts the rows of its own
+                self.bias += total
+            yield j, k, g
+
     def add_own(self) -> None:
-        tiles, rows, columns = self.tiles, self.known[::2], self.known[1::2]
-        for j, k, logits, spare in tiles(tiles.x, tiles.y):
-            both, positives = _diagonal(logits, j, k)
-            if self.sigmoid:
-                positives.neg_()
-            g = _gradient(logits, rows[:, j], columns[:, k], spare)
-            if self.sigmoid:
-                positives.neg_()
-                self.bias += g.sum()
-            else:
-                positives.sub_(self.known[0, both])
-            g = g.to(tiles.dtype)
-            add_product(self.x[j], g, tiles.y[k])
-            add_product(self.y[k], g.t(), tiles.x[j])
+        x, y = self.tiles.x, self.tiles.y
+        for j, k, g in self.tile_gradients(x, y, self.known[::2], self.known[1::2]):
+            add_product(self.x[j], g, y[k])
+            add_product(self.y[k], g.t(), x[j])
 
     def add_visitor(self, x: Tensor, y: Tensor, known: Tensor) -> None:
         """Add what another rank's rows give to the gradients of this one's."""
-        tiles, rows, columns = self.tiles, self.known[::2], self.known[1::2]
-        other_rows, other_columns = known[::2], known[1::2]
-        for j, k, logits, spare in tiles(tiles.x, y):
-            g = _gradient(logits, rows[:, j], other_columns[:, k], spare)
-            if self.sigmoid:
-                self.bias += g.sum()
-            add_product(self.x[j], g.to(tiles.dtype), y[k])
-        for j, k, logits, spare in tiles(x, tiles.y):
-            g = _gradient(logits, other_rows[:, j], columns[:, k], spare)
-            add_product(self.y[k], g.to(tiles.dtype).t(), x[j])
+        for j, k, g in self.tile_gradients(self.tiles.x, y, self.known[::2], known[1::2]):
+            add_product(self.x[j], g, y[k])
+        for j, k, g in self.tile_gradients(x, self.tiles.y, known[::2], self.known[1::2]):
+            add_product(self.y[k], g.t(), x[j])
 
 
-def gemm_backward(x, y, scale, bias, kept, weights, mode, scope) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gemm_backward(passes, x, y, scale, bias, kept, weights, mode, scope) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, y, scale and bias, from that of the values, ``weights`` [B].
 
     The gradient of scale is the sum of G (x y^T), which is that of x (G y): no pass over the tiles.
@@ -189,7 +229,7 @@ def gemm_backward(x, y, scale, bias, kept, weights, mode, scope) -> tuple[Tensor
         tiles = _Tiles(x, y, scale, bias)
         unit = _FLOAT16_UNIT if tiles.dtype == torch.float16 else 1.0
         weights = weights * unit / largest.masked_fill(largest == 0, 1.0)
-        grads = _Gradients(tiles, torch.cat([weights.expand(2, -1), kept]))
+        grads = _Gradients(passes(), tiles, torch.cat([weights.expand(2, -1), kept]))
         grads.add_own()
         for visitor in visitors(tiles.x, tiles.y, grads.known) if ranks > 1 else ():
             grads.add_visitor(*visitor)

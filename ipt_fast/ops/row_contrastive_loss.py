@@ -1,5 +1,6 @@
 """Contrastive losses between the rows of two matrices: the softmax loss of CLIP and the sigmoid loss of SigLIP."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,16 +9,23 @@ from torch import Tensor
 
 from ipt_fast.ops._common import autocast_off, check_choice, check_like, check_number, check_tensor
 from ipt_fast.ops._contrastive_ranks import Remote, ranks_in_scope
-from ipt_fast.ops._registry import Backend, Backends, overridable
-from ipt_fast.ops._row_contrastive_loss_gemm import gemm_backward, gemm_forward, new_kept
+from ipt_fast.ops._registry import Backend, Backends, overridable, triton_missing
+from ipt_fast.ops._row_contrastive_loss_gemm import (
+    gemm_backward,
+    gemm_forward,
+    new_kept,
+    torch_passes,
+    triton_passes,
+)
 
 _OP = "row_contrastive_loss"
 
 
 class _Call(NamedTuple):
-    """A call, as far as it decides about backends."""
+    """A call, as far as it decides about backends; dtype is judged where given."""
 
     device: str
+    dtype: torch.dtype | None = None
 
 
 def row_contrastive_loss_reference(
@@ -52,11 +60,26 @@ def _eager(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, mode: str, scope: 
         return row_contrastive_loss_reference(x, y, scale, bias, mode, others)
 
 
+def _triton_reason(call: _Call) -> str | None:
+    if reason := triton_missing(call.device, least=(7, 0)):  # its kernels have no tensor-core products
+        return reason
+    return "has no float64 kernel" if call.dtype == torch.float64 else None
+
+
+def _preference(call: _Call) -> list[str]:
+    on_gpu = torch.device(call.device).type == "cuda"  # elsewhere Triton is its interpreter
+    return ["triton", "gemm", "eager"] if on_gpu else ["gemm", "triton", "eager"]
+
+
 BACKENDS = Backends(
     _OP,
     _Call,
-    (Backend("gemm", gemm_forward, gemm_backward), Backend("eager", _eager)),
-    lambda call: ["gemm", "eager"],
+    (
+        Backend("gemm", partial(gemm_forward, torch_passes), partial(gemm_backward, torch_passes)),
+        Backend("triton", partial(gemm_forward, triton_passes), partial(gemm_backward, triton_passes), _triton_reason),
+        Backend("eager", _eager),
+    ),
+    _preference,
 )
 
 
@@ -141,10 +164,11 @@ def row_contrastive_loss(
             same shape. The positives are always the own pairs, so "mean" is this rank's share: the mean over ranks is
             the loss of one process that holds all rows, and gradients, of scale and bias as well, averaged over ranks,
             as DistributedDataParallel does, are those of that one process. Without a process group the two are the
-            same. Every rank must call forward and backward. "gemm" passes rows round a ring of ranks; "eager" gathers.
-        impl: "gemm" (tiles of logits, in memory proportional to B; the same bits each time) or "eager" (the whole
-            matrix of logits, several times), see ``backend_status``; None takes ``IPT_FAST_IMPL`` or, without it,
-            "gemm".
+            same. Every rank must call forward and backward. "eager" gathers rows, the others pass them round a ring.
+        impl: "triton" (tiles of logits, in memory proportional to B; GEMMs of the vendor's, and one pass over a tile
+            between them), "gemm" (the same in plain PyTorch, on any device) or "eager" (the whole matrix of logits,
+            several times), see ``backend_status``; None takes ``IPT_FAST_IMPL`` or, without it, the first that can
+            serve. The tiles give the same bits each time.
 
     Under ``torch.autocast`` nothing changes.
 
@@ -161,7 +185,7 @@ def row_contrastive_loss(
     bias = _one_number("bias", 0.0 if bias is None else bias, x)
     dtype = torch.promote_types(x.dtype, y.dtype)
     tensors = [t.resolve_neg() for t in (x.to(dtype), y.to(dtype), scale, bias)]
-    backend = BACKENDS.resolve(impl, _Call(str(x.device)))
+    backend = BACKENDS.resolve(impl, _Call(str(x.device), dtype))
     values = BACKENDS.call(_RowContrastiveLoss, backend, tensors, mode, scope)
     values = values if backend.backward is None else values[1]  # [B]
     if reduction == "none":

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from ipt_fast.kernels import norm_passes
-from ipt_fast.ops import degrade, ffn, layernorm_linear, patch_attention, patch_contrastive_loss, pixelshuffle_tail
+from ipt_fast.ops import (
+    degrade,
+    ffn,
+    layernorm_linear,
+    patch_attention,
+    patch_contrastive_loss,
+    pixelshuffle_tail,
+    row_contrastive_loss,
+)
 from tests.ops.tails import make_convs
 
 Call = Callable[[], list[Tensor]]
@@ -27,6 +35,12 @@ def calls(device: torch.device, large: bool) -> dict[str, Call]:
         made[name] = with_gradients(attend, tensors)
     made["contrastive"] = with_gradients(
         lambda x: patch_contrastive_loss(x, impl="triton"), [torch.randn(B + 1, N, 48, **half)]
+    )
+    pairs = [torch.randn(16 * B + 1, 48, **half) for _ in "xy"]
+    numbers = [torch.ones((), **half), -torch.ones((), **half)]
+    made["rows, softmax"] = with_gradients(lambda *t: row_contrastive_loss(*t, impl="triton"), [*pairs, numbers[0]])
+    made["rows, sigmoid"] = with_gradients(
+        lambda *t: row_contrastive_loss(*t, mode="sigmoid", impl="triton"), [*pairs, *numbers]
     )
     convs = make_convs((2,), (3, 3), True, 16, 3, torch.float16, device=device)
     image = torch.randn(B, 16, side, side + 2, **half)
