@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS, _COLUMNS, _MERGE = 32, 128, 128  # a block: 16 numbers a thread; rows of a program that adds parts
+_ROWS, _COLUMNS, _MERGE = 32, 128, 32  # a block: 16 numbers a thread; sums of a program that adds parts
 _NOWHERE = 2**31 - 1  # offset of the diagonal of a tile without positives
 _OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
@@ -61,24 +61,26 @@ def softmax_sums_kernel(
 
 @triton.jit
 def merge_sums_kernel(
-    PARTS,  # in: maxima and sums of exponentials, float32 [parts, 2, n], dense
+    GIVEN,  # in: maxima and sums of exponentials, float32 [parts, 2, n], dense
     MOST,  # in and out: the maxima so far, float32 [n]
     SUMS,  # in and out: the sums so far, float32 [n]
     parts,
     n,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Bring maxima and sums up to date, part by part: one program takes BLOCK of them."""
+    """Bring maxima and sums up to date: one program takes BLOCK of them and all their parts at once."""
+    part = tl.arange(0, PARTS)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = (part[:, None] < parts) & (i[None, :] < n)
+    at = part[:, None] * 2 * n + i[None, :]
+    other = tl.load(GIVEN + at, mask=inside, other=float("-inf"))
+    terms = tl.load(GIVEN + n + at, mask=inside, other=0.0)
     most = tl.load(MOST + i, mask=i < n, other=0.0)
     sums = tl.load(SUMS + i, mask=i < n, other=0.0)
-    for part in range(parts):
-        other = tl.load(PARTS + part * 2 * n + i, mask=i < n, other=0.0)
-        terms = tl.load(PARTS + part * 2 * n + n + i, mask=i < n, other=0.0)
-        both = tl.maximum(most, other)
-        sums = sums * tl.exp(most - both) + terms * tl.exp(other - both)
-        most = both
-    tl.store(MOST + i, most, mask=i < n)
+    both = tl.maximum(most, tl.max(other, 0))
+    sums = sums * tl.exp(most - both) + tl.sum(terms * tl.exp(other - both[None, :]), 0)
+    tl.store(MOST + i, both, mask=i < n)
     tl.store(SUMS + i, sums, mask=i < n)
 
 
@@ -179,8 +181,8 @@ def add_sums(tile: Tensor, scale: Tensor, rows: Tensor | None, columns: Tensor |
         for part, sums in zip(parts, (rows, columns), strict=True):
             if part is not None and sums is not None:
                 n = sums.shape[1]
-                grid = (triton.cdiv(n, _MERGE),)
-                merge_sums_kernel[grid](part, *sums, len(part), n, BLOCK=_MERGE, **_OPTIONS)
+                block = {"PARTS": triton.next_power_of_2(len(part)), "BLOCK": _MERGE}
+                merge_sums_kernel[(triton.cdiv(n, _MERGE),)](part, *sums, len(part), n, **block, **_OPTIONS)
 
 
 def softmax_gradient(

@@ -26,7 +26,8 @@ from ipt_fast.gpus import GPUS, find_gpu
 from ipt_fast.ops._registry import module_missing
 
 RESULTS = Path(__file__).parent.parent / "results"
-OPS = ("patch_attention", "csrc", "patch_contrastive_loss", "pixelshuffle_tail", "norm_passes", "degrade")
+OPS = ("patch_attention", "csrc", "patch_contrastive_loss", "row_contrastive_loss", "pixelshuffle_tail", "norm_passes",
+       "degrade")  # fmt: skip
 COLUMNS = ("kernel", "shape", "B", "registers", "shared bytes", "warps an SM", "waves", *PIPES, "limit", "bound, µs",
            "no overlap, µs", "measured, µs")  # fmt: skip
 

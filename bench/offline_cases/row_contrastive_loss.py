@@ -14,7 +14,10 @@ def offline_cases() -> list[OfflineCase]:
         _case("softmax sums", sums, BLOCK, "rows and columns"),
         _case("softmax sums", sums, {**BLOCK, "BY_COLUMN": None}, "rows"),
         _case("softmax sums", sums, {**BLOCK, "BY_ROW": None}, "columns"),
-        _case("merge sums", kernels.merge_sums_kernel, {"BLOCK": kernels._MERGE}, ""),
+        *(
+            _case("merge sums", kernels.merge_sums_kernel, {"PARTS": parts, "BLOCK": kernels._MERGE}, f"{parts} parts")
+            for parts in (1, 16, 64)
+        ),
         _case("sigmoid losses", losses, BLOCK, ""),
     ]
     for dtype in ("fp16", "bf16", "fp32"):
@@ -27,8 +30,8 @@ def _case(name: str, fn: Any, consts: dict[str, Any], label: str, dtype: str = "
     names = [a for a in fn.arg_names if a not in consts]
     types = {a: (f"*{dtype}" if a == "G" else "*fp32") if a.isupper() else "i32" for a in names}
     # A tile has 2048 x 2048 elements at the most
-    small = tuple(a for a in names if a.isupper())
+    small, warps = tuple(a for a in names if a.isupper()), kernels._OPTIONS["num_warps"]
     return OfflineCase(
-        "row_contrastive_loss", name, fn, types, consts, num_warps=kernels._OPTIONS["num_warps"], num_stages=3, fp_fusion=False,
+        "row_contrastive_loss", name, fn, types, consts, num_warps=warps, num_stages=3, fp_fusion=False,
         targets=(70, 80, 90), needs_tensor_cores=False, small=small, label=f"float32 {label}".strip(),
     )  # fmt: skip

@@ -11,6 +11,7 @@ _NORM, _FFN, _REGISTRY = "ipt_fast/ops/layernorm_linear.py", "ipt_fast/ops/ffn.p
 _TEST_ATTENTION, _TEST_LOSS = "tests/ops/test_patch_attention.py", "tests/ops/test_patch_contrastive_loss.py"
 _ROWS, _ROWS_GEMM = "ipt_fast/ops/row_contrastive_loss.py", "ipt_fast/ops/_row_contrastive_loss_gemm.py"
 _TEST_ROWS, _TEST_ROWS_RANKS = "tests/ops/test_row_contrastive_loss.py", "tests/ops/test_row_contrastive_ranks.py"
+_ROWS_KERNEL, _TEST_ROWS_KERNEL = "kernels/row_contrastive_loss.py", "tests/kernels/test_row_contrastive_loss.py"
 _TEST_NORM, _TEST_FFN = "tests/ops/test_layernorm_linear.py", "tests/ops/test_ffn.py"
 _TEST_RANKS, _TEST_TAIL = "tests/ops/test_patch_contrastive_ranks.py", "tests/ops/test_pixelshuffle_tail.py"
 
@@ -61,14 +62,29 @@ MUTANTS = [
         _ROWS_GEMM, "sums.mul_((most - both).exp_()).add_(terms.sum(axis))", "sums.add_(terms.sum(axis))", _TEST_ROWS
     ),
     Mutant(_ROWS_GEMM, "(logits, 1, 50, out=spare)", "(logits, 1, 20, out=spare)", _TEST_ROWS),
-    Mutant(_ROWS_GEMM, "positives.sub_(self.known[0, both])", "pass", _TEST_ROWS),
+    Mutant(_ROWS_GEMM, "positives.sub_(rows[0, at])", "pass", _TEST_ROWS),
     Mutant(_ROWS_GEMM, "largest.masked_fill(largest == 0, 1.0)", "largest", _TEST_ROWS),
     Mutant(
         _ROWS_GEMM,
-        "(logits, rows[:, j], other_columns[:, k], spare)",
-        "(logits, rows[:, j], columns[:, k], spare)",
+        "self.tile_gradients(self.tiles.x, y, self.known[::2], known[1::2])",
+        "self.tile_gradients(self.tiles.x, y, self.known[::2], self.known[1::2])",
         _TEST_ROWS_RANKS,
     ),
+    Mutant(_ROWS_GEMM, "own = x is self.x and y is self.y", "own = True", _TEST_ROWS_RANKS),
+    Mutant(_ROWS_GEMM, "if x is tiles.x:", "if True:", _TEST_ROWS_RANKS),
+    Mutant(
+        _ROWS_KERNEL,
+        "losses = tl.where(inside, tl.where(u > 0, u, 0.0) + 2.0 * t * series, 0.0)",
+        "losses = tl.where(inside, tl.where(u > 0, u, 0.0) + tl.log(1.0 + z), 0.0)",
+        _TEST_ROWS_KERNEL,
+    ),
+    Mutant(
+        _ROWS_KERNEL,
+        "positives = c[None, :] - r[:, None] == offset",
+        "positives = c[None, :] == r[:, None]",
+        _TEST_ROWS_KERNEL,
+    ),
+    Mutant(_ROWS_KERNEL, "sums = sums * tl.exp(most - both)", "sums = sums", _TEST_ROWS_KERNEL),
     Mutant(_ROWS_GEMM, "dist.all_reduce(largest, dist.ReduceOp.MAX)", "pass", _TEST_ROWS_RANKS),
     Mutant(
         _ROWS_GEMM,
