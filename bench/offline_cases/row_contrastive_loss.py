@@ -33,5 +33,5 @@ def _case(name: str, fn: Any, consts: dict[str, Any], label: str, dtype: str = "
     small, warps = tuple(a for a in names if a.isupper()), kernels._OPTIONS["num_warps"]
     return OfflineCase(
         "row_contrastive_loss", name, fn, types, consts, num_warps=warps, num_stages=3, fp_fusion=False,
-        targets=(70, 80, 90), needs_tensor_cores=False, small=small, label=f"float32 {label}".strip(),
+        targets=(70, 80, 90, 100, 120), needs_tensor_cores=False, small=small, label=f"float32 {label}".strip(),
     )  # fmt: skip

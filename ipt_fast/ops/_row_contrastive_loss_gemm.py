@@ -192,11 +192,11 @@ class _Gradients:
         tiles = self.tiles
         for j, k, tile, spare, offset in tiles(x, y):
             if len(rows) == 3:
-                of = rows[:, j], columns[:, k]
-                yield j, k, self.passes.softmax_gradient(tile, tiles.scale, offset, *of, tiles.dtype, spare)
+                known = rows[:, j], columns[:, k]
+                yield j, k, self.passes.softmax_gradient(tile, tiles.scale, offset, *known, tiles.dtype, spare)
                 continue
-            of = tiles.scale, tiles.bias, offset, rows[0, j]
-            g, total = self.passes.sigmoid_gradient(tile, *of, tiles.dtype, spare)
+            numbers = tiles.scale, tiles.bias
+            g, total = self.passes.sigmoid_gradient(tile, *numbers, offset, rows[0, j], tiles.dtype, spare)
             if x is tiles.x:  # a rank counts the rows of its own
                 self.bias += total
             yield j, k, g

@@ -8,27 +8,12 @@ import torch
 from ipt_fast.kernels import row_contrastive_loss as kernels
 from ipt_fast.ops import row_contrastive_loss
 from ipt_fast.ops.row_contrastive_loss import backend_status, row_contrastive_loss_reference
+from tests.ops.rows import make_rows, relative, value_and_grads
 
 GEMM = "ipt_fast.ops._row_contrastive_loss_gemm"
 MODES = ("softmax", "sigmoid")
 # Triton's interpreter computes bfloat16 wrongly without saying so.
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
-
-
-def make(B, D, mode, device, dtype, scale=20.0, bias=-3.0):
-    rows = [torch.randn(B, D, device=device) / D**0.5 for _ in "xy"]
-    numbers = [torch.tensor(v, device=device) for v in (scale, bias)]
-    return [t.to(dtype) for t in (*rows, *numbers[: 1 if mode == "softmax" else 2])]
-
-
-def value_and_grads(inputs, weights, function=row_contrastive_loss, **options):
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    values = function(*inputs, **options)
-    return [values.detach(), *torch.autograd.grad(values, inputs, weights.to(values.dtype))]
-
-
-def relative(got, want):
-    return ((got.double() - want).norm() / want.norm()).item() if want.any() else got.norm().item()
 
 
 @pytest.fixture
@@ -42,7 +27,7 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize("B, D", [(1, 7), (32, 16), (257, 33)], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_error_is_within_twice_the_eager_one(device, small_tiles, mode, B, D, dtype):
-    inputs, weights = make(B, D, mode, device, dtype), torch.randn(B, device=device)
+    inputs, weights = make_rows(B, D, mode, dtype, device), torch.randn(B, device=device)
     options = {"mode": mode, "reduction": "none"}
     want = value_and_grads([t.double() for t in inputs], weights, impl="eager", **options)
     budget = value_and_grads(inputs, weights, impl="eager", **options)
@@ -62,7 +47,7 @@ def test_float16_gemms_with_float32_sums(device, small_tiles, monkeypatch, mode)
         exact = a.float() @ b.float()
         return exact if out is None else out.copy_(exact)
 
-    inputs, weights = make(67, 40, mode, device, torch.float16), torch.randn(67, device=device)
+    inputs, weights = make_rows(67, 40, mode, torch.float16, device), torch.randn(67, device=device)
     options = {"mode": mode, "reduction": "none"}
     want = value_and_grads([t.double() for t in inputs], weights, impl="eager", **options)
     rough = value_and_grads(inputs, weights, lambda *t: row_contrastive_loss_reference(*t, mode=mode))
@@ -110,7 +95,7 @@ def test_sums_of_rows_or_of_columns_alone_are_those_of_both(device):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
 def test_a_single_nan_inf_or_overflow_shows_in_the_loss(device, mode, value):
-    inputs = make(40, 4, mode, device, torch.float32)
+    inputs = make_rows(40, 4, mode, torch.float32, device)
     inputs[0][-1, -1] = value
     loss, *grads = value_and_grads(inputs, torch.ones((), device=device), mode=mode, impl="triton")
     assert not loss.isfinite()
@@ -119,7 +104,7 @@ def test_a_single_nan_inf_or_overflow_shows_in_the_loss(device, mode, value):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_logits_far_beyond_the_range_of_exp(device, mode):
-    inputs, weights = make(40, 6, mode, device, torch.float32, scale=1e4), torch.randn(40, device=device)
+    inputs, weights = make_rows(40, 6, mode, torch.float32, device, scale=1e4), torch.randn(40, device=device)
     options = {"mode": mode, "reduction": "none"}
     want = value_and_grads([t.double() for t in inputs], weights, impl="eager", **options)
     for g, w in zip(value_and_grads(inputs, weights, impl="triton", **options), want, strict=True):

@@ -1,8 +1,5 @@
 """DDP and fully_shard over gloo ranks: they train and evaluate, with the plain network's numbers."""
 
-import gc
-import time
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,10 +9,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.baselines.plain_ipt import plain_copy
 from ipt_fast import IPT, IPTConfig
+from tests.ranks import run_ranks
 
 CONFIG = IPTConfig(n_feats=4, patch_size=12, num_heads=3, num_layers=2, tasks=("sr2",))
 IMAGES, STEPS, LR = 2, 2, 1e-4
-PATIENCE = 120  # seconds for ranks that need a few
 
 
 def batch(ranks):
@@ -60,27 +57,13 @@ def run(rank, ranks, x):
     return found
 
 
-def rank_main(rank, ranks, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    torch.save(run(rank, ranks, batch(ranks)), f"{folder}/rank{rank}.pt")
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
+def rank_main(rank, ranks):
+    return run(rank, ranks, batch(ranks))
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def results(request, tmp_path_factory):
-    ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
-    context = torch.multiprocessing.spawn(rank_main, (ranks, folder), nprocs=ranks, join=False)
-    deadline = time.monotonic() + PATIENCE
-    while not context.join(timeout=1):
-        if time.monotonic() > deadline:
-            alive = [process for process in context.processes if process.is_alive()]
-            for process in alive:
-                process.kill()
-            pytest.fail(f"{len(alive)} of {ranks} ranks did not finish within {PATIENCE} s")
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
+    return run_ranks(rank_main, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp True", "fsdp False"])

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ipt_fast.ops import patch_contrastive_loss
-from tests.ops.ranks import run_ranks
+from tests.ranks import run_ranks
 
 IMAGES, N, D = 2, 5, 7  # IMAGES a rank
 IMPLS = ("eager", "gemm")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ipt_fast.ops import row_contrastive_loss
 from ipt_fast.ops.row_contrastive_loss import backend_status, row_contrastive_loss_reference
+from tests.ops.rows import make_rows, relative, value_and_grads
 from tests.saved_tensors import saved_bytes
 
 GEMM = "ipt_fast.ops._row_contrastive_loss_gemm"
@@ -18,23 +19,6 @@ EPS = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-4, torch.bfl
 @pytest.fixture(params=["eager", "gemm"])
 def impl(request):
     return request.param
-
-
-def make(B, D, mode, dtype=torch.float64, scale=20.0):
-    """Rows of norm 1 or so, a scale and, for the sigmoid, a bias."""
-    rows = [(torch.randn(B, D, dtype=torch.float64) / D**0.5).to(dtype) for _ in "xy"]
-    numbers = [torch.tensor(scale, dtype=dtype), torch.tensor([-3.0], dtype=dtype)]
-    return [*rows, *numbers[: 1 if mode == "softmax" else 2]]
-
-
-def value_and_grads(inputs, weights, function=row_contrastive_loss, **options):
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    values = function(*inputs, **options)
-    return [values.detach(), *torch.autograd.grad(values, inputs, weights.to(values.dtype))]
-
-
-def relative(got, want):
-    return ((got.double() - want).norm() / want.norm()).item() if want.any() else got.norm().item()
 
 
 def softmax_in_loops(x, y, scale):
@@ -65,7 +49,7 @@ def test_it_is_the_written_sum(impl, B, D):
 
 @pytest.mark.parametrize("B, D", [(1, 3), (5, 8)])
 def test_the_means_are_the_losses_of_clip_and_siglip(impl, B, D):
-    x, y, scale, bias = make(B, D, "sigmoid")
+    x, y, scale, bias = make_rows(B, D, "sigmoid")
     logits, target = scale * x @ y.T, torch.arange(B)
     clip = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     torch.testing.assert_close(row_contrastive_loss(x, y, scale, impl=impl), clip, rtol=1e-12, atol=1e-12)
@@ -77,7 +61,7 @@ def test_the_means_are_the_losses_of_clip_and_siglip(impl, B, D):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_reductions_agree(impl, mode):
-    inputs = make(5, 4, mode)
+    inputs = make_rows(5, 4, mode)
     values = row_contrastive_loss(*inputs, mode=mode, reduction="none", impl=impl)
     assert values.shape == (5,)
     torch.testing.assert_close(row_contrastive_loss(*inputs, mode=mode, impl=impl), values.mean())
@@ -86,7 +70,7 @@ def test_reductions_agree(impl, mode):
 
 @pytest.mark.parametrize("number", [lambda v: v, lambda v: torch.tensor(v), lambda v: torch.tensor([[v]]).double()])
 def test_scale_and_bias_are_numbers_or_tensors_of_one_element(impl, number):
-    x, y, scale, bias = make(5, 4, "sigmoid", torch.float32)
+    x, y, scale, bias = make_rows(5, 4, "sigmoid", torch.float32)
     want = row_contrastive_loss(x, y, scale, bias, mode="sigmoid", impl=impl)
     given = [number(20.0), number(-3.0)]
     assert torch.equal(row_contrastive_loss(x, y, *given, mode="sigmoid", impl=impl), want)
@@ -107,7 +91,7 @@ def test_rows_of_two_dtypes_are_taken_in_the_wider_one(impl):
 @pytest.mark.parametrize("B, D", [(1, 7), (2, 1), (59, 33), (257, 64), (2111, 5)], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_gemm_is_as_exact_as_eager(mode, B, D, dtype):
-    inputs, weights = make(B, D, mode, dtype), torch.randn(B, dtype=torch.float64)
+    inputs, weights = make_rows(B, D, mode, dtype), torch.randn(B, dtype=torch.float64)
     options = {"mode": mode, "reduction": "none"}
     want = value_and_grads([t.double() for t in inputs], weights, impl="eager", **options)
     budget = value_and_grads(inputs, weights, impl="eager", **options)
@@ -121,7 +105,7 @@ def test_gemm_is_as_exact_as_eager(mode, B, D, dtype):
 @pytest.mark.parametrize("rows, columns", [(1, 1), (3, 5), (4, 2), (13, 1), (2, 13), (6, 6)])
 @pytest.mark.parametrize("mode", MODES)
 def test_tiles_of_any_size_give_the_same_and_always_the_same_bits(monkeypatch, mode, rows, columns):
-    inputs, weights, options = make(13, 9, mode), torch.randn(13), {"mode": mode, "reduction": "none"}
+    inputs, weights, options = make_rows(13, 9, mode), torch.randn(13), {"mode": mode, "reduction": "none"}
     want = value_and_grads(inputs, weights, impl="eager", **options)
     monkeypatch.setattr(f"{GEMM}._CPU_TILE", (rows, columns))
     got = value_and_grads(inputs, weights, impl="gemm", **options)
@@ -138,7 +122,7 @@ def test_16_bit_gemms_with_float32_sums_as_on_a_gpu(monkeypatch, mode, dtype):
         exact = a.float() @ b.float()
         return exact if out is None else out.copy_(exact)
 
-    inputs, weights = make(67, 40, mode, dtype), torch.randn(67)
+    inputs, weights = make_rows(67, 40, mode, dtype), torch.randn(67)
     options = {"mode": mode, "reduction": "none"}
     want = value_and_grads([t.double() for t in inputs], weights, impl="eager", **options)
     rough = value_and_grads(inputs, weights, lambda *t: row_contrastive_loss_reference(*t, mode=mode))
@@ -157,7 +141,7 @@ def test_16_bit_gemms_with_float32_sums_as_on_a_gpu(monkeypatch, mode, dtype):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_agree_with_finite_differences(impl, mode):
-    inputs = [t.requires_grad_() for t in make(4, 3, mode, scale=3.0)]
+    inputs = [t.requires_grad_() for t in make_rows(4, 3, mode, scale=3.0)]
     assert torch.autograd.gradcheck(
         lambda *t: row_contrastive_loss(*t, mode=mode, reduction="none", impl=impl), inputs, fast_mode=False
     )
@@ -175,7 +159,7 @@ def test_what_is_left_of_the_softmax_when_every_positive_wins(impl):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_logits_far_beyond_the_range_of_exp(impl, mode):
-    inputs, weights = make(9, 6, mode, torch.float32, scale=1e4), torch.randn(9)
+    inputs, weights = make_rows(9, 6, mode, torch.float32, scale=1e4), torch.randn(9)
     options = {"mode": mode, "reduction": "none"}
     want = value_and_grads([t.double() for t in inputs], weights, impl="eager", **options)
     for g, w in zip(value_and_grads(inputs, weights, impl=impl, **options), want, strict=True):
@@ -186,7 +170,7 @@ def test_logits_far_beyond_the_range_of_exp(impl, mode):
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])  # the last: logits overflow
 def test_a_single_nan_inf_or_overflow_shows_in_the_loss(impl, mode, value, which):
-    inputs = [t.detach() for t in make(5, 4, mode, torch.float32)]
+    inputs = [t.detach() for t in make_rows(5, 4, mode, torch.float32)]
     inputs[which].view(-1)[-1] = value
     inputs[0][-1, -1] *= 100
     loss, *grads = value_and_grads(inputs, torch.ones(()), mode=mode, impl=impl)
@@ -196,7 +180,7 @@ def test_a_single_nan_inf_or_overflow_shows_in_the_loss(impl, mode, value, which
 
 @pytest.mark.parametrize("mode", MODES)
 def test_weights_of_nothing_and_of_nan(impl, mode):
-    inputs, options = make(5, 4, mode), {"mode": mode, "reduction": "none", "impl": impl}
+    inputs, options = make_rows(5, 4, mode), {"mode": mode, "reduction": "none", "impl": impl}
     assert not any(g.any() for g in value_and_grads(inputs, torch.zeros(5), **options)[1:])
     weights = torch.ones(5).index_fill(0, torch.tensor(2), torch.nan)
     assert all(g.isnan().any() for g in value_and_grads(inputs, weights, **options)[1:])
@@ -204,7 +188,7 @@ def test_weights_of_nothing_and_of_nan(impl, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_autocast_leaves_the_loss_as_it_is(impl, mode):
-    inputs = make(6, 8, mode, torch.float32)
+    inputs = make_rows(6, 8, mode, torch.float32)
     want = value_and_grads(inputs, torch.ones(()), mode=mode, impl=impl)
     inputs = [t.requires_grad_() for t in inputs]
     with torch.autocast("cpu", torch.bfloat16):
@@ -216,7 +200,7 @@ def test_autocast_leaves_the_loss_as_it_is(impl, mode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_registration_of_the_gemm_ops(mode, dtype):
-    ops, inputs = torch.ops.ipt_fast, make(5, 8, "sigmoid", dtype)
+    ops, inputs = torch.ops.ipt_fast, make_rows(5, 8, "sigmoid", dtype)
     inputs[3] = inputs[3].reshape(())
     kept, values = ops.row_contrastive_loss(*inputs, mode, "local", "gemm")
     assert values.shape == (5,) and kept.shape == (4 if mode == "softmax" else 0, 5)
@@ -227,7 +211,7 @@ def test_registration_of_the_gemm_ops(mode, dtype):
 
 @pytest.mark.parametrize("mode, numbers", [("softmax", 4), ("sigmoid", 0)])
 def test_rows_and_four_numbers_a_pair_wait_for_the_backward(mode, numbers):
-    inputs = [t.requires_grad_() for t in make(300, 16, mode, torch.float32)]
+    inputs = [t.requires_grad_() for t in make_rows(300, 16, mode, torch.float32)]
     saved = saved_bytes(lambda: row_contrastive_loss(*inputs, mode=mode, impl="gemm"), inputs)
     assert saved <= 300 * numbers * 4 + 16
 
@@ -235,7 +219,7 @@ def test_rows_and_four_numbers_a_pair_wait_for_the_backward(mode, numbers):
 def test_status_and_automatic_choice(monkeypatch):
     assert list(backend_status("cuda")) == ["triton", "gemm", "eager"] and next(iter(backend_status("cpu"))) == "gemm"
     assert backend_status("cuda")["gemm"] is None  # also where no kernel of Triton's can run
-    inputs = make(4, 3, "softmax")
+    inputs = make_rows(4, 3, "softmax")
     monkeypatch.setenv("IPT_FAST_IMPL", "row_contrastive_loss=eager")
     x = inputs[0].requires_grad_()
     assert row_contrastive_loss(*inputs).grad_fn.name() == "MeanBackward0"

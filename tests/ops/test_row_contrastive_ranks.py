@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ipt_fast.ops import row_contrastive_loss
-from tests.ops.ranks import run_ranks
+from tests.ranks import run_ranks
 
 B, D = 5, 7  # pairs a rank
 IMPLS = ("eager", "gemm")
