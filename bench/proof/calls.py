@@ -21,7 +21,15 @@ import torch
 
 from bench.proof.check import Setting, short
 from bench.proof.steps import make_config, make_step, precisions, prepare
-from ipt_fast.ops import degrade, ffn, layernorm_linear, patch_attention, patch_contrastive_loss, pixelshuffle_tail
+from ipt_fast.ops import (
+    degrade,
+    ffn,
+    layernorm_linear,
+    patch_attention,
+    patch_contrastive_loss,
+    pixelshuffle_tail,
+    row_contrastive_loss,
+)
 from ipt_fast.tasks import TASKS
 
 _BYTES = 3 << 30  # of GPU memory, that a process may need
@@ -37,6 +45,13 @@ def attention(kind: dict, B: int, N: int, D: int, H: int, embeds: bool) -> None:
 def contrastive(kind: dict, B: int, N: int, D: int) -> None:
     """Call forward and backward."""
     patch_contrastive_loss(torch.randn(B, N, D, **kind).requires_grad_()).backward()
+
+
+def contrastive_rows(kind: dict, pairs: int, D: int) -> None:
+    """Call both losses over rows, forward and backward."""
+    x, y = (torch.randn(pairs, D, **kind).requires_grad_() for _ in range(2))
+    row_contrastive_loss(x, y, 1.0).backward()
+    row_contrastive_loss(x, y, 1.0, -1.0, mode="sigmoid").backward()
 
 
 def norms(kind: dict, B: int, N: int, D: int) -> None:
@@ -80,6 +95,7 @@ def calls(setting: Setting, once: bool = False) -> dict[str, Callable[[], None]]
         for B in (2,) if once or setting.small else (64, 8):
             found[f"contrastive B={B}{end}"] = functools.partial(contrastive, kind, B, N, D)
         B = 2 if once or setting.small else 64
+        found[f"contrastive rows{end}"] = functools.partial(contrastive_rows, kind, 16 * B, 512)
         for embeds in (True, False):
             found[f"attention{' embeds' * embeds}{end}"] = functools.partial(attention, kind, B, N, D, H, embeds)
         if not setting.small:

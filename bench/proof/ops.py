@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from bench.proof.check import Row, Setting, distance, judge, short
-from ipt_fast.ops import degrade, ffn, layernorm_linear, patch_attention, patch_contrastive_loss, pixelshuffle_tail
+from ipt_fast.ops import (
+    degrade,
+    ffn,
+    layernorm_linear,
+    patch_attention,
+    patch_contrastive_loss,
+    pixelshuffle_tail,
+    row_contrastive_loss,
+)
 from ipt_fast.ops.degrade import backend_status as degrade_status
 from ipt_fast.ops.patch_contrastive_loss import unit_tokens
 from ipt_fast.tasks import TASKS
@@ -139,6 +147,27 @@ def contrastive(B: int, N: int, D: int, kind: dict) -> Row:
     return judge(f"patch_contrastive_loss B={B} N={N}, {short(features.dtype)}", errors)
 
 
+def contrastive_rows(pairs: int, D: int, mode: str, kind: dict) -> Row:
+    """Compare the loss over rows and its gradients with those of all logits at once."""
+    rows = [torch.nn.functional.normalize(torch.randn(pairs, D, **kind), dim=1) for _ in range(2)]
+    numbers = [torch.tensor(x, device=kind["device"]) for x in ((14.3,) if mode == "softmax" else (14.3, -10.0))]
+
+    def run(dtype: torch.dtype, impl: str | None) -> list[Tensor]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (*rows, *numbers)]
+        loss = row_contrastive_loss(*inputs, mode=mode, impl=impl)
+        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+    found, exact, rounded = run(rows[0].dtype, None), run(torch.float64, "eager"), run(rows[0].dtype, "eager")
+    eps = torch.finfo(rows[0].dtype).eps
+    names = ("loss", "gradient of x", "gradient of y", "gradient of scale", "gradient of bias")
+    errors = [
+        # That of scale and bias is one number, a sum of random rows that nearly cancels
+        (name, distance(a, x), 2 * max(distance(r, x), eps if a.dim() else max(eps, 5e-6)))
+        for name, a, x, r in zip(names, found, exact, rounded, strict=False)
+    ]
+    return judge(f"row_contrastive_loss {mode}, {pairs} pairs, {short(rows[0].dtype)}", errors)
+
+
 def degradation(B: int, task: str, device: torch.device) -> Row:
     """Compare the device's own backend with plain PyTorch on a CPU: bits, or rounding of log, cos and exp."""
     side = 48 if not task.startswith("sr") else 48 * int(task[2:])
@@ -204,5 +233,9 @@ def check(setting: Setting) -> Iterator[Row]:
                 yield tail(B, C, side, scales, kind)
         for task in TASKS:
             yield degradation(B, task, setting.device)
+    for pairs in (65, 193) if setting.small else (1024, 4097):
+        for dtype in setting.dtypes:
+            for mode in ("softmax", "sigmoid"):
+                yield contrastive_rows(pairs, 512, mode, {"device": setting.device, "dtype": dtype})
     if setting.device.type == "cuda":
         yield from far_offsets(setting.device)

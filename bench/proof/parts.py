@@ -48,10 +48,10 @@ SPEED = (
     Stage("training", "Does train.py on photos wait for data, and where does a step's time go?", 80, 120, training),
     Stage(
         "others",
-        "Are the tail, LayerNorm, feed-forward and degradation faster than written plainly?",
+        "Are the tail, LayerNorm, feed-forward, degradation and losses over rows faster than written plainly?",
         100,
         120,
-        bench_of("pixelshuffle_tail", "layernorm_linear", "ffn", "degrade"),
+        bench_of("pixelshuffle_tail", "layernorm_linear", "ffn", "degrade", "row_contrastive_loss"),
     ),
 )
 PARTS = {"correctness": CORRECTNESS, "speed": SPEED}

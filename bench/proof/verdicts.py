@@ -17,7 +17,7 @@ _OURS = {
 TITLES = {
     "patch_attention": "attention", "patch_contrastive_loss": "contrastive loss", "pixelshuffle_tail": "tail",
     "layernorm_linear": "LayerNorm, linear", "ffn": "feed-forward", "degrade": "degradation", "model": "network",
-    "restore": "restoring",
+    "restore": "restoring", "row_contrastive_loss": "losses over rows",
 }  # fmt: skip
 _TICKS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100)
 _WON, _LEVEL, _LOST = "#228833", "#999999", "#ee6677"

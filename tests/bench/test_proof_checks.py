@@ -62,14 +62,15 @@ def test_network_without_a_gradient():
 @pytest.mark.parametrize("broken", [False, True])
 def test_ops(broken, monkeypatch):
     if broken:
-        names = ("degrade", "ffn", "layernorm_linear", "patch_attention", "patch_contrastive_loss", "pixelshuffle_tail")
+        names = ("degrade", "ffn", "layernorm_linear", "patch_attention", "patch_contrastive_loss", "pixelshuffle_tail",
+                 "row_contrastive_loss")  # fmt: skip
         for name in names:
             monkeypatch.setattr(ops, name, only_ours(getattr(ops, name)))
         monkeypatch.setattr(ops, "degrade_status", lambda device: {"own": None})
         real = ops.degrade
         monkeypatch.setattr(ops, "degrade", lambda *a, impl, **k: real(*a, impl=None if impl == "own" else impl, **k))
     rows = list(ops.check(FLOAT))
-    assert len(rows) == 26
+    assert len(rows) == 30
     assert {row.passed for row in rows} == {not broken}
 
 

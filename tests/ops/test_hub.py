@@ -50,13 +50,14 @@ def compute(k, impl):
     convs = [(torch.randn(16, 4, 3, 3), torch.randn(16)), (torch.randn(3, 4, 3, 3), None)]
     out = {"attention": k.patch_attention(tokens, tokens, tokens, num_heads=2, q_embed=embed, impl=impl)}
     out["loss"] = k.patch_contrastive_loss(tokens)
+    out["rows"] = k.row_contrastive_loss(embed, embed.flip(0), 2.0)
     out["linear"] = k.layernorm_linear(tokens, *weights)
     out["ffn"] = k.ffn(tokens, *weights, weights[2].T.contiguous(), weights[0])
     out["tail"] = k.pixelshuffle_tail(torch.randn(1, 4, 5, 6), convs, (2,))
     clean = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     for task in ("sr2", "denoise30", "derain"):
         out[task] = k.degrade(clean, task, seeds=torch.arange(2))[0]
-    total = sum(out[name].square().sum() for name in ("attention", "loss", "linear", "ffn"))
+    total = sum(out[name].square().sum() for name in ("attention", "loss", "rows", "linear", "ffn"))
     grads = torch.autograd.grad(total, (tokens, embed, *weights[:2]))
     return {name: x.detach() for name, x in out.items()} | {f"gradient {i}": g for i, g in enumerate(grads)}
 '''

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ipt_fast.ops import row_contrastive_loss
+from ipt_fast.ops._registry import assume
+from ipt_fast.ops._row_contrastive_loss_gemm import operand_dtype
 from ipt_fast.ops.row_contrastive_loss import backend_status, row_contrastive_loss_reference
 from tests.ops.rows import make_rows, relative, value_and_grads
 from tests.saved_tensors import saved_bytes
@@ -86,6 +89,18 @@ def test_rows_of_two_dtypes_are_taken_in_the_wider_one(impl):
     assert (loss.dtype, dx.dtype, dy.dtype) == (torch.float32, torch.float32, torch.bfloat16)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_x_and_y_may_be_one_tensor(impl, mode):
+    x, _, *numbers = make_rows(5, 4, mode)
+    loss, dx = value_and_grads(
+        [x], torch.ones(()), lambda x: row_contrastive_loss(x, x, *numbers, mode=mode, impl=impl)
+    )
+    want, *grads = value_and_grads(
+        [x, x.clone()], torch.ones(()), lambda x, y: row_contrastive_loss(x, y, *numbers, mode=mode, impl=impl)
+    )
+    torch.testing.assert_close([loss, dx], [want, sum(grads)])
+
+
 # Less than a tile, one row, one feature; several tiles of which none is full.
 @pytest.mark.parametrize("dtype", list(EPS), ids=str)
 @pytest.mark.parametrize("B, D", [(1, 7), (2, 1), (59, 33), (257, 64), (2111, 5)], ids=str)
@@ -137,6 +152,16 @@ def test_16_bit_gemms_with_float32_sums_as_on_a_gpu(monkeypatch, mode, dtype):
     small = value_and_grads(inputs, weights / 4096, impl="gemm", **options)
     for s, g in zip(small[1:], got[1:], strict=True):
         torch.testing.assert_close(4096 * s.float(), g.float(), rtol=1e-3, atol=4096 * 6e-8)
+
+
+@pytest.mark.parametrize(
+    "capability, dtype, wanted",
+    [((7, 0), torch.bfloat16, torch.float32), ((8, 0), torch.bfloat16, torch.bfloat16),
+     ((7, 0), torch.float16, torch.float16), ((9, 0), torch.float32, torch.float32)],
+)  # fmt: skip
+def test_gemms_on_a_gpu_have_16_bits_where_it_has_such(capability, dtype, wanted):
+    with assume(capability), FakeTensorMode():
+        assert operand_dtype(torch.empty(3, 4, dtype=dtype, device="cuda")) == wanted
 
 
 @pytest.mark.parametrize("mode", MODES)
