@@ -139,7 +139,7 @@ def plan_forward(N: int, M: int, d: int, dtype: torch.dtype) -> Plan:
     if width > 64:
         return Plan(_block(N, 64), _block(M, 32), False, 4, 2)
     if M <= ONE_PASS and M % _block(M, 64) == 0:  # masked, it would spill
-        return Plan(_block(N, 64), _block(M, 64), True, 4, 2)
+        return Plan(_block(N, 64), _block(M, 64), True, 4, 1)
     if N >= 1024 and width > 32:  # the L2 cache would limit: each block of queries reads all keys (bench.bounds)
         return Plan(128, _block(M, 64), False, 8, 3)
     return Plan(_block(N, 64), _block(M, 64), False, 4, 3)
