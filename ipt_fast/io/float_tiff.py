@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from ipt_fast.io.images import DECODE_ERRORS, UPRIGHT, ImageError, LoadedImage, decode_reason
+from ipt_fast.io.images import DECODE_ERRORS, UPRIGHT, ImageError, LoadedImage, decode_reason, refuse_too_many
 from ipt_fast.io.metadata import Metadata, kept_of
 
 _FLOAT = 3  # of the tag SampleFormat
@@ -16,7 +16,8 @@ def read_float_tiff(path: Path) -> LoadedImage | None:
     """Read a TIFF of float RGB or RGBA as float32 0..1, upright; None where the file is anything else.
 
     Raises:
-        ImageError: values that are nan, infinite or outside 0..1, a damaged file, or tifffile is not there.
+        ImageError: values that are nan, infinite or outside 0..1, too many of them, a damaged file, or tifffile is not
+            there.
     """
     tags = _tags(path)
     if tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] != _FLOAT or tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) < 3:
@@ -30,8 +31,11 @@ def read_float_tiff(path: Path) -> LoadedImage | None:
     try:
         with tifffile.TiffFile(path) as file:
             page, count = file.pages[0], len(file.pages)
+            refuse_too_many(path, page.imagewidth * page.imagelength)  # type: ignore[union-attr]
             values = np.asarray(page.asarray(), np.float32)  # type: ignore[union-attr]
             separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE  # type: ignore[union-attr]
+    except ImageError:
+        raise
     except DECODE_ERRORS as error:
         raise ImageError(f"{path}: cannot be read ({decode_reason(error)})") from error
     pixels = np.moveaxis(values, 0, -1) if separate else values

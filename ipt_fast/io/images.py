@@ -152,10 +152,23 @@ def _what_it_is(source: str | Path | bytes) -> str:
 def decode_reason(error: BaseException) -> str:
     """Say in a few words why an image could not be decoded."""
     if isinstance(error, Image.DecompressionBombError):
-        pixels, limit = (f"{int(number):,}" for number in re.findall(r"\d+", str(error)))
-        way_on = "restore and eval have --max-pixels, a program PIL.Image.MAX_IMAGE_PIXELS"
-        return f"{pixels} pixels, more than {limit}; {way_on}"
+        return _too_many(*map(int, re.findall(r"\d+", str(error))))
     return str(error).splitlines()[0][:120] if str(error) else "damaged"
+
+
+def refuse_too_many(path: Path | str, pixels: int) -> None:
+    """Refuse what Pillow would, for readers that do without it.
+
+    Raises:
+        ImageError: more pixels than ``pillow_set`` or PIL.Image.MAX_IMAGE_PIXELS allow.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ImageError(f"{path}: cannot be read ({_too_many(pixels, 2 * Image.MAX_IMAGE_PIXELS)})")
+
+
+def _too_many(pixels: int, limit: int) -> str:
+    way_on = "restore and eval have --max-pixels, a program PIL.Image.MAX_IMAGE_PIXELS"
+    return f"{pixels:,} pixels, more than {limit:,}; {way_on}"
 
 
 def from_pil(

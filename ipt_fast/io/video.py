@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ipt_fast.io.atomic import atomic_path
-from ipt_fast.io.images import ImageError
+from ipt_fast.io.images import ImageError, refuse_too_many
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 WRITABLE_VIDEOS = (".mp4", ".m4v", ".mov", ".mkv")  # those that hold H.264
@@ -61,7 +61,7 @@ def convert_video(
         Size (width, height) of the source's frames and of those written, and notes.
 
     Raises:
-        ImageError: the source is no video, or a damaged one.
+        ImageError: the source is no video, a damaged one, or one of too large frames.
         ImportError: as ``load_av``.
         OSError: it cannot be written.
     """
@@ -82,6 +82,7 @@ class _Conversion:
             raise ImageError(f"{given.name}: a video without pictures")
         self.given, self.out, self.change, self.progress = given, out, change, progress
         self.video = given.streams.video[0]
+        refuse_too_many(given.name, self.video.width * self.video.height)
         self.rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
         self.encoder: Any = None
         self.audio: dict[int, Any] = {}

@@ -110,3 +110,14 @@ def test_without_its_extra(tmp_path, checkpoint, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tifffile", None)
     assert run(tmp_path / "a.tif", "-o", tmp_path / "b.tif", "--task", "derain", "--checkpoint", checkpoint) == 1
     assert "a.tif: a TIFF of float colours needs tifffile; pip install 'ipt-fast[tiff]'" in capsys.readouterr().err
+
+
+def test_floats_beyond_max_pixels_are_refused(tmp_path, checkpoint, capsys):
+    tifffile.imwrite(tmp_path / "a.tif", picture(), photometric="rgb")
+    arguments = [tmp_path / "a.tif", "-o", tmp_path / "b.tif", "--task", "derain", "--checkpoint", checkpoint]
+    assert run(*arguments, "--max-pixels", "598") == 1
+    assert (
+        "a.tif: cannot be read (600 pixels, more than 598; restore and eval have --max-pixels"
+        in capsys.readouterr().err
+    )
+    assert run(*arguments, "--max-pixels", "600") == 0

@@ -111,6 +111,16 @@ def test_what_is_no_video_costs_itself(tmp_path, checkpoint, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.mp4"]
 
 
+def test_frames_beyond_max_pixels_are_refused(tmp_path, checkpoint, capsys):
+    path = clip(tmp_path / "a.mp4", (48, 32), audio=None)
+    arguments = [path, "-o", tmp_path / "b.mp4", "--task", "derain", "--checkpoint", checkpoint, "--max-pixels", "1534"]
+    assert run(*arguments) == 1
+    assert "a.mp4: cannot be read (1,536 pixels, more than 1,534; restore and eval have --max-pixels" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "b.mp4").exists()
+
+
 @pytest.mark.parametrize(
     "names, message",
     [
