@@ -19,7 +19,11 @@ _CSS = """
 .said, .said > div { min-height: 1.6em; padding: 0 !important; overflow-wrap: anywhere; }
 .said .error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
 """
-_LOOK = "() => document.querySelector('#slider').scrollIntoView({behavior: 'smooth', block: 'nearest'})"  # on a phone
+_LOOK = """async () => {
+    const slider = document.querySelector('#slider');
+    await Promise.allSettled([...slider.querySelectorAll('img')].map(image => image.decode()));
+    requestAnimationFrame(() => slider.scrollIntoView({behavior: 'smooth', block: 'nearest'}));
+}"""  # on a phone it lies below; without its images it has no height
 _FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # the reader's own: nothing is fetched
 _AGE = 3600  # seconds after which an upload goes even where its page stays open
 
@@ -111,10 +115,10 @@ def build(setting: Setting, root: Path) -> gr.Blocks:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         photo.upload(take, photo, [photo, button, said, *answers], **quiet)
         photo.clear(drop, None, [button, said, *answers], **quiet)
+        button.click(None, js=_LOOK)  # the progress; first, or it waits for the work
         button.click(
             work, task, [*answers, said], show_progress_on=slider, concurrency_limit=1, api_visibility="private"
-        )
-        button.click(None, js=_LOOK)
+        ).then(None, js=_LOOK)
         page.unload(leave)
     return page
 

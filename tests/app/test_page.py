@@ -87,6 +87,19 @@ def give(page, path, answer):
     page.wait_for_function("text => document.querySelector('#said').innerText.includes(text)", arg=answer)
 
 
+def wait_for_answer(page, width):
+    """Wait until both pictures are there, and all of the slider lies within the window."""
+    page.wait_for_function(
+        "w => [...document.querySelectorAll('#slider img')].filter(i => i.naturalWidth == w).length == 2", arg=width
+    )
+    page.wait_for_function(
+        """() => {
+            const box = document.querySelector('#slider').getBoundingClientRect();
+            return box.height > 100 && box.top > -1 && box.bottom < window.innerHeight + 1;
+        }"""
+    )
+
+
 def is_ready(page) -> bool:
     return page.is_enabled("#restore")
 
@@ -103,9 +116,7 @@ def test_a_photo_is_restored_compared_and_downloaded(page, server, tmp_path):
     page.get_by_label("Remove noise (σ 30)").check()
     page.click("#restore")
     page.wait_for_function("document.querySelector('#said').innerText.includes('120 × 90 → 120 × 90')")
-    page.wait_for_function(
-        "[...document.querySelectorAll('#slider img')].filter(i => i.naturalWidth == 120).length == 2"
-    )  # before and after
+    wait_for_answer(page, 120)
     box = page.locator("#slider").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
     with page.expect_download() as waiting:
@@ -124,9 +135,9 @@ def test_a_photo_is_restored_compared_and_downloaded(page, server, tmp_path):
 
 
 def test_the_divider_moves(page, tmp_path):
-    give(page, photo(tmp_path / "a.png"), "120 × 90")
+    give(page, photo(tmp_path / "a.png", (90, 120)), "90 × 120")
     page.click("#restore")
-    page.wait_for_function("document.querySelectorAll('#slider img').length == 2")
+    wait_for_answer(page, 180)
     before = page.locator("#slider").screenshot()
     box = page.locator("#slider img").first.bounding_box()
     middle = box["y"] + box["height"] / 2
