@@ -68,7 +68,8 @@ def page(request, browser, server):
     page.set_default_timeout(WAIT)
     page.on("request", lambda call: asked.append(call.url))
     page.goto(address)
-    page.wait_for_selector("#restore")
+    for part in ("restore", "said", "slider", "download"):  # they come in any order
+        page.wait_for_selector(f"#{part}", state="attached")
     yield page
     picture(page, f"{request.param}_{request.node.name}")
     context.close()
