@@ -31,7 +31,7 @@ CORRECTNESS = (
     Stage("sanitizer", "Does no kernel read out of bounds or race?", 90, 10, sanitizer),
     Stage("decoding", "Does DALI decode the pixels that PyTorch's loader does?", 50, 120, decoding),
     Stage("tests", "Do the tests that need a GPU pass?", 60, 60, tests_on_gpu),
-    Stage("kernels", "Do the kernels' own tests pass?", 120, 60, kernel_tests),
+    Stage("kernels", "Do the kernels' own tests pass?", 120, 300, kernel_tests),
     Stage("v100", "Do steps train that are forced onto a V100's path?", 60, 120, v100),
 )
 SPEED = (
