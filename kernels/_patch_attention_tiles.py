@@ -118,6 +118,6 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def capability(device: torch.device) -> tuple[int, int]:
+def capability_of(device: torch.device) -> tuple[int, int]:
     """Return a GPU's compute capability; 8.0 for the interpreter."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)

@@ -15,7 +15,7 @@ from ipt_fast.kernels._patch_attention_backward import keys_kernel, queries_kern
 from ipt_fast.kernels._patch_attention_tiles import (
     LOG2E,
     add_dot,
-    capability,
+    capability_of,
     dot_heads,
     load_head,
     multiprocessors,
@@ -230,7 +230,7 @@ def patch_attention_backward(
         first = dq = torch.empty(B, N, D, dtype=q.dtype, device=q.device)
         second = torch.empty(B, M, 2 * D, dtype=q.dtype, device=q.device)
         dk, dv = second.split(D, dim=-1)
-    plan = plan_backward(N, M, d, q.dtype, capability(q.device))
+    plan = plan_backward(N, M, d, q.dtype, capability_of(q.device))
     delta = torch.empty(B, num_heads, N, dtype=torch.float32, device=q.device)
     common = _options(plan, N, M, d)
     strides = [s for x in (grad, out, q, k, v, dq, dk) for s in x.stride()[:2]] + [_row(q_embed), _row(k_embed)]

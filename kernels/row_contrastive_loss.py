@@ -171,6 +171,10 @@ def _block(tile: Tensor) -> dict[str, int]:
     return {"rows": rows, "columns": columns, "ROWS": _ROWS, "COLUMNS": _COLUMNS, **_OPTIONS}
 
 
+def _block_and_positives(tile: Tensor, offset: int | None) -> dict[str, int]:
+    return {**_block(tile), "offset": _NOWHERE if offset is None else offset}
+
+
 def add_sums(tile: Tensor, scale: Tensor, rows: Tensor | None, columns: Tensor | None, spare: Tensor) -> None:
     """Bring maxima and sums of the exponentials of logits, [2, rows] and [2, columns] where asked for, up to date."""
     row_blocks, column_blocks = _grid(tile)
@@ -190,19 +194,17 @@ def softmax_gradient(
 ) -> Tensor:
     """Return the gradient of the logits in ``dtype``; see the kernel for ``rows`` and ``columns``."""
     g = spare if dtype == spare.dtype else torch.empty_like(tile, dtype=dtype)
-    offset = _NOWHERE if offset is None else offset
     with torch.cuda.device_of(tile):
         of = rows.contiguous(), columns.contiguous()
-        softmax_gradient_kernel[_grid(tile)](tile, scale, *of, g, offset=offset, **_block(tile))
+        softmax_gradient_kernel[_grid(tile)](tile, scale, *of, g, **_block_and_positives(tile, offset))
     return g
 
 
 def add_losses(tile: Tensor, scale: Tensor, bias: Tensor, offset: int | None, values: Tensor, spare: Tensor) -> None:
     """Add the sigmoid losses of the rows to ``values`` [rows]."""
     parts = tile.new_empty(_grid(tile)[1], len(tile))
-    offset = _NOWHERE if offset is None else offset
     with torch.cuda.device_of(tile):
-        sigmoid_losses_kernel[_grid(tile)](tile, scale, bias, parts, offset=offset, **_block(tile))
+        sigmoid_losses_kernel[_grid(tile)](tile, scale, bias, parts, **_block_and_positives(tile, offset))
     values += parts.sum(0)
 
 
@@ -212,8 +214,7 @@ def sigmoid_gradient(
     """Return the gradient of the logits in ``dtype``, and its sum []."""
     g = spare if dtype == spare.dtype else torch.empty_like(tile, dtype=dtype)
     parts = tile.new_empty(_grid(tile)[1], len(tile))
-    offset = _NOWHERE if offset is None else offset
     with torch.cuda.device_of(tile):
         args = tile, scale, bias, weights.contiguous(), g, parts
-        sigmoid_gradient_kernel[_grid(tile)](*args, offset=offset, **_block(tile))
+        sigmoid_gradient_kernel[_grid(tile)](*args, **_block_and_positives(tile, offset))
     return g, parts.sum()

@@ -8,7 +8,15 @@ import numpy as np
 from PIL import Image
 
 from ipt_fast.io.atomic import atomic_path
-from ipt_fast.io.images import DECODE_ERRORS, ImageError, LoadedImage, array_to_pil, decode_reason, from_pil
+from ipt_fast.io.images import (
+    DECODE_ERRORS,
+    ImageError,
+    LoadedImage,
+    array_to_pil,
+    decode_reason,
+    from_pil,
+    most_pixels,
+)
 from ipt_fast.io.metadata import Metadata
 
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # a TIFF of several pages is none, nor is a camera's file of two photos
@@ -47,10 +55,9 @@ def read_animation(path: Path) -> Animation | None:
     try:
         with Image.open(path) as opened:
             first = int(bool(opened.info.get("default_image")))  # a still image before the frames
-            limit, pixels = Image.MAX_IMAGE_PIXELS, count * opened.width * opened.height
-            if limit is not None and pixels > 2 * limit:
+            if count * opened.width * opened.height > most_pixels():
                 size = f"{count} frames of {opened.width}x{opened.height} pixels"
-                raise ImageError(f"{path}: {size} are more than {2 * limit:,}; restore has --max-pixels")
+                raise ImageError(f"{path}: {size} are more than {most_pixels():,}; restore has --max-pixels")
             for number in range(first, count):
                 opened.seek(number)
                 frames.append(from_pil(opened))

@@ -22,6 +22,7 @@ def read_float_tiff(path: Path) -> LoadedImage | None:
     tags = _tags(path)
     if tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] != _FLOAT or tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) < 3:
         return None
+    refuse_too_many(path, tags.get(TiffImagePlugin.IMAGEWIDTH, 0) * tags.get(TiffImagePlugin.IMAGELENGTH, 0))
     try:
         import tifffile
     except ImportError as error:
@@ -31,11 +32,8 @@ def read_float_tiff(path: Path) -> LoadedImage | None:
     try:
         with tifffile.TiffFile(path) as file:
             page, count = file.pages[0], len(file.pages)
-            refuse_too_many(path, page.imagewidth * page.imagelength)  # type: ignore[union-attr]
             values = np.asarray(page.asarray(), np.float32)  # type: ignore[union-attr]
             separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE  # type: ignore[union-attr]
-    except ImageError:
-        raise
     except DECODE_ERRORS as error:
         raise ImageError(f"{path}: cannot be read ({decode_reason(error)})") from error
     pixels = np.moveaxis(values, 0, -1) if separate else values

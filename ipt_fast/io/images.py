@@ -11,6 +11,7 @@ What becomes of the pixels, everywhere alike (uint8 RGB, 0..255, or uint16 or fl
 """
 
 import io
+import math
 import re
 import struct
 import warnings
@@ -162,11 +163,16 @@ def refuse_too_many(path: Path | str, pixels: int) -> None:
     Raises:
         ImageError: more pixels than ``pillow_set`` or PIL.Image.MAX_IMAGE_PIXELS allow.
     """
-    if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        raise ImageError(f"{path}: cannot be read ({_too_many(pixels, 2 * Image.MAX_IMAGE_PIXELS)})")
+    if pixels > most_pixels():
+        raise ImageError(f"{path}: cannot be read ({_too_many(pixels, most_pixels())})")
 
 
-def _too_many(pixels: int, limit: int) -> str:
+def most_pixels() -> float:
+    """Return how many pixels Pillow would open now."""
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def _too_many(pixels: float, limit: float) -> str:
     way_on = "restore and eval have --max-pixels, a program PIL.Image.MAX_IMAGE_PIXELS"
     return f"{pixels:,} pixels, more than {limit:,}; {way_on}"
 
