@@ -1,13 +1,16 @@
 """The CPU backends of patch_attention: whole GEMMs, some heads at a time, and PyTorch's flash kernel.
 
 In the first the scores of these heads stay in the cache and are not kept: the backward recomputes them. PyTorch's
-kernel uses tile instructions (AMX) but not AVX512-BF16, where GEMMs are the faster way.
+kernel uses tile instructions (AMX) but not AVX512-BF16, where GEMMs are the faster way; its backward in bfloat16 is
+slower than GEMMs on both, so long as the scores of a head fit the cache.
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from ipt_fast.ops import _common
 
 # Of the heads worked on at once, for each thread: 2 MB of bfloat16, about a core's share of the cache.
 _SCORES = 1 << 20
@@ -111,7 +114,9 @@ def flash_forward(q, k, v, q_embed, k_embed, num_heads, scale):
 
 
 def flash_backward(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale):
-    """Return gradients by PyTorch's kernel: as ``bmm_backward``."""
+    """Return gradients for ``flash_forward``, by PyTorch's kernel or by GEMMs: as ``bmm_backward``."""
+    if q.dtype == torch.bfloat16 and _common.has_fast_bf16() and q.shape[1] * k.shape[1] <= _SCORES:
+        return bmm_backward(grad, q, k, v, q_embed, k_embed, out, lse, num_heads, scale)
     dense = [_dense_rows(x) for x in (grad, *with_embeds(q, k, q_embed, k_embed), v, out)]
     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         *(split_heads(x, num_heads) for x in dense), lse, 0.0, False, scale=scale

@@ -227,7 +227,8 @@ def patch_attention(
 
     Under ``torch.autocast`` all five tensors are cast to the autocast dtype first (float64 is left alone), as
     ``scaled_dot_product_attention`` does; the result has that dtype. Every backend sums in float32; "eager" and "cpu"
-    round scores and probabilities to the dtype in between. A query that is nan gives nan, on every backend.
+    round scores and probabilities to the dtype in between, on a CPU so does "sdpa" for bfloat16 gradients. A query
+    that is nan gives nan, on every backend.
 
     Returns:
         [B, N, D] in the dtype of q, heads side by side as in q.
