@@ -1,58 +1,37 @@
-"""Other people's networks trained on the same photos for the same CPU time, one a task, beside the one that ships.
+"""Train other people's networks on the same photos for the same CPU time, each for one task.
 
-    python -m bench.weights.others dncnn edsr swinir --data PHOTOS --sets FOLDER --seconds 6000 --out runs/others
+    OMP_NUM_THREADS=1 python -m bench.weights.others edsr swinir --tasks sr2 --data DIR --seconds 1500
 
-A network of six tasks had ``--seconds`` for each of them; each of these is trained for one task for as long. Adam, L1,
-the same crops, noise and rain, float32 weights under bfloat16 autocast, a cosine over the time.
+A network of six tasks had ``--seconds`` for each of them; each of these has as long for its one. Adam, L1, the same
+crops, noise and rain, float32 weights under bfloat16 autocast, one thread, a cosine over the time. Networks that are
+in OUT already are left out. ``bench.weights.compare`` scores them.
 """
 
 import argparse
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.baselines.restorers import make
-from bench.weights.scores import SETS, SetScore
-from ipt_fast.cli.tables import print_table
 from ipt_fast.data import SR_MARGIN, build_index, make_loader
-from ipt_fast.evaluation.score import INPUT, Method, mean_scores, score_set
-from ipt_fast.evaluation.test_sets import find_set
 from ipt_fast.io.atomic import atomic_write
 from ipt_fast.losses import l1_loss
-from ipt_fast.model import IPTConfig
 from ipt_fast.ops import degrade
-from ipt_fast.tasks import Task, get_task
+from ipt_fast.tasks import TASKS, Task, get_task
 
 RATES = {"dncnn": 1e-3, "edsr": 1e-3, "swinir": 5e-4}
-
-
-class AsIPT(nn.Module):
-    """A network of one task in the shape that ``restore`` takes."""
-
-    def __init__(self, network: nn.Module, task: str):
-        super().__init__()
-        self.network = network
-        self.config = replace(IPTConfig(), tasks=(task,))
-
-    def task_index(self, task: str) -> int:
-        return self.config.tasks.index(task)
-
-    def forward(self, x: Tensor, task: str) -> Tensor:
-        return self.network(x)
 
 
 def train(name: str, task: Task, data: Path, seconds: float, batch_size: int = 8) -> tuple[nn.Module, int]:
     """Train for that much CPU time; returns the network and its steps."""
     torch.manual_seed(0)
-    network = make(name, task.scale).train()
-    optimizer = torch.optim.Adam(network.parameters())
+    network = make(name, task.scale).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
     loader = make_loader(
         build_index([data], min_size=48), loader="torch", tasks=(task.name,), batch_size=batch_size, patch_size=48,
         crops_per_image=2, workers=0,
@@ -64,50 +43,46 @@ def train(name: str, task: Task, data: Path, seconds: float, batch_size: int = 8
         optimizer.param_groups[0]["lr"] = RATES[name] * (1 + math.cos(math.pi * done)) / 2 * min(1.0, (steps + 1) / 100)
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = network(x)
-        l1_loss(output.float(), target).backward()
+            output = network(x.contiguous(memory_format=torch.channels_last))
+        loss = l1_loss(output.float(), target)
+        loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         steps += 1
+        if steps % 200 == 0:
+            print(f"{name} {task.name}: step {steps}, {100 * done:.0f} %, L1 {loss.item():.2f}", flush=True)
     loader.close()
     return network.eval(), steps
 
 
+def load(path: Path) -> tuple[nn.Module, dict]:
+    """Return a trained network and its notes: network, task, steps, seconds."""
+    state = torch.load(path, weights_only=True)
+    network = make(state["network"], get_task(state["task"]).scale).eval()
+    network.load_state_dict(state.pop("weights"))
+    return network, state
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and score; a network that has been scored is left out."""
+    """Train what is not there yet."""
     parser = argparse.ArgumentParser(prog="python -m bench.weights.others", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("networks", nargs="+", choices=RATES)
+    add("--tasks", nargs="+", choices=TASKS, required=True)
     add("--data", type=Path, required=True, help="folder of training photos")
-    add("--sets", type=Path, required=True, help="folder of test sets")
     add("--seconds", type=float, required=True, help="CPU time of each network and task")
-    add("--tasks", nargs="+", default=[task for task, _ in SETS])
-    add("--limit", type=int, help="images of each set (default all)")
     add("--out", type=Path, default=Path("runs/others"))
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name in args.networks:
-        for task in map(get_task, args.tasks):
-            if name == "dncnn" and task.scale > 1:
+    for task in map(get_task, args.tasks):
+        for name in args.networks:
+            path = args.out / f"{name}_{task.name}.pt"
+            if path.exists():
                 continue
-            path = args.out / f"{name}_{task.name}.json"
-            if not path.exists():
-                network, steps = train(name, task, args.data, args.seconds)
-                images = find_set(args.sets / dict(SETS)[task.name], task)
-                method = Method(AsIPT(network, task.name), task.name, {"batch_size": 8})  # type: ignore[arg-type]
-                scores = list(score_set(images, task, {name: method}, limit=args.limit))
-                before, after = sorted(mean_scores(scores), key=lambda mean: mean.method != INPUT)
-                values = before.psnr_y, after.psnr_y, before.psnr_rgb, after.psnr_rgb
-                score = SetScore(task.name, images.name, before.images, "", *values)
-                result = {"network": name, "steps": steps, "seconds": args.seconds, **asdict(score)}
-                with atomic_write(path, "w") as file:
-                    file.write(json.dumps(result, indent=1) + "\n")
-            result = json.loads(path.read_text(encoding="utf-8"))
-            rows.append([name, task.name, result["steps"], f"{result['input_y']:.2f}", f"{result['output_y']:.2f}"])
-    columns = ("network", "task", "steps", "input, Y", "output, Y")
-    print_table(f"{args.seconds:g} CPU seconds each", columns, rows, columns[2:])
+            network, steps = train(name, task, args.data, args.seconds)
+            notes = {"network": name, "task": task.name, "steps": steps, "seconds": args.seconds}
+            with atomic_write(path) as file:
+                torch.save({**notes, "weights": network.state_dict()}, file)
     return 0
 
 
