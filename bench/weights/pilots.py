@@ -55,31 +55,41 @@ SCORED = {
 }  # fmt: skip
 
 
-def run_pilot(changes: Mapping[str, object], data: Path, out: Path, seconds: float) -> dict[str, object]:
-    """Train with ``BASE`` and these changes for that many CPU seconds; returns steps, CPU seconds and parameters."""
-    changes = {**BASE, **changes}
+def start_run(changes: Mapping[str, object], data: Path, out: Path, seed: int = 0) -> tuple[subprocess.Popen, int]:
+    """Start a training with ``BASE`` and these changes, on one thread; returns its process and its parameters."""
+    changes = {**BASE, "seed": seed, **changes}
     gain = changes.pop("gain", GAIN)
     settings = [f"{key}={value}" for key, value in changes.items()]
     network = recipe("tiny", settings).model
     command = [sys.executable, str(ROOT / "train.py"), "--data", str(data), "--preset", "tiny", "--out", str(out)]
     command += ["--set", *settings]
     out.mkdir(parents=True)
-    start = start_network(network, gain=GAIN if gain is None else float(str(gain)))
+    start = start_network(network, seed, gain=GAIN if gain is None else float(str(gain)))
     if gain is not None:
         command += ["--init", str(save_network(start, out / "start.pt"))]
     with open(out / "output.txt", "w") as log:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
-        used = 0.0
-        while process.poll() is None and used < seconds:
-            time.sleep(0.5)
-            times = psutil.Process(process.pid).cpu_times()
-            used = times.user + times.system
-        process.terminate()
-        if process.wait() not in (0, 143):
-            raise RuntimeError(f"{out.name}: training ended with {process.returncode}, see {out / 'output.txt'}")
-    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
-    return {"steps": last["step"], "seconds": used, "parameters": sum(p.numel() for p in start.parameters())}
+    return process, sum(p.numel() for p in start.parameters())
+
+
+def end_run(process: subprocess.Popen, out: Path) -> int:
+    """Wait for a training's end and return its steps; one that was told to end has ended well."""
+    if process.wait() not in (0, 143):
+        raise RuntimeError(f"{out.name}: training ended with {process.returncode}, see {out / 'output.txt'}")
+    return json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"]
+
+
+def run_pilot(changes: Mapping[str, object], data: Path, out: Path, seconds: float) -> dict[str, object]:
+    """Train for that many CPU seconds; returns steps, CPU seconds and parameters."""
+    process, parameters = start_run(changes, data, out)
+    used = 0.0
+    while process.poll() is None and used < seconds:
+        time.sleep(0.5)
+        times = psutil.Process(process.pid).cpu_times()
+        used = times.user + times.system
+    process.terminate()
+    return {"steps": end_run(process, out), "seconds": used, "parameters": parameters}
 
 
 def score(checkpoint: Path, sets: Path) -> dict[str, tuple[float, float]]:

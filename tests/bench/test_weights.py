@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.baselines.plain_trainer import contrastive_loss
+from bench.weights import ablations
 from bench.weights.pack import hours, joined, read_log, read_rows, replace_block, thin_log
 from bench.weights.same_curve import SETTINGS, both_losses
 from bench.weights.start import start_network
@@ -93,3 +94,23 @@ def test_a_block_of_the_card_is_replaced_alone():
     assert changed == page.replace("old", "\nnew") and replace_block(changed, "a", "new") == changed
     with pytest.raises(ValueError, match="needs the marks <!-- c -->"):
         replace_block(page, "c", "new")
+
+
+def test_ablations_are_means_over_seeds_and_the_tasks_alone_are_one_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "PAGE", tmp_path / "page.md")
+
+    def write(name: str, scores: dict) -> None:
+        folder = tmp_path / ablations.slug(name)
+        folder.mkdir()
+        (folder / "pilot.json").write_text(json.dumps({"name": name, "steps": 1200, "scores": scores}))
+
+    for seed in ablations.SEEDS:
+        write(f"{ablations.FULL} seed {seed}", dict.fromkeys(ablations.SCORED, (20.0, 30.0 + seed)))
+        for task in ablations.SCORED:
+            write(f"{task} alone seed {seed}", {task: (20.0, 25.0)})
+    write("no contrastive loss seed 0", dict.fromkeys(ablations.SCORED, (20.0, 30.0)))  # two seeds are to come
+    ablations.write_table(tmp_path)
+    rows = [line.split(" | ") for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row[0].lstrip("| ") for row in rows[2:]] == [ablations.FULL, ablations.ALONE]
+    assert rows[2][1] == "31.00 ± 1.00" and rows[2][-1].startswith("11.00 ± 1.00")
+    assert rows[3][1] == "25.00 ± 0.00" and rows[3][-1].startswith("5.00 ± 0.00")
