@@ -4,6 +4,7 @@ All take RGB [B, 3, H, W], 0..255, H and W multiples of 8, and give [B, 3, rH, r
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.baselines.people_networks import EDSR
@@ -66,13 +67,15 @@ class WindowAttention(nn.Module):
         """x [K, w w, C]; mask [windows of an image, w w, w w], added to the scores."""
         K, N, C = x.shape
         q, k, v = self.qkv(x).view(K, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # [K, heads, N, d]
-        bias = self.bias[:, self.index].to(q.dtype)  # [heads, N, N]
-        # Written out: with a bias that learns, PyTorch's own takes twice as long on a CPU.
-        with torch.autocast(x.device.type, enabled=False):
-            scores = q * (C // self.heads) ** -0.5 @ k.mT + bias  # [K, heads, N, N]
-            if mask is not None:
-                scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None].to(q.dtype)).flatten(0, 1)
-            out = scores.softmax(-1) @ v
+        bias = self.bias[:, self.index][None].to(q.dtype)  # [1, heads, N, N]
+        if mask is not None:
+            bias = (bias + mask[:, None].to(q.dtype)).repeat(K // len(mask), 1, 1, 1)
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            # With a bias that learns, PyTorch's own takes twice as long on a CPU.
+            with torch.autocast("cpu", enabled=False):
+                out = (q * (C // self.heads) ** -0.5 @ k.mT + bias).softmax(-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, bias)
         return self.proj(out.transpose(1, 2).reshape(K, N, C))
 
 

@@ -39,3 +39,12 @@ def test_what_there_is_not_is_refused():
         make("dncnn", 2)
     with pytest.raises(ValueError, match="no network 'hat'"):
         make("hat", 2)
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_windows_attend_alike_with_and_without_gradients(shift):
+    layer = SwinLayer(dim=8, heads=2, w=8, shift=shift).double()
+    x = torch.rand(2, 16, 16, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = layer(x)
+    assert torch.allclose(layer(x), expected, rtol=1e-12)
