@@ -5,8 +5,8 @@
 
 The networks are those that ``bench.weights.others`` trained; they see an image whole, in bfloat16 as they were trained,
 ours goes through ``restore``. Noise is "clipped" to 0..255, as all were trained, or "unclipped", as most published
-tables have it. PSNR that OUT has already is kept, so that a network of fewer hours stays in the table; seconds are
-measured anew for all: CPU time of the process for a part of an image, the least of three times.
+tables have it. Seconds are CPU time of the process for a part of an image, the least of three times. A row that OUT has
+stays, also when its network is no longer there or has been replaced by one of more hours.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from ipt_fast.tasks import Task, get_task
 TASKS = "sr2", "denoise30", "denoise50"
 SHIPS = "IPT pocket, six tasks"
 PAPERS = {"dncnn": "DnCNN", "edsr": "EDSR of 32 features", "swinir": "SwinIR of 4 layers"}
-SCORES = "task", "noise", "method", "trained, CPU s", "images", "PSNR Y", "PSNR RGB"
-COLUMNS = *SCORES, "CPU s/MP"
+NOISES = {"sr": ("",), "denoise": ("clipped", "unclipped")}
+COLUMNS = "task", "noise", "method", "trained, CPU s", "images", "PSNR Y", "PSNR RGB", "CPU s/MP"
 SIDE = 192  # of the part that is timed
 
 
@@ -102,8 +102,9 @@ def draw(rows: Sequence[Sequence[str]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        newest = {row[2]: row for row in rows if row[0] == task and row[1] in ("", "clipped") and row[2] != "input"}
-        for name, row in newest.items():
+        drawn = [row for row in rows if row[0] == task and row[1] in ("", "clipped") and row[2] != "input"]
+        longest = {row[2]: row for row in sorted(drawn, key=lambda row: float(row[3] or 0))}
+        for name, row in longest.items():
             seconds, psnr = float(row[-1]), float(row[5] if task == "sr2" else row[6])
             colour = "#ee6677" if name == SHIPS else "#4477aa" if row[3] else "#888888"
             axes.plot(seconds, psnr, "o", color=colour, ms=7)
@@ -117,8 +118,16 @@ def draw(rows: Sequence[Sequence[str]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def write_page(rows: Sequence[Sequence[str]], out: Path) -> None:
+    """Write compare.md, the best of a task last, and compare.png."""
+    ordered = sorted(rows, key=lambda row: (TASKS.index(row[0]), row[1], float(row[6])))
+    with atomic_write(out / "compare.md", "w") as file:
+        file.write(PAGE.format(table=markdown_table(COLUMNS, ordered, COLUMNS[3:]).rstrip()))
+    draw(rows, out / "compare.png")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score what is not scored yet, time all; write compare.csv, compare.md and compare.png."""
+    """Measure what is not there yet; write compare.csv, compare.md and compare.png."""
     parser = argparse.ArgumentParser(prog="python -m bench.weights.compare", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("others", type=Path, help="folder of bench.weights.others")
@@ -128,39 +137,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     table = args.out / "compare.csv"
-    scored = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))[1:] if table.exists() else []
-    rows: list[list[str]] = []
+    rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))[1:] if table.exists() else []
+    done = {tuple(row[:4]) for row in rows}
     for task in map(get_task, TASKS):
         pairs = find_set(args.sets / dict(SETS)[task.name], task).pairs[: args.limit]
         restorers = methods(task, args.others)
-        costs = {name: cost(method, lq_and_gt(pairs[0], task, 0)[0], task) for (name, _), method in restorers.items()}
-        for noise in ("clipped", "unclipped") if task.kind == "denoise" else ("",):
+        for noise in NOISES[task.kind]:
+            missing = {key: method for key, method in restorers.items() if (task.name, noise, *key) not in done}
             make = unclipped_pair if noise == "unclipped" else lq_and_gt
-            made = [make(pair, task, n) for n, pair in enumerate(pairs)]
-            done = {(row[2], row[3]): row for row in scored if row[:2] == [task.name, noise]}
-            for (name, seconds), method in restorers.items():
-                if (name, seconds) not in done:
-                    row = [task.name, noise, name, seconds, *score(method, made, task)]
-                    print(*row, flush=True)
-                    done[name, seconds] = row
-                    scored.append(row)
-                    with atomic_write(table, "w") as file:
-                        csv.writer(file).writerows([SCORES, *scored])
-            order = [name for name, _ in restorers]
-            done_rows = sorted(done.values(), key=lambda row: (order.index(row[2]), float(row[3] or 0)))
-            rows += [[*row, costs[row[2]]] for row in done_rows]
-    with atomic_write(args.out / "compare.md", "w") as file:
-        file.write(PAGE.format(table=markdown_table(COLUMNS, rows, COLUMNS[3:])))
-    draw(rows, args.out / "compare.png")
+            made = [make(pair, task, n) for n, pair in enumerate(pairs)] if missing else []
+            for key, method in missing.items():
+                rows.append([task.name, noise, *key, *score(method, made, task), cost(method, made[0][0], task)])
+                print(*rows[-1], flush=True)
+                with atomic_write(table, "w") as file:
+                    csv.writer(file).writerows([COLUMNS, *rows])
+    write_page(rows, args.out)
     return 0
 
 
 PAGE = """# The network that ships, beside others of equal cost and beside classical methods
 
-`python -m bench.weights.others` trained DnCNN, EDSR and SwinIR for one task each, on the same 800 photos, with the same
-crops and noise, for the CPU seconds in the table. Our network has six tasks, so a sixth of its hours counts for each,
-by the clock of a core that other work shared. `python -m bench.weights.compare` scored them. PSNR in dB: Set5 for `sr2`
-(luma leaves out two pixels at each side), CBSD68 for noise. One seed each.
+The networks with CPU seconds of training in the table were trained by `python -m bench.weights.others`, each for its
+one task, on the same 800 photos with the same crops and noise. Ours has six tasks, so a sixth of its hours counts for
+each, by the clock of a core that other work shared. `python -m bench.weights.compare` measured all. PSNR in dB: Set5
+for `sr2` (luma leaves out two pixels at each side), CBSD68 for noise. One seed each. Seconds are CPU time of a shared
+machine, on which one network took up to 1.5 times as long as at another moment.
 
 {table}
 

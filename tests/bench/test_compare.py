@@ -56,3 +56,5 @@ def test_what_is_scored_stays_and_what_is_new_is_added(trained, tmp_path, monkey
     page = (out / "compare.md").read_text()
     assert page.count("99.99") == 2 and page.count(compare.SHIPS) == 3
     assert (out / "compare.png").stat().st_size > 10_000
+    assert compare.main([str(tmp_path / "gone"), "--sets", str(tmp_path), "--out", str(out)]) == 0
+    assert (out / "compare.md").read_text() == page  # what was trained elsewhere stays in the table
