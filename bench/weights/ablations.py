@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.weights.pilots import ROOT, SCORED, end_run, is_done, score, slug, start_run
+from ipt_fast.checkpoint import load_training_state
 from ipt_fast.cli.tables import markdown_table
 
 PAGE = ROOT / "bench" / "results" / "ablations.md"
 SEEDS = (0, 1, 2)
-COMMON = {"lr": 5e-4, "schedule": "cosine"}
+COMMON = {"lr": 5e-4, "schedule": "cosine", "checkpoint_every": 200}
 FULL = "as the paper"
 ABLATIONS: dict[str, dict[str, object]] = {
     FULL: {},
@@ -34,13 +35,15 @@ Scores = Mapping[str, tuple[float, float]]  # task -> (dB of the input, dB of th
 
 
 def run(name: str, changes: Mapping[str, object], seed: int, steps: int, data: Path, sets: Path, out: Path) -> None:
-    """Train and score one network, unless that is done."""
+    """Train and score one network, unless that is done; what was killed goes on from its last checkpoint."""
     name = f"{name} seed {seed}"
     if is_done(out, name):
         return
     folder = out / slug(name)
-    process, _ = start_run({**COMMON, **changes, "steps": steps}, data, folder, seed)
+    process, _ = start_run({**COMMON, **changes, "steps": steps}, data, folder, seed, resume=True)
     end_run(process, folder)
+    if (done := load_training_state(folder / "checkpoint.pt")["step"]) < steps:
+        raise RuntimeError(f"{name}: stopped after step {done} of {steps}; start again to go on")
     scores = score(folder / "checkpoint.pt", sets)
     (folder / "pilot.json").write_text(json.dumps({"name": name, "steps": steps, "scores": scores}, indent=1) + "\n")
     print(name, {task: round(after, 2) for task, (_, after) in scores.items()}, flush=True)

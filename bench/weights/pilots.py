@@ -55,15 +55,27 @@ SCORED = {
 }  # fmt: skip
 
 
-def start_run(changes: Mapping[str, object], data: Path, out: Path, seed: int = 0) -> tuple[subprocess.Popen, int]:
-    """Start a training with ``BASE`` and these changes, on one thread; returns its process and its parameters."""
+def start_run(
+    changes: Mapping[str, object], data: Path, out: Path, seed: int = 0, *, resume: bool = False
+) -> tuple[subprocess.Popen, int]:
+    """Start a training with ``BASE`` and these changes, on one thread; returns its process and its parameters.
+
+    ``resume``: where a killed run left a checkpoint in ``out``, go on from it.
+
+    Raises:
+        FileExistsError: ``out`` is there, and not to be resumed.
+    """
     changes = {**BASE, "seed": seed, **changes}
     gain = changes.pop("gain", GAIN)
     settings = [f"{key}={value}" for key, value in changes.items()]
     network = recipe("tiny", settings).model
     command = [sys.executable, str(ROOT / "train.py"), "--data", str(data), "--preset", "tiny", "--out", str(out)]
     command += ["--set", *settings]
-    out.mkdir(parents=True)
+    if out.exists() and not resume:
+        raise FileExistsError(f"{out} holds a run that did not end; remove it to run it again")
+    out.mkdir(parents=True, exist_ok=True)
+    if resume:
+        command += ["--resume", "auto"]
     start = start_network(network, seed, gain=GAIN if gain is None else float(str(gain)))
     if gain is not None:
         command += ["--init", str(save_network(start, out / "start.pt"))]
