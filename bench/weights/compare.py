@@ -158,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 PAGE = """# The network that ships, beside others of equal cost and beside classical methods
 
 The networks with CPU seconds of training in the table were trained by `python -m bench.weights.others`, each for its
-one task, on the same 800 photos with the same crops and noise. Ours has six tasks, so a sixth of its hours counts for
-each, by the clock of a core that other work shared. `python -m bench.weights.compare` measured all. PSNR in dB: Set5
+one task, on the same 800 photos with the same crops and noise. Ours has six tasks, so a sixth of its core hours counts
+for each, by the clock of cores that other work shared. `python -m bench.weights.compare` measured all. PSNR in dB: Set5
 for `sr2` (luma leaves out two pixels at each side), CBSD68 for noise. One seed each. Seconds are CPU time of a shared
 machine, on which one network took up to 1.5 times as long as at another moment.
 

@@ -3,7 +3,7 @@
     python -m bench.weights.pack runs/pocket/checkpoint.pt --sets FOLDER [--limit N] [--goes-on]
 
 The file is float16; what is scored is what is in the file. ``--goes-on``: the run began with the packaged weights
-(``train.py --init``), so its log is written behind theirs, and steps and hours count on.
+(``train.py --init``), so its log is written behind theirs, and steps, crops and hours count on.
 """
 
 import argparse
@@ -46,22 +46,26 @@ def read_log(run: Path) -> list[dict]:
     return list(records.values())
 
 
-def hours(records: Sequence[dict]) -> float:
-    """Return the time that the steps of a log took by the clock; what runs beside them adds to it."""
+def hours(records: Sequence[dict], ranks: int) -> float:
+    """Return the core hours of the steps of a log, each rank on one core, by the clock: what runs beside adds to it."""
     seconds, last = 0.0, 0
     for record in records:
         seconds += (record["step"] - last) * record["step_ms"] / 1e3
         last = record["step"]
-    return seconds / 3600
+    return ranks * seconds / 3600
 
 
-def thin_log(records: Sequence[dict], tasks: Sequence[str]) -> list[dict]:
-    """Return about ``_ROWS`` rows, each the means of as many records: step, hours, lr, contrastive, l1 of each task."""
+def thin_log(records: Sequence[dict], tasks: Sequence[str], batch_size: int, ranks: int) -> list[dict]:
+    """Return about ``_ROWS`` rows, each the means of as many records: what was spent, lr, contrastive, l1 of each task.
+
+    ``batch_size`` is over all ranks.
+    """
     at_once = -(-len(records) // _ROWS)
     rows = []
     for start in range(0, len(records), at_once):
         part = records[start : start + at_once]
-        row = {"step": part[-1]["step"], "hours": round(hours(records[: start + at_once]), 3), "lr": part[-1]["lr"]}
+        step, spent = part[-1]["step"], round(hours(records[: start + at_once], ranks), 3)
+        row = {"step": step, "crops": step * batch_size, "hours": spent, "lr": part[-1]["lr"]}
         row["contrastive"] = round(sum(r["contrastive"] for r in part) / len(part), 4)
         for task in tasks:
             values = [r["l1_of_task"][task] for r in part if task in r["l1_of_task"]]
@@ -74,16 +78,15 @@ def read_rows(path: Path) -> list[dict]:
     """Return the rows of a committed log, numbers again."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [{key: float(value) if value else "" for key, value in row.items()} for row in csv.DictReader(file)]
-    return [{**row, "step": int(row["step"])} for row in rows]
+    return [{**row, "step": int(row["step"]), "crops": int(row["crops"])} for row in rows]
 
 
 def joined(before: Sequence[dict], rows: Sequence[dict]) -> list[dict]:
-    """Return the rows of a run behind those of the runs before it; steps and hours count on."""
+    """Return the rows of a run behind those of the runs before it; what was spent counts on."""
     if not before:
         return list(rows)
-    steps, spent = before[-1]["step"], before[-1]["hours"]
-    later = [{**row, "step": row["step"] + steps, "hours": round(row["hours"] + spent, 3)} for row in rows]
-    return [*before, *later]
+    spent = ("step", "crops", "hours")
+    return [*before, *({**row, **{key: round(row[key] + before[-1][key], 3) for key in spent}} for row in rows)]
 
 
 def write_package(model: IPT, notes: dict[str, str]) -> None:
@@ -117,7 +120,7 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def draw_log(rows: Sequence[dict], tasks: Sequence[str], path: Path) -> None:
-    """Draw L1 of each task over the hours."""
+    """Draw L1 of each task over the core hours."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.2), layout="constrained")
@@ -125,7 +128,7 @@ def draw_log(rows: Sequence[dict], tasks: Sequence[str], path: Path) -> None:
     for task, colour in zip(tasks, ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377"), strict=False):
         drawn = [row for row in rows[1:] if row[task] != ""]  # the first is still near the untrained network
         axes.plot([row["hours"] for row in drawn], [row[task] for row in drawn], color=colour, lw=1.2, label=task)
-    axes.set(xlabel="hours", ylabel="L1 of training crops, levels (log)", yscale="log")
+    axes.set(xlabel="core hours", ylabel="L1 of training crops, levels (log)", yscale="log")
     ticks = [t for t in (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30) if axes.get_ylim()[0] <= t <= axes.get_ylim()[1]]
     axes.set_yticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()
@@ -146,9 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, state = load_checkpoint(args.checkpoint), load_training_state(args.checkpoint)
     records = [record for record in read_log(args.checkpoint.parent) if record["step"] <= state["step"]]
     config, tasks = state["config"], model.config.tasks
-    rows = joined(read_rows(LOG) if args.goes_on else [], thin_log(records, tasks))
-    steps, spent = rows[-1]["step"], rows[-1]["hours"]
-    trained = f"{steps:,} steps of {config['batch_size']} crops in {spent:.1f} hours on one CPU core"
+    ranks = json.loads((args.checkpoint.parent / "config.json").read_text(encoding="utf-8"))["run"]["ranks"]
+    rows = thin_log(records, tasks, config["batch_size"], ranks)
+    rows = joined(read_rows(LOG) if args.goes_on else [], rows)
+    last = rows[-1]
+    trained = f"{last['step']:,} steps, {last['crops']:,} crops, in {last['hours']:.1f} core hours of CPUs"
 
     notes = {
         "task": ", ".join(tasks),

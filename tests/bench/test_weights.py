@@ -8,6 +8,7 @@ import torch
 from bench.baselines.plain_trainer import contrastive_loss
 from bench.weights import ablations
 from bench.weights.pack import hours, joined, read_log, read_rows, replace_block, thin_log
+from bench.weights.pilots import start_run
 from bench.weights.same_curve import SETTINGS, both_losses
 from bench.weights.start import start_network
 from ipt_fast.engine.config import recipe
@@ -69,22 +70,26 @@ def test_a_log_counts_every_step_once(tmp_path):
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     records = read_log(tmp_path)
     assert [r["step"] for r in records] == [1, 20, 30, 50]
-    assert hours(records) == pytest.approx(50 * 0.36 / 3600)
+    assert hours(records, 1) == pytest.approx(50 * 0.36 / 3600)
+    assert hours(records, 2) == pytest.approx(100 * 0.36 / 3600)
 
 
 def test_a_thin_log_has_the_means():
-    rows = thin_log([record(20 * (i + 1), sr2=float(i % 2), sr3=2.0) for i in range(1000)], ("sr2", "sr3", "sr4"))
+    rows = thin_log([record(20 * (i + 1), sr2=float(i % 2), sr3=2.0) for i in range(1000)], ("sr2", "sr3", "sr4"), 8, 2)
     assert len(rows) == 50 and rows[-1]["step"] == 20_000 and rows[0]["step"] == 400
     assert rows[1]["sr2"] == pytest.approx(0.5) and rows[1]["sr3"] == 2.0 and rows[1]["sr4"] == ""
-    assert rows[-1]["hours"] == pytest.approx(2.0)
+    assert rows[-1]["crops"] == 160_000 and rows[-1]["hours"] == pytest.approx(4.0)
 
 
 def test_steps_and_hours_of_a_later_run_count_on(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text("step,hours,lr,contrastive,sr2,sr3\n20,0.002,0.001,0.0,9.0,\n40,0.004,0.001,0.0,8.0,7.5\n")
-    rows = joined(read_rows(path), thin_log([record(20, sr2=5.0), record(40, sr3=4.0)], ("sr2", "sr3")))
+    path.write_text(
+        "step,crops,hours,lr,contrastive,sr2,sr3\n20,80,0.002,0.001,0.0,9.0,\n40,160,0.004,0.001,0.0,8.0,7.5\n"
+    )
+    rows = joined(read_rows(path), thin_log([record(20, sr2=5.0), record(40, sr3=4.0)], ("sr2", "sr3"), 8, 2))
     assert [row["step"] for row in rows] == [20, 40, 60, 80]
-    assert [row["hours"] for row in rows] == [0.002, 0.004, 0.006, 0.008]
+    assert [row["crops"] for row in rows] == [80, 160, 320, 480]
+    assert [row["hours"] for row in rows] == [0.002, 0.004, 0.008, 0.012]
     assert [row["sr2"] for row in rows] == [9.0, 8.0, 5.0, ""] and rows[0]["sr3"] == ""
 
 
@@ -94,6 +99,22 @@ def test_a_block_of_the_card_is_replaced_alone():
     assert changed == page.replace("old", "\nnew") and replace_block(changed, "a", "new") == changed
     with pytest.raises(ValueError, match="needs the marks <!-- c -->"):
         replace_block(page, "c", "new")
+
+
+def test_a_run_that_was_stopped_is_not_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations, "start_run", lambda *args, **kwargs: (None, 1))
+    monkeypatch.setattr(ablations, "end_run", lambda process, folder: 100)
+    monkeypatch.setattr(ablations, "load_training_state", lambda path: {"step": 120})
+    with pytest.raises(RuntimeError, match="stopped after step 120 of 200; start again"):
+        ablations.run("x", {}, 0, 200, tmp_path, tmp_path, tmp_path)
+    assert not ablations.is_done(tmp_path, "x seed 0")
+
+
+def test_a_pilot_does_not_go_on_from_one_that_was_killed(tmp_path):
+    """Its seconds of training would not be those of the others."""
+    (tmp_path / "base").mkdir()
+    with pytest.raises(FileExistsError, match="did not end; remove it"):
+        start_run({}, tmp_path, tmp_path / "base")
 
 
 def test_ablations_are_means_over_seeds_and_the_tasks_alone_are_one_row(tmp_path, monkeypatch):
