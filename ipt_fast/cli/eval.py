@@ -174,7 +174,7 @@ def score_sets(
                 except OSError as error:
                     failed.append(str(error))
                     console.print(f"failed: {error}")
-                advance(to_whole=True)
+                advance(done=number + 1)
 
 
 def _output_files(

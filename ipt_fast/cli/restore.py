@@ -86,10 +86,12 @@ def run(args: argparse.Namespace) -> int:
     if plan.jobs:
         way, said = _way(args)
         console.print(f"{count}, {said}")
-    done = 0
+    done = reported = 0
 
     def report(job: Job, outcome: "Future[str]") -> None:
-        nonlocal done
+        nonlocal done, reported
+        reported += 1
+        advance(done=reported)
         try:
             console.print(outcome.result())
             done += 1
@@ -110,10 +112,7 @@ def run(args: argparse.Namespace) -> int:
                     pace.add(images, pixels)
                     advance(share, note=pace.rate())
 
-                try:
-                    return through(photos, way, progress)
-                finally:
-                    advance(to_whole=True)
+                return through(photos, way, progress)
 
             steps = read, work, lambda output: write(output, way), report
             in_three_steps(plan.jobs, *steps, args.jobs, args.batch_photos)

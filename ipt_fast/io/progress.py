@@ -1,6 +1,5 @@
 """Messages and progress bars on stderr. Names of files are data: nothing in them is markup."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -10,13 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Advance(Protocol):
-    """Advance a bar by ``items``, parts of one too, or to the next whole one.
+    """Advance a bar by ``items``, parts of one too, or to as many as are done, where it is not further.
 
     ``title`` and ``note`` are shown from now on.
     """
 
     def __call__(
-        self, items: float = 1, title: str | None = None, *, to_whole: bool = False, note: str | None = None
+        self, items: float = 1, title: str | None = None, *, done: int | None = None, note: str | None = None
     ) -> None: ...
 
 
@@ -37,15 +36,15 @@ def progress_bar(title: str | None, total: int, console: Console | None = None) 
     off = title is None or not total or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=off) as bar:
         job = bar.add_task(title or "", total=total, note="")
-        done = 0.0
+        shown = 0.0
 
         def advance(
-            items: float = 1, title: str | None = None, *, to_whole: bool = False, note: str | None = None
+            items: float = 1, title: str | None = None, *, done: int | None = None, note: str | None = None
         ) -> None:
-            nonlocal done
-            # Shares of an image add up to a whole one but for rounding.
-            done = math.floor(done - 1e-6) + 1 if to_whole else done + items
-            bar.update(job, completed=done, description=title)
+            nonlocal shown
+            # Shares of an image add up to a whole one but for rounding, and one that fails has no more of them.
+            shown = shown + items if done is None else max(shown, done)
+            bar.update(job, completed=shown, description=title)
             if note is not None:
                 bar.update(job, note=note)
 

@@ -1,5 +1,6 @@
 """``ipt-fast restore --jobs``: threads change nothing but the time."""
 
+import io
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import threading
 import time
 
 import pytest
+from rich.console import Console
 
 from ipt_fast.cli import main
 from ipt_fast.cli._restore_pace import Pace
@@ -136,3 +138,16 @@ def test_an_error_of_one_of_several_is_its_own():
     assert [(job, str(error)) for job, error in said] == [
         (0, "None"), (1, "1"), (2, "2 alone"), (3, "None"), (4, "None"), (5, "None"), (6, "of all"), (7, "of all"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("together", ["1", "3"])
+def test_the_bar_counts_what_cannot_be_read(tmp_path, checkpoint, monkeypatch, together):
+    for stem in "abd":
+        photo(tmp_path / "in" / f"{stem}.png")
+    (tmp_path / "in" / "c.png").write_bytes(b"no photo")
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    monkeypatch.setattr("ipt_fast.cli.restore.message_console", lambda: console)
+    arguments = ["--task", "derain", "--checkpoint", checkpoint, "--batch-photos", together]
+    assert main(["restore", *map(str, [tmp_path / "in", "-o", tmp_path / "out", *arguments])]) == 1
+    text = console.file.getvalue()
+    assert "1 of 4 images failed" in text and "4/4" in text

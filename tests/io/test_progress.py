@@ -16,9 +16,10 @@ def test_names_are_data_and_messages_stay_above_the_bar():
     with progress_bar("[red]a[/]:dog:", 3, console) as advance:
         advance(0.3)
         advance(0.6, "b[bold]", note="2 [i]/s")
-        advance(to_whole=True)
+        advance(done=1)
         advance(1 / 3)
-        advance(to_whole=True)
+        advance(done=2)
+        advance(done=1)  # of one that took longer than the next
         console.print("said")
     text = shown(console)
     assert (
