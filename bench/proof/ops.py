@@ -140,8 +140,9 @@ def contrastive(B: int, N: int, D: int, kind: dict) -> Row:
     wanted, wanted_grad = contrastive_by_image(features.double(), torch.float64)
     rounded, rounded_grad = contrastive_by_image(features.float(), features.dtype)
     eps = torch.finfo(features.dtype).eps
+    unit = max(eps, torch.finfo(loss.dtype).eps * abs(wanted.item()))  # the loss itself is rounded: above 1, by more
     errors = [
-        ("loss", (loss.double() - wanted).abs().item(), 2 * max((rounded.double() - wanted).abs().item(), eps)),
+        ("loss", (loss.double() - wanted).abs().item(), 2 * max((rounded.double() - wanted).abs().item(), unit)),
         ("gradient", distance(grad, wanted_grad), 2 * max(distance(rounded_grad, wanted_grad), eps)),
     ]
     return judge(f"patch_contrastive_loss B={B} N={N}, {short(features.dtype)}", errors)
