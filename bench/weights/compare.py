@@ -97,22 +97,26 @@ def cost(method: Restorer, lq: Tensor, task: Task) -> str:
 
 
 def draw(rows: Sequence[Sequence[str]], path: Path) -> None:
-    """Draw PSNR over seconds a megapixel, one panel a task, of clipped noise; the longest trained of each method."""
+    """Draw PSNR over seconds a megapixel, one panel a task, of clipped noise; the least and longest trained of each."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
         drawn = [row for row in rows if row[0] == task and row[1] in ("", "clipped") and row[2] != "input"]
-        longest = {row[2]: row for row in sorted(drawn, key=lambda row: float(row[3] or 0))}
-        for name, row in longest.items():
+        drawn.sort(key=lambda row: float(row[3] or 0))
+        longest = {row[2]: row for row in drawn}
+        least = {row[2]: row for row in reversed(drawn) if row is not longest[row[2]]}
+        for row, below in [*((row, False) for row in longest.values()), *((row, True) for row in least.values())]:
+            name, trained = row[2:4]
             seconds, psnr = float(row[-1]), float(row[5] if task == "sr2" else row[6])
-            colour = "#ee6677" if name == SHIPS else "#4477aa" if row[3] else "#888888"
+            colour = "#ee6677" if name == SHIPS else "#4477aa" if trained else "#888888"
             axes.plot(seconds, psnr, "o", color=colour, ms=7)
-            label = name.split(" of ")[0].removesuffix(", six tasks")
-            axes.annotate(label, (seconds, psnr), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+            words = [] if below else [name.split(" of ")[0].removesuffix(", six tasks")]
+            label, place = ", ".join(words + [f"{trained} s"] * bool(trained)), (0, -17 if below else 8)
+            axes.annotate(label, (seconds, psnr), place, textcoords="offset points", ha="center", fontsize=9)
         metric = "luma" if task == "sr2" else "RGB"
         axes.set(title=task, xlabel="CPU seconds a megapixel (log)", ylabel=f"PSNR, {metric}, dB", xscale="log")
-        axes.margins(0.3, 0.2)
+        axes.margins(0.4, 0.2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=110)
@@ -166,6 +170,8 @@ machine, on which one network took up to 1.5 times as long as at another moment.
 {table}
 
 ![PSNR over CPU seconds a megapixel](compare.png)
+
+Beside a name: its CPU seconds of training. Noise is clipped.
 """
 
 if __name__ == "__main__":
