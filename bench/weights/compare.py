@@ -112,14 +112,13 @@ def draw(rows: Sequence[Sequence[str]], path: Path) -> None:
         drawn.sort(key=lambda row: float(row[3] or 0))
         longest = {row[2]: row for row in drawn}
         least = {row[2]: row for row in reversed(drawn) if row is not longest[row[2]]}
-        for row, again in [*((row, False) for row in longest.values()), *((row, True) for row in least.values())]:
+        for row in [*longest.values(), *least.values()]:
             name, trained = row[2:4]
             seconds, psnr = float(row[-1]), float(row[5] if task == "sr2" else row[6])
-            kind = "ours" if name == SHIPS else "other" if trained else "classical"
-            colour, place, ha = LABELS[kind]
+            colour, place, ha = LABELS["ours" if name == SHIPS else "other" if trained else "classical"]
             axes.plot(seconds, psnr, "o", color=colour, ms=7)
-            words = [] if again else [name.split(" of ")[0].removesuffix(", six tasks")]
-            label = ", ".join(words + [f"{trained} s"] * bool(trained))
+            title = name.split(" of ")[0].removesuffix(", six tasks") if row is longest[name] else ""
+            label = ", ".join(filter(None, (title, f"{trained} s" if trained else "")))
             axes.annotate(label, (seconds, psnr), place, textcoords="offset points", ha=ha, fontsize=9)
         metric = "luma" if task == "sr2" else "RGB"
         axes.set(title=task, xlabel="CPU seconds a megapixel (log)", ylabel=f"PSNR, {metric}, dB", xscale="log")
@@ -170,9 +169,9 @@ PAGE = """# The network that ships, beside others of equal cost and beside class
 
 The networks with CPU seconds of training in the table were trained by `python -m bench.weights.others`, each for its
 one task, on the same 800 photos with the same crops and noise. Ours has six tasks, so a sixth of its core hours counts
-for each, by the clock of cores that other work shared. `python -m bench.weights.compare` measured all. PSNR in dB: Set5
-for `sr2` (luma leaves out two pixels at each side), CBSD68 for noise. One seed each. Seconds are CPU time of a shared
-machine, on which one network took up to 1.5 times as long as at another moment.
+for each, by the clock of cores that other work shared until the last 34,500 steps. `python -m bench.weights.compare`
+measured all. PSNR in dB: Set5 for `sr2` (luma leaves out two pixels at each side), CBSD68 for noise. One seed each.
+Seconds are CPU time of a shared machine, on which one network took up to 1.5 times as long as at another moment.
 
 {table}
 
