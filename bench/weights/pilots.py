@@ -124,11 +124,12 @@ def write_table(out: Path) -> None:
     columns = ["pilot", "parameters, M", "steps", "s a step", *SCORED, "mean gain"]
     before = {task: values[0] for task, values in results[0]["scores"].items()}
     rows = [["input (SR: bicubic)", "", "", "", *(f"{value:.2f}" for value in before.values()), ""]]
-    for result in sorted(results, key=lambda r: -mean_gain(r)):
+    for result in sorted(results, key=lambda r: -mean_gain(r["scores"])):
         rate = result["seconds"] / result["steps"]
         cells = [f"{after:.2f}" for _, after in result["scores"].values()]
+        cells.append(f"{mean_gain(result['scores']):+.3f}")
         millions = f"{result['parameters'] / 1e6:.1f}"
-        rows.append([result["name"], millions, result["steps"], f"{rate:.2f}", *cells, f"{mean_gain(result):+.3f}"])
+        rows.append([result["name"], millions, result["steps"], f"{rate:.2f}", *cells])
     base = ", ".join(f"{key.removeprefix('model.')} {value}" for key, value in BASE.items() if key not in UNSAID)
     table = markdown_table(columns, rows, columns[1:])
     text = PAGE_TEXT.format(seconds=round(results[0]["seconds"]), base=base, table=table)
@@ -151,9 +152,9 @@ one task may be chance.
 """
 
 
-def mean_gain(result: dict) -> float:
-    """Return the mean over the tasks of what a pilot adds to its input, dB."""
-    return sum(after - before for before, after in result["scores"].values()) / len(result["scores"])
+def mean_gain(scores: Mapping[str, Sequence[float]]) -> float:
+    """Return the mean over the tasks of what a network adds to its input, dB."""
+    return sum(after - before for before, after in scores.values()) / len(scores)
 
 
 def slug(name: str) -> str:
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = {"name": name, **run_pilot(PILOTS[name], args.data, folder, args.seconds)}
             result["scores"] = score(folder / "checkpoint.pt", args.sets)
             (folder / "pilot.json").write_text(json.dumps(result, indent=1) + "\n")
-            print(f"{name}: {result['steps']} steps, {mean_gain(result):+.3f} dB", flush=True)
+            print(f"{name}: {result['steps']} steps, {mean_gain(result['scores']):+.3f} dB", flush=True)
     else:
         write_table(args.out)
     return 0

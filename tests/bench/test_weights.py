@@ -130,8 +130,26 @@ def test_ablations_are_means_over_seeds_and_the_tasks_alone_are_one_row(tmp_path
         for task in ablations.SCORED:
             write(f"{task} alone seed {seed}", {task: (20.0, 25.0)})
     write("no contrastive loss seed 0", dict.fromkeys(ablations.SCORED, (20.0, 30.0)))  # two seeds are to come
-    ablations.write_table(tmp_path)
+    for seed, score in zip(ablations.SEEDS, (30.5, 31.0, 33.0), strict=True):
+        write(f"no task embedding seed {seed}", dict.fromkeys(ablations.SCORED, (20.0, score)))
+    assert ablations.main(["--table", str(tmp_path)]) == 0
     rows = [line.split(" | ") for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")]
-    assert [row[0].lstrip("| ") for row in rows[2:]] == [ablations.FULL, ablations.ALONE]
-    assert rows[2][1] == "31.00 ± 1.00" and rows[2][-1].startswith("11.00 ± 1.00")
-    assert rows[3][1] == "25.00 ± 0.00" and rows[3][-1].startswith("5.00 ± 0.00")
+    assert [row[0].lstrip("| ") for row in rows[2:]] == [ablations.FULL, "no task embedding", ablations.ALONE]
+    assert rows[2][1] == "31.00 ± 1.00" and rows[2][-2] == "11.00 ± 1.00" and rows[2][-1].strip(" |") == ""
+    assert rows[3][-2] == "11.50 ± 1.32" and rows[3][-1] == "+0.50 ± 0.50 |"  # by seed: +0.5, 0, +1
+    assert rows[4][1] == "25.00 ± 0.00" and rows[4][-1] == "-6.00 ± 1.00 |"
+
+
+def test_ablations_run_the_rows_that_are_named(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(ablations, "run", lambda *args: ran.append(args[:4]))
+    folders = ["--data", str(tmp_path), "--sets", str(tmp_path), "--out", str(tmp_path)]
+    ablations.main([ablations.FULL, ablations.ALONE, "--seeds", "1", "--steps", "600", *folders])
+    assert ran[0] == (ablations.FULL, {}, 1, 600)
+    assert ran[1:] == [(f"{task} alone", {"model.tasks": task}, 1, 100) for task in ablations.SCORED]
+    with pytest.raises(SystemExit):
+        ablations.main(["no such row", *folders])
+    assert "no row 'no such row'; there are as the paper" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ablations.main(["--help"])
+    assert "20 % of the photos" in capsys.readouterr().out
