@@ -21,7 +21,7 @@ class _Call(NamedTuple):
     device: str
     dtype: torch.dtype | None = None
     mode: str = "paper"
-    temperature: float = _TEMPERATURE
+    small_temperature: float | None = None  # below _MIN_TEMPERATURE; not any, as a dynamic compiler's is no constant
 
 
 def unit_tokens(features: Tensor) -> Tensor:
@@ -96,9 +96,9 @@ def _triton_backward(features, sums, token_sum, weights, mode, temperature, scop
 
 
 def _gemm_reason(call: _Call) -> str | None:
-    if call.mode == "supcon" and call.temperature < _MIN_TEMPERATURE:
-        return f"needs temperature >= {_MIN_TEMPERATURE} (got {call.temperature})"
-    return None
+    if call.small_temperature is None:
+        return None
+    return f"needs temperature >= {_MIN_TEMPERATURE} (got {call.small_temperature})"
 
 
 def _triton_reason(call: _Call) -> str | None:
@@ -218,7 +218,8 @@ def patch_contrastive_loss(
     """
     _check(features, mode, temperature, reduction, scope)
     features, temperature = features.resolve_neg(), float(temperature)
-    backend = BACKENDS.resolve(impl, _Call(str(features.device), features.dtype, mode, temperature))
+    small = temperature if mode == "supcon" and temperature < _MIN_TEMPERATURE else None
+    backend = BACKENDS.resolve(impl, _Call(str(features.device), features.dtype, mode, small))
     if backend.backward is None:
         per_image = backend.forward(features, mode, temperature, scope)  # [B]
     else:

@@ -361,6 +361,16 @@ def test_compiled_without_a_graph_break_it_is_the_same(impl, mode):
     torch.testing.assert_close(features.grad, want[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled_for_any_size_its_temperature_may_be_a_symbol(mode):
+    compiled = torch.compile(
+        lambda f: patch_contrastive_loss(f, mode), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for N in (5, 9):
+        features = torch.randn(3, N, 8, requires_grad=True)
+        torch.testing.assert_close(compiled(features), patch_contrastive_loss(features, mode), rtol=1e-5, atol=1e-6)
+
+
 def test_status_and_automatic_choice(monkeypatch):
     status = backend_status("cpu")
     assert status["gemm"] is None and status["eager"] is None
