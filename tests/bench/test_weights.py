@@ -146,7 +146,9 @@ def test_ablations_run_the_rows_that_are_named(tmp_path, monkeypatch, capsys):
     folders = ["--data", str(tmp_path), "--sets", str(tmp_path), "--out", str(tmp_path)]
     ablations.main([ablations.FULL, ablations.ALONE, "--seeds", "1", "--steps", "600", *folders])
     assert ran[0] == (ablations.FULL, {}, 1, 600)
-    assert ran[1:] == [(f"{task} alone", {"model.tasks": task}, 1, 100) for task in ablations.SCORED]
+    assert [(name, changes["model.tasks"], *rest) for name, changes, *rest in ran[1:]] == [
+        (f"{task} alone", task, 1, 100) for task in ablations.SCORED
+    ]
     with pytest.raises(SystemExit):
         ablations.main(["no such row", *folders])
     assert "no row 'no such row'; there are as the paper" in capsys.readouterr().err
