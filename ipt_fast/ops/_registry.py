@@ -110,6 +110,8 @@ class Backends:
         """Compute by ``backend``; ``function`` is the op's, its inputs are the tensors, the options and a name."""
         if backend.backward is None:
             return backend.forward(*tensors, *options)
+        if torch.compiler.is_compiling():
+            tensors = _each_once(tensors)
         compute = function.apply if any_requires_grad(tensors) else function.forward
         return compute(*tensors, *options, backend.name)
 
@@ -150,6 +152,14 @@ class Backends:
                 raise RuntimeError(f"{op}: this backend cannot differentiate twice; {advice}")
 
         return Gradient.apply
+
+
+def _each_once(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return views of the tensors that came before: Dynamo of torch 2.13 refuses a function that gets one twice."""
+    once: list[Tensor | None] = []
+    for x in tensors:
+        once.append(x.view_as(x) if x is not None and any(x is y for y in once) else x)
+    return once
 
 
 def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:

@@ -218,6 +218,23 @@ def test_compiles_whole_forward_and_backward(case, backend, request):
         torch.testing.assert_close(results(compiled, inputs), results(double, inputs), rtol=1e-4, atol=1e-4)
 
 
+TWICE = {  # x [2, 8, 8], w [8, 8], v [8]
+    "tokens": lambda x, w, v: attention(x, x, x) @ w + v,
+    "embedding": lambda x, w, v: attention(x, 2 * x, 3 * x, w, w) + v,
+    "rows": lambda x, w, v: rows(w, w, v[0]) + x.sum(),
+    "vector": lambda x, w, v: layernorm_linear(x, v, v, w),
+    "weight": lambda x, w, v: ffn(x, v, v, w, v, w, v),
+}
+
+
+@pytest.mark.parametrize("twice", TWICE.values(), ids=TWICE)
+def test_compiles_though_one_tensor_comes_twice(twice):
+    inputs = [torch.randn(2, 8, 8), torch.randn(8, 8), torch.randn(8)]
+    torch.compiler.reset()
+    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(results(compiled, inputs), results(twice, inputs), rtol=1e-4, atol=1e-4)
+
+
 def test_negative_views_inference_tensors_and_empty_batches(case):
     fused, eager, tensors = case
     negative = [negative_view(-t) for t in tensors]
