@@ -67,7 +67,8 @@ def read(row: str, seed: int, out: Path) -> Scores | None:
 
 def spread(values: Sequence[float], sign: str = "") -> str:
     """Return mean and standard deviation."""
-    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
+    mean = round(statistics.mean(values), 2) + 0.0  # no -0.00
+    return f"{mean:{sign}.2f} ± {statistics.stdev(values):.2f}"
 
 
 def table(out: Path) -> str:
@@ -89,9 +90,10 @@ PAGE_TEXT = """# What the paper claims, at the scale of minutes
 
 `python -m bench.weights.ablations`: short trainings with 8 crops a step in bfloat16, a cosine from 5e-4, the network
 and the 800 photos of the weights that ship, the contrastive loss times 0.1; one thing changed at a time, three seeds,
-mean and standard deviation. PSNR in dB of the averaged weights: luma of Set5 and of the first 4 photos of Rain100L, RGB
-of the first 4 of CBSD68, noise clipped. `mean gain` is over the input, in the mean of the tasks; the last column is how
-much more of it a run has than that "{full}" with the same seed.
+mean and standard deviation. A task alone has a sixth of the steps, so that each task sees as many crops; its warm-up
+and the memory of its average are a sixth as long, too. PSNR in dB of the averaged weights: luma of Set5 and of the
+first 4 photos of Rain100L, RGB of the first 4 of CBSD68, noise clipped. `mean gain` is over the input, in the mean of
+the tasks; the last column is how much more of it a run has than that "{full}" with the same seed.
 
 {tables}
 """
