@@ -80,8 +80,8 @@ def table(out: Path) -> str:
         if len(all_scores) == len(found[FULL]) == len(SEEDS):
             by_task = [spread([scores[task][1] for scores in all_scores]) for task in SCORED]
             beyond = [a - b for a, b in zip(gains[row], gains[FULL], strict=True)]
-            rows.append([row, *by_task, spread(gains[row]), "" if row == FULL else spread(beyond, "+")])
-    columns = ["run", *SCORED, "mean gain", f"beyond {FULL}"]
+            rows.append([row, "" if row == FULL else spread(beyond, "+"), spread(gains[row]), *by_task])
+    columns = ["run", f"beyond {FULL}", "mean gain", *SCORED]
     steps = json.loads((out / slug(f"{FULL} seed 0") / "pilot.json").read_text())["steps"]
     return f"## {steps:,} steps\n\n{markdown_table(columns, rows, columns[1:])}"
 
@@ -93,7 +93,7 @@ and the 800 photos of the weights that ship, the contrastive loss times 0.1; one
 mean and standard deviation. A task alone has a sixth of the steps, so that each task sees as many crops; its warm-up
 and the memory of its average are a sixth as long, too. PSNR in dB of the averaged weights: luma of Set5 and of the
 first 4 photos of Rain100L, RGB of the first 4 of CBSD68, noise clipped. `mean gain` is over the input, in the mean of
-the tasks; the last column is how much more of it a run has than that "{full}" with the same seed.
+the tasks; `beyond {full}` is how much more of it a run has than that one with the same seed.
 
 {tables}
 """
