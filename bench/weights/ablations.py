@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.weights.pilots import ROOT, SCORED, end_run, is_done, mean_gain, score, slug, start_run
+from bench.weights.pilots import ROOT, SCORED, end_run, is_done, mean_gain, read_result, score, slug, start_run
 from ipt_fast.checkpoint import load_training_state
 from ipt_fast.cli.tables import markdown_table
 
@@ -25,16 +25,16 @@ SEEDS = (0, 1, 2)
 COMMON = {"lr": 5e-4, "schedule": "cosine", "precision": "bf16", "checkpoint_every": 200}
 FULL = "as the paper"
 ALONE = "each task alone, a sixth of the steps"
-# A row of the table: its runs, which have all six tasks between them, and what each of them changes.
-ROWS: dict[str, dict[str, dict[str, object]]] = {
-    FULL: {FULL: {}},
-    "no contrastive loss": {"no contrastive loss": {"lam": 0}},
-    "no task embedding": {"no task embedding": {"model.task_embed": "false"}},
-    **{f"{share} % of the photos": {f"{share} % of the photos": {"data_fraction": share / 100}}
-       for share in (80, 60, 40, 20)},
-    # A sixth of BASE's warm-up and of its average's memory, too: else a fourth of a short run's average is its start.
-    ALONE: {f"{task} alone": {"model.tasks": task, "warmup_steps": 8, "ema": 0.94} for task in SCORED},
-}  # fmt: skip
+CHANGES: dict[str, dict[str, object]] = {
+    FULL: {},
+    "no contrastive loss": {"lam": 0},
+    "no task embedding": {"model.task_embed": "false"},
+    **{f"{share} % of the photos": {"data_fraction": share / 100} for share in (80, 60, 40, 20)},
+}
+# A row of the table -> its runs, which have all six tasks between them -> what each of them changes.
+ROWS = {name: {name: changes} for name, changes in CHANGES.items()}
+# A sixth of BASE's warm-up and of its average's memory, too: else a fourth of a short run's average is its start.
+ROWS[ALONE] = {f"{task} alone": {"model.tasks": task, "warmup_steps": 8, "ema": 0.94} for task in SCORED}
 
 Scores = dict[str, tuple[float, float]]  # task -> (dB of the input, dB of the network)
 
@@ -61,7 +61,7 @@ def read(row: str, seed: int, out: Path) -> Scores | None:
         return None
     found: Scores = {}
     for name in names:
-        found |= json.loads((out / slug(name) / "pilot.json").read_text())["scores"]
+        found |= read_result(out, name)["scores"]
     return found
 
 
@@ -82,7 +82,7 @@ def table(out: Path) -> str:
             beyond = [a - b for a, b in zip(gains[row], gains[FULL], strict=True)]
             rows.append([row, "" if row == FULL else spread(beyond, "+"), spread(gains[row]), *by_task])
     columns = ["run", f"beyond {FULL}", "mean gain", *SCORED]
-    steps = json.loads((out / slug(f"{FULL} seed 0") / "pilot.json").read_text())["steps"]
+    steps = read_result(out, f"{FULL} seed 0")["steps"]
     return f"## {steps:,} steps\n\n{markdown_table(columns, rows, columns[1:])}"
 
 
@@ -95,8 +95,7 @@ and the memory of its average are a sixth as long, too. PSNR in dB of the averag
 first 4 photos of Rain100L, RGB of the first 4 of CBSD68, noise clipped. `mean gain` is over the input, in the mean of
 the tasks; `beyond {full}` is how much more of it a run has than that one with the same seed.
 
-{tables}
-"""
+{tables}"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(args.rows) - set(ROWS):
         parser.error(f"no row {unknown.pop()!r}; there are {', '.join(ROWS)}")
     if args.table:
-        PAGE.write_text(PAGE_TEXT.format(full=FULL, tables="\n\n".join(table(out) for out in args.table)))
+        PAGE.write_text(PAGE_TEXT.format(full=FULL, tables="\n".join(table(out) for out in args.table)))
         print(PAGE.read_text())
         return 0
     if args.data is None or args.sets is None:

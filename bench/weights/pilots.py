@@ -120,7 +120,7 @@ def score(checkpoint: Path, sets: Path) -> dict[str, tuple[float, float]]:
 
 def write_table(out: Path) -> None:
     """Write the page of all pilots in a folder."""
-    results = [json.loads((out / slug(name) / "pilot.json").read_text()) for name in PILOTS if is_done(out, name)]
+    results = [read_result(out, name) for name in PILOTS if is_done(out, name)]
     columns = ["pilot", "parameters, M", "steps", "s a step", *SCORED, "mean gain"]
     before = {task: values[0] for task, values in results[0]["scores"].items()}
     rows = [["input (SR: bicubic)", "", "", "", *(f"{value:.2f}" for value in before.values()), ""]]
@@ -165,6 +165,11 @@ def slug(name: str) -> str:
 def is_done(out: Path, name: str) -> bool:
     """Return whether a pilot has been scored."""
     return (out / slug(name) / "pilot.json").is_file()
+
+
+def read_result(out: Path, name: str) -> dict:
+    """Return what was written of a pilot that has been scored."""
+    return json.loads((out / slug(name) / "pilot.json").read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
